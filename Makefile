@@ -1,0 +1,25 @@
+# Two commands on a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		training/train.py --config configs/quickstart.yaml
+
+test: .venv/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,152 @@
+"""The command line: ``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.callback()
+def main() -> None:
+    """Latent text-to-image diffusion."""
+
+
+def _fail(message: object) -> NoReturn:
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _targets(out: Path, count: int) -> list[Path]:
+    """Where ``count`` pictures go: ``out`` itself if it is a file's name and there is one, else
+    numbered.
+
+    In a folder the numbers go on behind those that are there.
+    """
+    if out.suffix.lower() == ".png" and not out.is_dir():
+        if count == 1:
+            return [out]
+        return [out.with_name(f"{out.stem}-{i:04d}.png") for i in range(count)]
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file but no .png")
+    taken = [int(file.stem) for file in out.glob("*.png") if file.stem.isdecimal()]
+    first = max(taken, default=-1) + 1
+    return [out / f"{first + i:04d}.png" for i in range(count)]
+
+
+def _check_folder(model: Path) -> None:
+    if not model.is_dir():
+        _fail(f"--model {model}: there is no such folder")
+    if not (model / "model_index.json").is_file():
+        _fail(f"--model {model} holds no model_index.json: it is not a pipeline folder")
+
+
+@app.command()
+def sample(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more texts.")],
+    model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 7.5,
+    sampler: Annotated[
+        str, typer.Option(help="ddim, ddpm, dpm++, euler, euler-a, or 'model': the folder's own.")
+    ] = "dpm++",
+    seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
+    count: Annotated[int, typer.Option(help="Pictures of every prompt.")] = 1,
+    negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    out: Annotated[Path, typer.Option(help="A .png, or a folder for numbered files.")] = Path(
+        "sample.png"
+    ),
+    size: Annotated[str | None, typer.Option(help="WxH in pixels.")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+) -> None:
+    """Draws pictures of PROMPTs and saves them as PNGs that carry their parameters."""
+    width, height = None, None
+    if size is not None:
+        found = re.fullmatch(r"(\d+)x(\d+)", size)
+        if found is None:
+            _fail(f"--size must look like 512x512, not {size!r}")
+        width, height = int(found[1]), int(found[2])
+    _check_folder(model)
+    if count < 1:
+        _fail(f"--count must be at least 1, not {count}")
+
+    # Only now: torch and diffusers take seconds to import, and --help should not.
+    import diffusers
+    import torch
+    import transformers
+
+    from ldm.interop.png import Parameters, write_png
+    from ldm.pipeline import LatentDiffusionPipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        targets = _targets(out, len(prompts) * count)
+        pipe = LatentDiffusionPipeline.from_pretrained(model)
+        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+        images = pipe(
+            prompts,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            negative_prompt=negative,
+            num_images_per_prompt=count,
+            sampler=None if sampler == "model" else sampler,
+            seed=seed,
+            batch_size=batch,
+        ).images
+        targets[0].parent.mkdir(parents=True, exist_ok=True)
+        console = Console()
+        for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+            parameters = Parameters(
+                prompt=prompts[i // count],
+                negative=negative,
+                steps=steps,
+                sampler=type(pipe.scheduler).__name__ if sampler == "model" else sampler,
+                guidance=guidance,
+                seed=seed + i,
+                width=image.width,
+                height=image.height,
+                model=model.resolve().name,
+            )
+            write_png(image, target, parameters)
+            console.print(str(target), highlight=False, soft_wrap=True)
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write.")],
+    model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
+    half: Annotated[bool, typer.Option("--half", help="Half precision (float16).")] = False,
+) -> None:
+    """Writes a pipeline folder without a run's training state, in full or half precision."""
+    _check_folder(model)
+    if (out / "model_index.json").exists():
+        _fail(f"{out} already holds a pipeline: remove it, or choose another folder")
+
+    import torch
+    import transformers
+
+    from ldm.pipeline import LatentDiffusionPipeline
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        pipe = LatentDiffusionPipeline.from_pretrained(model)
+        if half:
+            pipe.to(dtype=torch.float16)
+        pipe.save_pretrained(out)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB")

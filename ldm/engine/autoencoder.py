@@ -1,0 +1,159 @@
+"""Training of a KL autoencoder.
+
+    L = |x - x_hat|_1 + w_g (|dx - dx_hat|_1 + |dy - dy_hat|_1) + w_kl KL(q(z|x) || N(0, 1))
+
+with means over pixels, and the KL in nats per latent number (Rombach et al. 2022, section 3.1,
+without the adversarial and perceptual terms: no network to download). dx and dy are differences of
+neighbouring pixels: edges of flat-coloured pictures are where an L1 loss alone blurs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ldm.data.collection import Collection, Item
+from ldm.data.images import ImageTransform, to_pixels
+from ldm.data.order import Order
+from ldm.diffusion import normal, stream
+from ldm.engine import pictures
+from ldm.engine.schema import AutoencoderConfig
+from ldm.evaluation.similarity import psnr, ssim
+from ldm.models.codec import Codec, fold_statistics
+
+
+class PictureDraws(Dataset[dict[str, Any]]):
+    """Item n: the n-th picture of the run, transformed, and the noise of its posterior.
+
+    Args:
+        collection: its training pictures.
+        transform: with augmentation drawn per image.
+        seed: of the run.
+        latent_shape: ``c h w``.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        transform: ImageTransform,
+        seed: int,
+        latent_shape: tuple[int, ...],
+    ) -> None:
+        self.items, self.transform, self.seed = collection.train, transform, seed
+        self.order = Order(len(self.items), seed)
+        self.latent_shape = latent_shape
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """``pixels`` 3 h w in [-1, 1], ``posterior`` c h w, ``position``."""
+        item = self.items[self.order[position]]
+        picture = self.transform(item.load(), stream(self.seed, "transform", position))
+        return {
+            "position": position,
+            "pixels": to_pixels(picture),
+            "posterior": normal(self.seed, "posterior", position, self.latent_shape),
+        }
+
+
+class AutoencoderTask(nn.Module):
+    """Reconstruction of pictures; what is saved is an ``AutoencoderKL`` folder."""
+
+    def __init__(self, config: AutoencoderConfig, vae: AutoencoderKL, held_out: list[Item]) -> None:
+        super().__init__()
+        self.config, self.vae, self.codec = config, vae, Codec(vae)
+        self.held_out = held_out
+        if config.train == "decoder":
+            for part in (vae.encoder, vae.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters of the autoencoder, or of its decoder."""
+        return {n: p for n, p in self.vae.named_parameters() if p.requires_grad}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``loss`` per picture, ``b``."""
+        x = batch["pixels"]
+        moments = self.codec.encode(x)
+        mean, logvar = moments.mean.float(), moments.logvar.float()
+        z = mean + (0.5 * logvar).exp() * batch["posterior"]
+        x_hat = self.vae.decode(z).sample.float()
+        loss = (x - x_hat).abs().flatten(1).mean(1)
+        if self.config.gradient:
+            for axis in (2, 3):
+                edges = (x.diff(dim=axis) - x_hat.diff(dim=axis)).abs()
+                loss = loss + self.config.gradient * edges.flatten(1).mean(1)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
+        return {"loss": loss + self.config.kl * kl.flatten(1).mean(1)}
+
+    @torch.no_grad()
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Decoded posterior means, clipped to [-1, 1]."""
+        return self.vae.decode(self.codec.encode(pixels).mean).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+        """Mean PSNR (dB) and SSIM over held-out pictures, and a sheet of some beside the truth."""
+        validation = self.config.validation
+        if validation is None or not validation.images or not self.held_out:
+            return {}
+        # Spread over the held-out pictures, whose order is that of the sources.
+        count = min(validation.images, len(self.held_out))
+        chosen = [self.held_out[i * len(self.held_out) // count] for i in range(count)]
+        mine = chosen[accelerator.process_index :: accelerator.num_processes]
+        totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        shown = []
+        for at in range(0, len(mine), 32):
+            x = torch.stack(
+                [to_pixels(self.config.images(i.load(), None)) for i in mine[at : at + 32]]
+            ).to(accelerator.device)
+            x_hat = self.reconstruct(x)
+            totals += torch.stack(
+                [psnr(x, x_hat).sum(), ssim(x, x_hat).sum(), torch.tensor(len(x), device=x.device)]
+            )
+            if len(shown) < 32:
+                shown += [
+                    [pictures.to_image(a), pictures.to_image(b)]
+                    for a, b in zip(x_hat, x, strict=True)
+                ]
+        totals = accelerator.reduce(totals, "sum")
+        if accelerator.is_main_process:
+            step = max(1, len(shown) // 32)
+            page = pictures.sheet(shown[::step][:32], columns=8)
+            pictures.save(page, folder / f"images-{images:012d}.png")
+        return {"psnr": float(totals[0] / totals[2]), "ssim": float(totals[1] / totals[2])}
+
+    def save(self, folder: Path) -> None:
+        """An ``AutoencoderKL`` folder."""
+        self.vae.save_pretrained(folder)
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """Its weights."""
+        return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKL, collection: Collection, transform: ImageTransform, count: int) -> None:
+    """Measures mean and std per latent channel over ``count`` training pictures and folds them in.
+
+    The std is that of posterior samples: sqrt(var(mean) + mean(var)).
+    """
+    codec = Codec(vae)
+    items = collection.train
+    chosen = [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
+    total = torch.zeros(3, codec.channels, dtype=torch.float64)
+    seen = 0
+    for at in range(0, len(chosen), 64):
+        x = torch.stack([to_pixels(transform(i.load(), None)) for i in chosen[at : at + 64]])
+        moments = codec.encode(x)
+        mean, var = moments.mean.double().cpu(), moments.logvar.double().exp().cpu()
+        total += torch.stack([m.sum((0, 2, 3)) for m in (mean, mean**2, var)])
+        seen += mean[:, 0].numel()
+    mean, square, var = total / seen
+    fold_statistics(vae, mean, (square - mean**2 + var).sqrt())

@@ -1,0 +1,120 @@
+"""Checkpoints that are whole or are not there.
+
+A checkpoint is a folder that opens as a pipeline (or autoencoder, or CLIP), with the state of the
+run beside it in ``training/``. It is written into a hidden staging folder, every file is flushed to
+disk, a manifest with the SHA-256 of each is written last, and one rename gives it its name; only
+then are older ones removed. ``newest`` is therefore the newest complete one; a broken one is named
+and passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_PREFIX = "images-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one line."""
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def name_of(images: int) -> str:
+    """Folder name of the checkpoint after ``images`` images; names sort by age."""
+    return f"{_PREFIX}{images:012d}"
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Makes ``folder`` in one step from what ``write(staging)`` puts into a staging folder.
+
+    If ``write`` fails (a full disk), nothing named is touched and the staging folder is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f".staging-{folder.name}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        write(staging)
+        files = sorted(path for path in staging.rglob("*") if path.is_file())
+        listed = {str(path.relative_to(staging)): _sha256(path) for path in files}
+        manifest = staging / MANIFEST
+        manifest.write_text(json.dumps({"sha256": listed}, indent=1))
+        for path in [*files, manifest, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    staging.rename(folder)
+    _flush(folder.parent)
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every listed file must be there, bit for bit."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return "it has no manifest"
+    try:
+        listed = json.loads(manifest.read_text())["sha256"].items()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    for name, digest in listed:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != digest:
+            return f"{name} is not what was written (its SHA-256 differs)"
+    return None
+
+
+def folders(root: Path) -> list[Path]:
+    """Checkpoint folders under ``root``, oldest first, whole or not."""
+    return sorted(path for path in root.glob(f"{_PREFIX}*") if path.is_dir())
+
+
+def newest(root: Path) -> Path | None:
+    """The newest complete checkpoint under ``root``; broken ones are named in the log."""
+    for folder in reversed(folders(root)):
+        wrong = problem(folder)
+        if wrong is None:
+            return folder
+        log.warning("checkpoint %s is passed over: %s", folder, wrong)
+    return None
+
+
+def rotate(root: Path, keep: int, images: int) -> None:
+    """Removes all but the newest ``keep`` checkpoints of a run that has just saved at ``images``,
+    and what a killed run left in staging.
+
+    What lies ahead of the run was found broken when it started, and must not count as newest.
+    """
+    every = folders(root)
+    passed = [folder for folder in every if folder.name <= name_of(images)]
+    for folder in [*passed[:-keep], *every[len(passed) :]]:
+        shutil.rmtree(folder)
+    for staging in root.glob(".staging-*"):
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,66 @@
+"""Sheets of pictures for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """One picture ``3 h w`` in [-1, 1] as an 8-bit image."""
+    values = ((pixels.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def sheet(
+    cells: Sequence[Sequence[Image.Image]],
+    captions: Sequence[str] | None = None,
+    *,
+    columns: int,
+    scale: int = 2,
+) -> Image.Image:
+    """Groups of pictures side by side, ``columns`` groups a row, a caption under each group.
+
+    Args:
+        cells: groups (a drawn and a true picture, say), all of one size.
+        captions: one a group, or None.
+        columns: groups a row.
+        scale: enlargement, by whole pixels.
+    """
+    width, height = cells[0][0].width * scale, cells[0][0].height * scale
+    group, text = len(cells[0]) * width + 8, 30 if captions else 4
+    rows = -(-len(cells) // columns)
+    page = Image.new("RGB", (columns * group, rows * (height + text)), "white")
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.load_default(11)
+    for n, pictures in enumerate(cells):
+        left, top = n % columns * group, n // columns * (height + text)
+        for k, picture in enumerate(pictures):
+            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+            page.paste(enlarged, (left + k * width, top))
+        if captions:
+            pen.text(
+                (left + 2, top + height), _wrapped(captions[n], group - 10, font), "black", font
+            )
+    return page
+
+
+def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines[:2])
+
+
+def save(page: Image.Image, file: Path) -> None:
+    """Writes a PNG, making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page.save(file)

@@ -1,0 +1,47 @@
+"""What a run folder says about where its numbers come from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from ldm.engine.config import plain
+from ldm.engine.schema import RunConfig
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "ldm")
+
+
+def write_record(run: Path, config: RunConfig) -> None:
+    """``config.yaml`` (resolved) and ``environment.json`` (git revision, versions) in ``run``."""
+    run.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    record = {
+        "git": _revision(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    (run / "environment.json").write_text(json.dumps(record, indent=1))
+
+
+def _revision() -> str | None:
+    """Commit of the code, with ``+changes`` if the tree differs from it; None outside a
+    checkout.
+    """
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if status else "")

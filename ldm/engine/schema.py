@@ -1,0 +1,309 @@
+"""The fields of a run's YAML. Lengths are in images, whatever the batch and the number of
+processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from ldm.data.emoji import EmojiData
+from ldm.data.folder import FolderData
+from ldm.data.images import ImageTransform
+from ldm.data.shapes import ShapesData
+from ldm.diffusion import NoiseProcess, Objective
+from ldm.engine.config import Duration, Interval, config_class
+from ldm.models.clip import ClipSize
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+TrainedPart = Literal["unet", "text_encoder"]
+
+
+def _kind(value: Any) -> str:
+    """``kind`` of a data config; a folder where none is given."""
+    if isinstance(value, dict):
+        return value.get("kind", "folder")
+    return getattr(value, "kind", "folder")
+
+
+DataConfig = Annotated[
+    Annotated[FolderData, Tag("folder")]
+    | Annotated[EmojiData, Tag("emoji")]
+    | Annotated[ShapesData, Tag("shapes")],
+    Discriminator(_kind),
+]
+
+
+@config_class
+class VaeShape:
+    """An ``AutoencoderKL`` from random init.
+
+    Args:
+        block_out_channels: channels per resolution, each half the one before.
+        layers_per_block: residual layers of the encoder at each (the decoder has one more).
+        latent_channels: channels of the latent.
+        norm_num_groups: groups of every GroupNorm.
+        mid_attention: self-attention at the lowest resolution.
+    """
+
+    block_out_channels: tuple[Positive, ...] = (128, 256, 512, 512)
+    layers_per_block: Positive = 2
+    latent_channels: Positive = 4
+    norm_num_groups: Positive = 32
+    mid_attention: bool = True
+
+
+@config_class
+class TextShape:
+    """A ``CLIPTextModel`` from random init, with a tokenizer from ``tokenizer`` or from the
+    captions.
+
+    Args:
+        tokenizer: folder of a CLIP tokenizer; None trains one of ``vocab_size`` on the captions.
+        vocab_size: tokens.
+        max_length: tokens of a prompt, start and end included.
+        hidden_size: width.
+        intermediate_size: width of the feed-forward layers.
+        layers: transformer layers.
+        heads: attention heads.
+        activation: of the feed-forward layers.
+    """
+
+    tokenizer: str | None = None
+    vocab_size: Positive = 49408
+    max_length: Positive = 77
+    hidden_size: Positive = 768
+    intermediate_size: Positive = 3072
+    layers: Positive = 12
+    heads: Positive = 12
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+
+@config_class
+class UNetShape:
+    """A ``UNet2DConditionModel`` from random init; latent and text widths come from the other
+    parts.
+
+    Args:
+        block_out_channels: channels per resolution.
+        layers_per_block: residual layers at each.
+        attention: which resolutions have cross-attention; None: all but the last.
+        attention_head_dim: diffusers' argument of that name (which counts heads), one number or one
+            per resolution.
+        norm_num_groups: groups of every GroupNorm.
+        use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
+        sample_size: side of the latent that the pipeline draws by default; None: from the images.
+        text_mask: hand the mask of padding tokens to cross-attention. Stock does not.
+    """
+
+    block_out_channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
+    layers_per_block: Positive = 2
+    attention: tuple[bool, ...] | None = None
+    attention_head_dim: Positive | tuple[Positive, ...] = 8
+    norm_num_groups: Positive = 32
+    use_linear_projection: bool = False
+    sample_size: Positive | None = None
+    text_mask: bool = False
+
+
+@config_class
+class AdamW:
+    """AdamW and its learning rate, a function of images seen.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay of the moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay (Loshchilov & Hutter 2019); not on vectors (norms and biases).
+        clip_norm: largest norm of the gradient of the global batch.
+        warmup: linear from 0.
+        schedule: what follows until the end of the run.
+        final: last learning rate as a fraction of ``lr``.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    warmup: Duration = "0 steps"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final: Fraction = 0.0
+
+
+@config_class
+class Ema:
+    """Exponential moving average of the weights.
+
+    Args:
+        half_life: after this many images a weight counts half.
+        ramp: the half-life is at most this fraction of the images seen so far (Karras et al. 2022),
+            so that a short run is not held back by its random init.
+    """
+
+    half_life: Duration = "50k images"
+    ramp: Fraction = 0.05
+
+
+@config_class
+class Checkpoints:
+    """How often a loadable, resumable folder is written, and how many are kept."""
+
+    every: Interval = "5k steps"
+    keep: Positive = 2
+
+
+@config_class
+class Validation:
+    """Held-out loss per noise level with fixed noise, and pictures from fixed prompts and seeds.
+
+    Args:
+        every: how often.
+        images: held-out pictures in the loss; 0 for none.
+        levels: noise levels, the middles of equal cells of t.
+        prompts: pictures drawn; none by default.
+        seed: of the noise, the same at every validation.
+        steps: sampler steps.
+        guidance: guidance scale.
+        sampler: named sampler.
+    """
+
+    every: Interval = "5k steps"
+    images: Annotated[int, Field(ge=0)] = 128
+    levels: Positive = 10
+    prompts: tuple[str, ...] = ()
+    seed: int = 0
+    steps: Positive = 30
+    guidance: float = 4.0
+    sampler: str = "ddim"
+
+
+@config_class
+class Score:
+    """Nearest-picture retrieval at the end of a run (``ldm.engine.score``).
+
+    Args:
+        captions: how many training captions are drawn.
+        shown: how many of them go into ``samples.png``.
+        seed: image i is drawn from seed + i.
+        steps: sampler steps.
+        guidance: guidance scale.
+        sampler: named sampler.
+    """
+
+    captions: Positive = 256
+    shown: Positive = 16
+    seed: int = 0
+    steps: Positive = 30
+    guidance: float = 3.0
+    sampler: str = "ddim"
+
+
+@config_class
+class RunConfig:
+    """What every training program needs.
+
+    Args:
+        run: folder of the run: config, metrics, samples, checkpoints, and ``final`` at the end.
+        seed: of every draw.
+        data: where pictures and captions come from: one source, or several one after another.
+        images: size, crop, flip, background.
+        batch_size: images per optimiser step over all processes.
+        micro_batch_size: images that fit at once on one process; accumulation follows from it.
+        duration: length of the run.
+        optimizer: AdamW and its schedule.
+        ema: None trains without.
+        precision: of the forward pass; parameters and optimiser stay float32.
+        log_every: steps between two lines of ``metrics.jsonl``.
+        validation: None for none.
+        checkpoints: how often and how many.
+        resume: ``auto`` goes on from the newest complete checkpoint of ``run``, ``never`` refuses
+            to touch a folder that has one.
+        workers: processes that read and transform pictures; 0 reads in the training process.
+    """
+
+    run: str
+    seed: int = 0
+    data: DataConfig | tuple[DataConfig, ...]
+    images: ImageTransform = field(default_factory=ImageTransform)
+    batch_size: Positive = 64
+    micro_batch_size: Positive | None = None
+    duration: Duration
+    optimizer: AdamW = field(default_factory=AdamW)
+    ema: Ema | None = field(default_factory=Ema)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: Positive = 10
+    validation: Validation | None = field(default_factory=Validation)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    resume: Literal["auto", "never"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+@config_class
+class TrainConfig(RunConfig):
+    """Training of a latent text-to-image model, from random init or from a pipeline folder.
+
+    Args:
+        model: pipeline folder (or hub name) that every part not described here is taken from.
+        vae: folder of an autoencoder, or a shape for random init.
+        text: folder of a pipeline's text encoder and tokenizer, or a shape for random init.
+        unet: a shape for random init.
+        train: the parts that learn.
+        process: the noise; by default that of ``model``, or scaled linear.
+        objective: target and weight; by default the target of ``model``, or eps.
+        text_dropout: share of captions replaced by "" for classifier-free guidance.
+        cache_latents: encode every picture once; off with a random crop.
+        cache_text: encode every caption once; off where the text encoder learns.
+        attention: ``sdpa`` or ``xformers``.
+        score: draw training captions at the end and count whose nearest picture is their own.
+    """
+
+    model: str | None = None
+    vae: VaeShape | str | None = None
+    text: TextShape | str | None = None
+    unet: UNetShape | None = None
+    train: tuple[TrainedPart, ...] = ("unet",)
+    process: NoiseProcess | None = None
+    objective: Objective | None = None
+    text_dropout: Fraction = 0.1
+    cache_latents: bool = True
+    cache_text: bool = True
+    attention: Literal["sdpa", "xformers"] = "sdpa"
+    score: Score | None = None
+
+
+@config_class
+class AutoencoderConfig(RunConfig):
+    """Training of a KL autoencoder: L1 + gradient-L1 + KL.
+
+    Args:
+        vae: a shape for random init, or a folder to go on from.
+        train: ``all``, or only the ``decoder`` (no latent changes).
+        gradient: weight of the L1 distance between horizontal and vertical differences.
+        kl: weight of the KL divergence to N(0, 1), in nats per latent number.
+        fold_images: training pictures over which latent statistics are measured at the end.
+    """
+
+    vae: VaeShape | str
+    train: Literal["all", "decoder"] = "all"
+    gradient: Annotated[float, Field(ge=0)] = 0.5
+    kl: Annotated[float, Field(ge=0)] = 1e-4
+    fold_images: Positive = 8192
+
+
+@config_class
+class ClipConfig(RunConfig):
+    """Contrastive training of a small CLIP, and of its tokenizer on the captions.
+
+    Args:
+        clip: both towers and the joint space.
+        vocab_size: tokens of the tokenizer.
+        max_length: tokens of a text, start and end included.
+    """
+
+    clip: ClipSize = field(default_factory=ClipSize)
+    vocab_size: Positive = 4096
+    max_length: Positive = 32

@@ -1,0 +1,381 @@
+"""The loop of every training program.
+
+A run is a pure function of its config and its data. Its only counter is ``images``, how many have
+been seen: the order, the draws, the learning rate and the averages follow from it, so that to go on
+from a checkpoint is to start the same loop at another number.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.order import positions
+from ldm.diffusion import stream
+from ldm.engine import checkpoint
+from ldm.engine.checkpoint import CheckpointError
+from ldm.engine.config import ConfigError, images
+from ldm.engine.ema import Average, decay
+from ldm.engine.record import write_record
+from ldm.engine.schema import AdamW, RunConfig
+
+log = logging.getLogger(__name__)
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message is one line."""
+
+
+class Task(Protocol):
+    """What a program trains: a module that turns a micro-batch into losses, and its folder
+    format.
+    """
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by stable names."""
+        ...
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Per-sample tensors of shape ``b``; ``loss`` is what is minimised, the others are
+        logged.
+        """
+        ...
+
+    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+        """Measures on held-out data with the weights as they are; pictures go into ``folder``."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights as they are, with everything needed to use them, into ``folder``."""
+        ...
+
+    def read(self, folder: Path) -> Mapping[str, Tensor]:
+        """The trained parameters of a folder that ``save`` wrote."""
+        ...
+
+
+def learning_rate(config: AdamW, seen: int, warmup: int, total: int) -> float:
+    """Learning rate of the batch that starts at image ``seen``, for lengths in images."""
+    if seen < warmup:
+        return config.lr * (seen + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    done = (seen - warmup) / max(total - warmup, 1)
+    falling = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr * (config.final + (1 - config.final) * falling)
+
+
+class Trainer:
+    """Runs ``task`` over ``dataset`` as ``config`` says.
+
+    Args:
+        config: the run.
+        task: an ``nn.Module`` that is a ``Task``.
+        dataset: map-style; item ``n`` is the n-th image of the run with all its draws.
+        epoch: training pictures, the length of an epoch in images.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        dataset: Dataset[Any],
+        epoch: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config, self.task, self.dataset, self.epoch = config, task, dataset, epoch
+        self.accelerator = accelerator
+        self.batch = config.batch_size
+        self.share, self.micro = split_batch(config, accelerator.num_processes)
+        self.total = images(config.duration, self.batch, epoch)
+        self.weights = task.trained()
+        self.ema = Average(self.weights) if config.ema else None
+        flat = [p for p in self.weights.values() if p.ndim < 2]
+        deep = [p for p in self.weights.values() if p.ndim >= 2]
+        settings = config.optimizer
+        self.optimizer = torch.optim.AdamW(
+            [{"params": deep}, {"params": flat, "weight_decay": 0.0}],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        self.seen = 0
+        self.window = {"loss": 0.0, "images": 0.0}
+        self.run = Path(config.run)
+
+    # -- the loop --
+
+    def fit(self) -> Path:
+        """Trains to the end and returns the folder of the final weights."""
+        config, accelerator = self.config, self.accelerator
+        self._resume()
+        if accelerator.is_main_process:
+            write_record(self.run, config)
+        model, optimizer = accelerator.prepare(self.task, self.optimizer)
+        micro_batches = self._loader()
+        accumulate = self.share // self.micro
+        every_checkpoint = images(config.checkpoints.every, self.batch, self.epoch)
+        validation = config.validation
+        every_validation = images(validation.every, self.batch, self.epoch) if validation else 0
+        warmup = images(config.optimizer.warmup, self.batch, self.epoch)
+        dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+        model.train()
+        clock, since = time.perf_counter(), self.seen
+        with self._progress() as progress:
+            bar = progress.add_task("training", total=self.total, completed=self.seen, note="")
+            while self.seen < self.total:
+                rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+                for part in range(accumulate):
+                    batch = next(micro_batches)
+                    if dropout:
+                        first = int(batch["position"][0])
+                        torch.manual_seed(
+                            int(stream(config.seed, "network", first).integers(2**63))
+                        )
+                    batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+                    last = part == accumulate - 1
+                    with nullcontext() if last else accelerator.no_sync(model):
+                        loss = model(batch)["loss"]
+                        # DDP averages over ranks: a share's mean becomes the global batch's.
+                        accelerator.backward(loss.sum() / self.share)
+                    loss_sum += loss.detach().double().sum()
+                norm = accelerator.clip_grad_norm_(
+                    self.weights.values(), config.optimizer.clip_norm
+                )
+                optimizer.step()
+                optimizer.zero_grad()
+                self.seen += self.batch
+                if self.ema and config.ema:
+                    half_life = images(config.ema.half_life, self.batch, self.epoch)
+                    self.ema.update(decay(self.batch, self.seen, half_life, config.ema.ramp))
+                self.window["loss"] += float(accelerator.reduce(loss_sum, "sum"))
+                self.window["images"] += self.batch
+                progress.advance(bar, self.batch)
+                step, end = self.seen // self.batch, self.seen >= self.total
+                if step % config.log_every == 0 or end:
+                    speed = (self.seen - since) / (time.perf_counter() - clock)
+                    self._log(float(norm), rate, speed)
+                    progress.update(bar, note=f"loss {self.last_loss:.4f}  {speed:.0f} images/s")
+                    clock, since = time.perf_counter(), self.seen
+                if validation and (self.seen % every_validation == 0 or end):
+                    self._validate(progress)
+                    clock, since = time.perf_counter(), self.seen
+                if self.seen % every_checkpoint == 0 or end:
+                    self._save()
+        return self._final()
+
+    def _loader(self):
+        sampler = positions(
+            self.seen,
+            batch=self.batch,
+            micro=self.micro,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            stop=self.total,
+        )
+        return iter(
+            DataLoader(self.dataset, batch_sampler=sampler, num_workers=self.config.workers)  # type: ignore[arg-type]
+        )
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=not self.accelerator.is_main_process,
+        )
+
+    # -- what is written --
+
+    def _log(self, norm: float, rate: float, speed: float) -> None:
+        self.last_loss = self.window["loss"] / self.window["images"]
+        self.window = {"loss": 0.0, "images": 0.0}
+        if not math.isfinite(self.last_loss):
+            raise RunError(
+                f"the loss is {self.last_loss} after {self.seen} images (gradient norm {norm}):"
+                " lower optimizer.lr, or look at the pictures of these steps"
+            )
+        self._write(
+            loss=self.last_loss,
+            gradient_norm=norm,
+            learning_rate=rate,
+            images_per_second=round(speed, 2),
+        )
+
+    def _write(self, **values: Any) -> None:
+        if self.accelerator.is_main_process:
+            line = {"images": self.seen, "step": self.seen // self.batch, **values}
+            with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _averaged(self):
+        return self.ema.in_front() if self.ema else nullcontext()
+
+    def _validate(self, progress: Progress) -> None:
+        folder = self.run / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._averaged(), _evaluating(self.task):  # type: ignore[arg-type]
+            measured = self.task.validate(self.accelerator, folder, self.seen)
+        if measured:
+            self._write(**measured)
+            told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)
+            progress.console.print(f"{self.seen:>10} images: {told}")
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            root = self.run / "checkpoints"
+            checkpoint.write_folder(root / checkpoint.name_of(self.seen), self._write_state)
+            checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
+        self.accelerator.wait_for_everyone()
+
+    def _write_state(self, folder: Path) -> None:
+        with self._averaged():
+            self.task.save(folder)
+        state = folder / "training"
+        state.mkdir()
+        weights = {name: value.detach().contiguous() for name, value in self.weights.items()}
+        save_file(weights, state / "raw.safetensors")
+        moments = {}
+        for name, value in self.weights.items():
+            for kind, moment in self.optimizer.state[value].items():
+                moments[f"{name}/{kind}"] = moment.contiguous()
+        save_file(moments, state / "optimizer.safetensors")
+        counters = {"images": self.seen, "batch_size": self.batch, "window": self.window}
+        (state / "run.json").write_text(json.dumps(counters))
+
+    def _final(self) -> Path:
+        final = self.run / "final"
+        if self.accelerator.is_main_process:
+            with self._averaged():
+                checkpoint.write_folder(final, self.task.save)
+        self.accelerator.wait_for_everyone()
+        return final
+
+    # -- going on --
+
+    def _resume(self) -> None:
+        root = self.run / "checkpoints"
+        if self.config.resume == "never":
+            if checkpoint.folders(root):
+                raise CheckpointError(
+                    f"{root} already has checkpoints: set resume to auto to go on, or choose"
+                    " another run"
+                )
+            folder = None
+        else:
+            folder = checkpoint.newest(root)
+        if folder is not None:
+            self._load(folder)
+            if self.accelerator.is_main_process:
+                print(f"going on from {folder}")
+        if self.accelerator.is_main_process:
+            self.run.mkdir(parents=True, exist_ok=True)
+            self._cut_metrics()
+        self.accelerator.wait_for_everyone()
+
+    def _load(self, folder: Path) -> None:
+        state = folder / "training"
+        counters = json.loads((state / "run.json").read_text())
+        raw = load_file(state / "raw.safetensors")
+        check_shapes(raw, self.weights, folder)
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                value.copy_(raw[name])
+        if self.ema:
+            averaged = dict(self.task.read(folder))
+            check_shapes(averaged, self.weights, folder)
+            self.ema.load(averaged)
+        saved = load_file(state / "optimizer.safetensors")
+        for name, value in self.weights.items():
+            kinds = [key for key in saved if key.rpartition("/")[0] == name]
+            self.optimizer.state[value] = {key.rpartition("/")[2]: saved[key] for key in kinds}
+        if counters["batch_size"] != self.batch:
+            raise CheckpointError(
+                f"{folder} was trained with batch_size {counters['batch_size']}, the config says"
+                f" {self.batch}: a run keeps its batch (micro_batch_size may change)"
+            )
+        self.seen, self.window = counters["images"], counters["window"]
+
+    def _cut_metrics(self) -> None:
+        """Lines behind the checkpoint would stand in the file twice."""
+        file = self.run / "metrics.jsonl"
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["images"] <= self.seen:
+                    kept.append(line + "\n")
+            except ValueError:
+                log.warning("%s: a line cut short by a kill is dropped", file)
+        partial = file.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(file)
+
+
+class _evaluating:
+    """Evaluation mode, and back to training mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.module.train()
+
+
+def split_batch(config: RunConfig, world: int) -> tuple[int, int]:
+    """Images per process and per micro-batch; ``ConfigError`` where they do not divide."""
+    if config.batch_size % world:
+        raise ConfigError(f"batch_size {config.batch_size} does not divide over {world} processes")
+    share = config.batch_size // world
+    micro = min(config.micro_batch_size or share, share)
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch_size {micro} does not divide the {share} images of each process"
+            f" (batch_size {config.batch_size} over {world})"
+        )
+    return share, micro
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path | str
+) -> None:
+    """``CheckpointError`` naming the first tensor of ``folder`` that does not fit the model."""
+    for name, value in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{folder} holds another model: it lacks {name}")
+        if found[name].shape != value.shape:
+            raise CheckpointError(
+                f"{folder} holds another model: {name} is {tuple(found[name].shape)} there and"
+                f" {tuple(value.shape)} in this config; use its config or another run folder"
+            )

@@ -1,0 +1,139 @@
+"""How a picture was made, inside its PNG: the ``parameters`` text that Stable Diffusion web UIs
+write and read.
+
+    prompt
+    Negative prompt: ...
+    Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: .., Model: ..
+
+The format of AUTOMATIC1111's web UI: a tEXt chunk in Latin-1, or iTXt in UTF-8 where the text needs
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypeVar
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+_T = TypeVar("_T", int, float)
+_KEY = "parameters"
+_NEGATIVE = "Negative prompt: "
+_THEIR_NAME = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpm++": "DPM++ 2M",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+}
+# A value with a comma, a colon or a line break in it is written as a JSON string.
+_ENTRY = re.compile(r'([^:,]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What it takes to draw a picture again.
+
+    Args:
+        prompt: the text.
+        negative: the negative prompt.
+        steps: of the sampler.
+        sampler: our name of it where we have one ("euler-a"), else the file's.
+        guidance: classifier-free guidance scale.
+        seed: of this picture.
+        width: pixels.
+        height: pixels.
+        model: name of the model.
+        model_hash: hex digits that identify it.
+
+    """
+
+    prompt: str
+    negative: str = ""
+    steps: int | None = None
+    sampler: str | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    model: str | None = None
+    model_hash: str | None = None
+
+    def __str__(self) -> str:
+        """The text of the chunk."""
+        size = f"{self.width}x{self.height}" if self.width and self.height else None
+        entries = {
+            "Steps": self.steps,
+            "Sampler": _THEIR_NAME.get(self.sampler or "", self.sampler),
+            "CFG scale": None if self.guidance is None else f"{self.guidance:g}",
+            "Seed": self.seed,
+            "Size": size,
+            "Model hash": self.model_hash,
+            "Model": self.model,
+        }
+        listed = [f"{key}: {_quoted(str(v))}" for key, v in entries.items() if v is not None]
+        lines = [self.prompt, _NEGATIVE + self.negative if self.negative else "", ", ".join(listed)]
+        return "\n".join(line for index, line in enumerate(lines) if line or index == 0)
+
+    @classmethod
+    def parse(cls, text: str) -> Parameters:
+        """Reads what ``str`` or a web UI wrote; entries that are missing or unknown are skipped."""
+        body, _, last = text.rpartition("\n")
+        if not re.match(r"Steps: \d", last):
+            body, last = text, ""
+        prompt, _, negative = body.partition("\n" + _NEGATIVE)
+        found = {key.strip(): _unquoted(value) for key, value in _ENTRY.findall(last)}
+        ours = {theirs: name for name, theirs in _THEIR_NAME.items()}
+        sampler = found.get("Sampler")
+        width, _, height = found.get("Size", "").partition("x")
+        return cls(
+            prompt=prompt,
+            negative=negative,
+            steps=_number(int, found.get("Steps")),
+            sampler=ours.get(sampler, sampler) if sampler else None,
+            guidance=_number(float, found.get("CFG scale")),
+            seed=_number(int, found.get("Seed")),
+            width=_number(int, width),
+            height=_number(int, height),
+            model=found.get("Model"),
+            model_hash=found.get("Model hash"),
+        )
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except json.JSONDecodeError:
+        return value
+
+
+def _number(kind: type[_T], text: str | None) -> _T | None:
+    try:
+        return kind(text) if text else None
+    except ValueError:
+        return None
+
+
+def write_png(image: Image.Image, path: str | PathLike[str], parameters: Parameters) -> None:
+    """Saves ``image`` as a PNG that carries ``parameters``."""
+    info = PngInfo()
+    info.add_text(_KEY, str(parameters))
+    image.save(path, format="PNG", pnginfo=info)
+
+
+def read_png(path: str | PathLike[str]) -> Parameters | None:
+    """The parameters of a PNG, or None if it carries none."""
+    with Image.open(path) as image:
+        image.load()  # the chunk may stand behind the pixels
+        text = image.info.get(_KEY)
+    return Parameters.parse(text) if isinstance(text, str) else None

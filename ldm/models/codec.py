@@ -1,0 +1,92 @@
+"""Images <-> latents: a KL autoencoder behind the three calls that training and sampling need.
+
+    q(z | x) = N(mean(x), exp(logvar(x)));   latent = scaling_factor * (z - shift_factor)
+
+(Rombach et al. 2022, section 3.1). Moments are what a cache stores: unscaled, so that the posterior
+is sampled anew every epoch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Mean and log-variance of q(z | x), each ``b c h w``."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+class Codec:
+    """``AutoencoderKL`` as a codec.
+
+    Args:
+        vae: the autoencoder; its ``scaling_factor`` (and ``shift_factor``) are applied here and
+            nowhere else.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along each side (8 for "f8")."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.vae.config.latent_channels
+
+    def encode(self, pixels: Tensor) -> Moments:
+        """Moments of ``pixels``, ``b 3 h w`` in [-1, 1], on any device, in the dtype of the
+        autoencoder.
+        """
+        weight = self.vae.encoder.conv_in.weight
+        posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        return Moments(posterior.mean, posterior.logvar)
+
+    def sample(self, moments: Moments, eps: Tensor) -> Tensor:
+        """One draw of the posterior as the denoiser sees it; ``eps`` is standard normal, ``b c h
+        w``.
+        """
+        z = moments.mean + (0.5 * moments.logvar).exp() * eps
+        shift = self.vae.config.shift_factor or 0.0
+        return (z - shift) * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels in about [-1, 1], ``b 3 h w``, not clipped, of latents as the denoiser sees
+        them.
+        """
+        z = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        weight = self.vae.decoder.conv_in.weight
+        return self.vae.decode(z.to(weight.device, weight.dtype)).sample
+
+
+@torch.no_grad()
+def fold_statistics(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+    """Makes latents of per-channel ``mean`` and ``std`` (each ``c``) come out with mean 0 and std
+    1.
+
+    The statistics are folded into the quant and post-quant convolutions, so that the reconstruction
+    stays what it was, ``scaling_factor`` is 1 and there is no shift: stock pipelines need nothing
+    new. ``ValueError`` if the autoencoder lacks the two.
+    """
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    if quant is None or post is None:
+        raise ValueError("the autoencoder has no quant convolutions to fold statistics into")
+    mean, std = mean.to(quant.weight), std.to(quant.weight)
+    channels = len(mean)
+    # Encoder: (mean_c - m_c) / s_c, and log-variance - 2 log s_c.
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2 * std.log()
+    # Decoder: W (s z + m) + b.
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight *= std[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0, shift_factor=None)

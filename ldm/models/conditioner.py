@@ -1,0 +1,137 @@
+"""Text -> Condition: a CLIP text tower read exactly as stock Stable Diffusion reads it.
+
+    tokens = LayerNorm(tower(ids)), padding included;   pooled = tokens[first end of text]
+
+(Rombach et al. 2022, section 3.3; Radford et al. 2021, section 2.4). The unconditional branch of
+classifier-free guidance is the encoding of the empty text (Ho & Salimans 2022, section 3.2).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ldm.diffusion import Condition
+
+log = logging.getLogger(__name__)
+
+_OLD_EOS = 2  # where a config says so, the tower pools at the largest id of a text
+
+
+class ClipConditioner:
+    """A ``Conditioner`` made of a tokenizer and a text tower, both used as they are.
+
+    Args:
+        tokenizer: its ``model_max_length`` is the length of every condition.
+        text_encoder: gradients flow through it unless it is frozen or called under ``no_grad``.
+
+    Raises:
+        ValueError: the two do not belong together (length, vocabulary or end-of-text id).
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+        config = text_encoder.config
+        if tokenizer.model_max_length > config.max_position_embeddings:
+            raise ValueError(
+                f"the tokenizer pads to {tokenizer.model_max_length} tokens but the text encoder "
+                f"has {config.max_position_embeddings} positions: set model_max_length"
+            )
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens but the text encoder embeds "
+                f"{config.vocab_size}: they are not of the same model"
+            )
+        if config.eos_token_id not in (_OLD_EOS, tokenizer.eos_token_id):
+            raise ValueError(
+                f"the tokenizer ends texts with id {tokenizer.eos_token_id} but the text encoder "
+                f"pools at eos_token_id={config.eos_token_id}: they are not of the same model"
+            )
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self._reported: set[str] = set()
+
+    @property
+    def length(self) -> int:
+        """Tokens of every condition, the two specials and padding included."""
+        return self.tokenizer.model_max_length
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Int64 ids ``b l`` on the CPU, cut and padded to ``length``.
+
+        A text that is too long is reported once in the life of this object, with the words that
+        were cut.
+        """
+        # Overflowing tokens come back as further rows: one pass finds the ids and what was cut.
+        rows = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        ids: list[list[int]] = []
+        for row, sample in enumerate(rows["overflow_to_sample_mapping"]):
+            if sample == len(ids):
+                ids.append(rows["input_ids"][row])
+            elif texts[sample] not in self._reported:
+                self._reported.add(texts[sample])
+                first_cut = rows["offset_mapping"][row][1][0]  # behind the start-of-text token
+                self._report(texts[sample], first_cut)
+        return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.length)
+
+    def _report(self, text: str, first_cut: int) -> None:
+        start = first_cut
+        while start > 0 and not text[start - 1].isspace():
+            start -= 1  # a word that lost its end is lost
+        if not text[:start].strip():
+            start = first_cut
+        log.warning(
+            "a text is longer than %d tokens, this part of it is not seen: %r",
+            self.length,
+            text[start:],
+        )
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """Condition of ``texts`` on the text encoder's device: tokens ``b l d``, mask ``b l``,
+        pooled ``b d``.
+        """
+        return self.encode_ids(self.tokenize(texts))
+
+    def encode_ids(self, ids: Tensor) -> Condition:
+        """Condition of ``ids``, ``b l`` as ``tokenize`` returns them; differentiable in the text
+        encoder.
+        """
+        ids = ids.to(self.text_encoder.device)
+        mask = self._real(ids)
+        # Stock Stable Diffusion hands the mask to the tower only where its config says so.
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        output = self.text_encoder(ids, attention_mask=mask.long() if masked else None)
+        return Condition(output.last_hidden_state, mask, output.pooler_output)
+
+    def _real(self, ids: Tensor) -> Tensor:
+        """Bool ``b l``: true up to the end-of-text token, which may also be what pads."""
+        padding = ids == self.tokenizer.pad_token_id
+        trailing = padding.flip(1).cumprod(1).flip(1).bool()
+        if self.tokenizer.pad_token_id == self.tokenizer.eos_token_id:
+            first = trailing & (trailing.cumsum(1) == 1)
+            return ~trailing | first
+        return ~trailing
+
+    def null(self, n: int) -> Condition:
+        """``n`` times the encoding of the empty text."""
+        return self.encode([""]).map(lambda x: x.expand(n, *x.shape[1:]))
+
+
+def drop_text(captions: Sequence[str], keep: np.ndarray) -> list[str]:
+    """``captions`` where ``keep`` (bool, ``b``) is true, ``""`` elsewhere.
+
+    Text dropout for guidance: the network learns the unconditional prediction on the dropped ones
+    (Ho & Salimans 2022, algorithm 1).
+    """
+    return [caption if kept else "" for caption, kept in zip(captions, keep, strict=True)]

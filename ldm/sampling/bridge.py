@@ -1,0 +1,210 @@
+"""Any diffusers scheduler as a sampler: x <- step(y(x_t, level), x).
+
+Two coordinates occur. DDPM, DDIM, PNDM, DPM-Solver++ and UniPC keep x_t = alpha x0 + sigma eps;
+Euler, Heun, LMS and KDPM2 keep x = x0 + r eps with r = sigma / alpha (Karras et al. 2022, table 1),
+and ``scale_model_input`` divides by sqrt(1 + r^2). The network sees the first in both cases, at
+
+    alpha = 1 / sqrt(1 + r^2),   sigma = r / sqrt(1 + r^2).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion import (
+    TARGET_OF_PREDICTION_TYPE,
+    Condition,
+    Level,
+    NoiseProcess,
+    Predictor,
+    Target,
+)
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
+Callback: TypeAlias = Callable[[int, Tensor, Tensor], Tensor | None]
+"""(number of the evaluation from 0, timestep, latent after the step) -> a latent to go on with
+instead, or None.
+"""
+
+
+@dataclass(frozen=True)
+class SchedulerSampler:
+    """A scheduler's class and config; every call builds a fresh scheduler.
+
+    Schedulers are stateful, so only this lets one sampler serve many threads. The noise process is
+    read from the config and the scheduler's own table is checked against it, because a scheduler
+    drops a config key that it does not know without a word. With zero terminal SNR the timesteps
+    are spaced "trailing", whatever the config says: other spacings skip the only level that pure
+    noise belongs to (Lin et al. 2024, section 3.3).
+
+    Args:
+        scheduler: class of a diffusers scheduler.
+        config: its ``scheduler_config.json``, or ``scheduler.config``.
+        eta: of DDIM (Song et al. 2021a, eq. 16): 0 deterministic, 1 ancestral; other schedulers
+            ignore it.
+
+    Raises:
+        ValueError: the scheduler does not run the process that its config states (the message names
+            the key), or the scheduler speaks eps and the process has zero terminal SNR.
+
+    """
+
+    scheduler: type[Any]
+    config: Mapping[str, Any]
+    eta: float = 0.0
+    process: NoiseProcess = field(init=False)
+    target: Target = field(init=False)
+    """What the scheduler's ``step`` expects; the network may speak another target."""
+
+    def __post_init__(self) -> None:
+        name = self.scheduler.__name__
+        for key in ("use_flow_sigmas", "use_dynamic_shifting"):
+            if self.config.get(key):
+                raise ValueError(
+                    f"{name}: {key} is not supported, the process is variance preserving"
+                )
+        object.__setattr__(self, "process", NoiseProcess.from_scheduler(self.config))
+        prediction_type = str(self.config.get("prediction_type", "epsilon"))
+        if prediction_type not in TARGET_OF_PREDICTION_TYPE:
+            raise ValueError(
+                f"{name}: prediction_type {prediction_type!r} is not supported, only"
+                f" {sorted(TARGET_OF_PREDICTION_TYPE)}"
+            )
+        object.__setattr__(self, "target", TARGET_OF_PREDICTION_TYPE[prediction_type])
+        self._check(self._fresh())
+        self.process.refuse(self.target)
+
+    def _fresh(self) -> Any:
+        config = dict(self.config)
+        if self.process.zero_terminal_snr:
+            config["timestep_spacing"] = "trailing"
+        # Not from_config: it drops values that were set after construction.
+        known = inspect.signature(self.scheduler.__init__).parameters
+        return self.scheduler(**{key: value for key, value in config.items() if key in known})
+
+    def _check(self, scheduler: Any) -> None:
+        name = self.scheduler.__name__
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"{name} has no alphas_cumprod: only variance-preserving schedulers are supported"
+            )
+        mine = self.process.table.alpha**2
+        theirs: Tensor = scheduler.alphas_cumprod.double().cpu()
+        same = len(mine) == len(theirs)
+        # Their table is float32, and some end on 2^-24 = 6e-8, not 0, at zero terminal SNR.
+        if same and bool(((theirs - mine).abs() <= (2e-6 * mine).clamp(min=1e-7)).all()):
+            return
+        known = inspect.signature(self.scheduler.__init__).parameters
+        stated = self.process.scheduler_config(self.target)
+        dropped = [key for key in stated if key in self.config and key not in known]
+        blame = " and ".join(dropped) or "one of " + ", ".join(stated)
+        raise ValueError(
+            f"{name} does not honour {blame} of the scheduler config: its noise levels are not"
+            " those of this model; use another scheduler (DDIM, DDPM, DPMSolverMultistep, Euler,"
+            " EulerAncestral and UniPC know every key)"
+        )
+
+    def start(self, steps: int, device: torch.device | str = "cpu") -> Any:
+        """A fresh scheduler, set to ``steps``. ``ValueError`` where its timesteps would leave the
+        table.
+        """
+        most = self.process.num_train_timesteps
+        if not 1 <= steps <= most:
+            raise ValueError(
+                f"steps must lie in 1..{most} (the length of the noise table), not {steps}"
+            )
+        scheduler = self._fresh()
+        scheduler.set_timesteps(steps, device=device)
+        if hasattr(scheduler, "set_begin_index"):
+            # Where Karras or Lu spacing rounds the first two timesteps to one, the search by
+            # timestep would begin at the second sigma and run off the end of the table; everywhere
+            # else it begins at 0 anyway.
+            scheduler.set_begin_index(0)
+        if bool((scheduler.timesteps < 0).any()):
+            # np.arange(1000, 0, -1000 / 61) has 62 entries: the last is about 1e-13 and becomes
+            # timestep -1, which Python reads as the *noisiest* level.
+            raise ValueError(
+                f"{self.scheduler.__name__}: trailing spacing rounds a timestep below 0 at {steps}"
+                f" steps; use another number (those that divide {most} are safe)"
+            )
+        return scheduler
+
+    def evaluations(self, steps: int) -> int:
+        """Times that the network is called (and the callback after it): more than ``steps`` for
+        Heun or PNDM.
+        """
+        return len(self.start(steps).timesteps)
+
+    @staticmethod
+    def level(scheduler: Any, timestep: Tensor) -> Level:
+        """Level, scalars in float64, of the network's input at ``timestep`` of a scheduler that is
+        under way.
+
+        The level is the scheduler's and never looked up by timestep where the scheduler has sigmas
+        of its own: Karras spacing rounds timesteps, by which sigma would be up to 4.5 % off.
+        """
+        ratios: Tensor | None = getattr(scheduler, "sigmas", None)
+        if ratios is None:
+            alpha_bar: Tensor = scheduler.alphas_cumprod[timestep.long().cpu()].double()
+            return Level(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+        if scheduler.step_index is None:
+            # What step() would do first, a moment earlier.
+            scheduler._init_step_index(timestep)  # pyright: ignore[reportPrivateUsage]
+        if not getattr(scheduler, "state_in_first_order", True):
+            ratios = getattr(scheduler, "sigmas_interpol", ratios)
+        assert ratios is not None
+        ratio = ratios[scheduler.step_index].double()
+        scale = 1 / (1 + ratio**2).sqrt()
+        return Level(scale, ratio * scale)
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Tensor,
+        cond: Condition,
+        *,
+        steps: int,
+        generators: Generators | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Samples, ``b ...``, in the dtype of ``x`` (keep it float32: that is the dtype of the
+        scheduler's maths).
+
+        Args:
+            predict: called with a scalar level and the timestep exactly as the scheduler gives it,
+                a scalar.
+            x: standard normal noise ``b ...`` (the convention of ``latents`` in diffusers).
+            cond: condition of the batch.
+            steps: steps of the scheduler; see ``evaluations``.
+            generators: of the noise of stochastic schedulers: one for the batch, or one per sample.
+            callback: called after every evaluation.
+
+        """
+        scheduler = self.start(steps, x.device)
+        accepted = inspect.signature(scheduler.step).parameters
+        extra: dict[str, Any] = {"return_dict": False}
+        if "eta" in accepted:
+            extra["eta"] = self.eta
+        if "generator" in accepted:
+            many = isinstance(generators, Sequence)
+            extra["generator"] = list(generators) if many else generators
+        x = x * scheduler.init_noise_sigma
+        refused: Target | None = self.target
+        for index, timestep in enumerate(scheduler.timesteps):
+            x_t = scheduler.scale_model_input(x, timestep)
+            prediction = predict(x_t, self.level(scheduler, timestep), timestep, cond)
+            if prediction.target != refused:
+                refused = prediction.target
+                self.process.refuse(refused)
+            y = prediction.as_(self.target).to(x.dtype)
+            x = scheduler.step(y, timestep, x, **extra)[0]
+            if callback is not None:
+                replaced = callback(index, timestep, x)
+                x = x if replaced is None else replaced
+        return x

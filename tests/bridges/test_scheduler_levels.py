@@ -1,0 +1,226 @@
+"""The network is told the level that the scheduler steps with; what does not fit is refused."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from ldm.diffusion import Condition, Level, NoiseProcess, Prediction
+from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
+
+STOCK = {
+    "DDIM": (DDIMScheduler, {"steps_offset": 1, "clip_sample": False}),
+    "DDPM": (DDPMScheduler, {"clip_sample": False}),
+    "PNDM": (PNDMScheduler, {"steps_offset": 1, "skip_prk_steps": True}),
+    "PNDM with Runge-Kutta": (PNDMScheduler, {"steps_offset": 1}),
+    "DPM++": (DPMSolverMultistepScheduler, {}),
+    "DPM++ Karras": (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "UniPC": (UniPCMultistepScheduler, {}),
+    "Euler": (EulerDiscreteScheduler, {}),
+    "Euler Karras": (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+    "Euler a": (EulerAncestralDiscreteScheduler, {}),
+    "Heun": (HeunDiscreteScheduler, {}),
+    "KDPM2": (KDPM2DiscreteScheduler, {}),
+}
+# diffusers 0.42 under NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+COND = Condition(torch.zeros(2, 1, 1))
+X0 = torch.tensor([[0.3, -1.2], [0.8, 0.1]])
+
+
+def every() -> dict[str, SchedulerSampler]:
+    config = NoiseProcess().scheduler_config("eps")
+    stock = {n: SchedulerSampler(kind, {**config, **pins}) for n, (kind, pins) in STOCK.items()}
+    return {**stock, **{name: sampler(name, config) for name in SAMPLERS}}
+
+
+@pytest.mark.parametrize("name", [*STOCK, *SAMPLERS])
+@pytest.mark.parametrize("steps", [7, 20])
+def test_level_is_the_schedulers(name: str, steps: int) -> None:
+    # Data that are one point: x_t - alpha x0 = sigma eps with one eps all along if, and only if,
+    # every step and every level agree. A deterministic sampler then returns x0 + (residual) eps.
+    which = every()[name]
+    seen: list[tuple[float, Level]] = []
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        seen.append((float(timestep), level))
+        wide = level.like(x_t)
+        return Prediction(x_t, level, (x_t - wide.alpha * X0) / wide.sigma, "eps")
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, generator=draw)
+    found = which(predict, x, COND, steps=steps, generators=draw)
+    assert len(seen) == which.evaluations(steps)
+    residual = 0.2 if name.startswith("PNDM") else 0.01  # PNDM stops at the table's first level
+    assert float((found - X0).abs().max()) < residual
+    for timestep, level in seen:
+        alpha, sigma = float(level.alpha), float(level.sigma)
+        assert level.alpha.dtype == torch.float64
+        assert alpha**2 + sigma**2 == pytest.approx(1, abs=1e-7)
+        if "Karras" in name or "dpm++" in name or "KDPM2" in name or timestep % 1:
+            continue
+        table = which.process.at(torch.tensor([int(timestep)]))
+        assert alpha == pytest.approx(float(table.alpha), rel=2e-6)
+        assert sigma == pytest.approx(float(table.sigma), rel=5e-5)  # float32 at alpha -> 1
+
+
+def test_rounded_timesteps_are_not_levels() -> None:
+    # Why the level never comes from the timestep: up to 4 % in sigma.
+    config = {**NoiseProcess().scheduler_config("eps"), "use_karras_sigmas": True}
+    which = SchedulerSampler(DPMSolverMultistepScheduler, config)
+    worst = 0.0
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        nonlocal worst
+        table = which.process.at(timestep.reshape(1))
+        worst = max(worst, abs(float(level.sigma / table.sigma[0]) - 1))
+        return Prediction(x_t, level, torch.zeros_like(x_t), "eps")
+
+    which(predict, X0, COND, steps=20)
+    assert 0.01 < worst < 0.05
+
+
+@pytest.mark.parametrize("name", ["DDIM", "PNDM", "DPM++", "Euler", "Heun"])
+def test_the_timestep_is_passed_on_as_it_is(name: str) -> None:
+    which = every()[name]
+    seen: list[Tensor] = []
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        seen.append(timestep)
+        return Prediction(x_t, level, torch.zeros_like(x_t), "eps")
+
+    which(predict, X0, COND, steps=10)
+    expected = which.start(10).timesteps
+    assert torch.equal(torch.stack(seen), expected) and seen[0].dtype == expected.dtype
+    assert seen[0].ndim == 0
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_terminal_snr_starts_at_the_last_timestep(name: str) -> None:
+    which = sampler(name, NoiseProcess(zero_terminal_snr=True).scheduler_config("v"))
+    scheduler = which.start(20)
+    assert float(scheduler.timesteps[0]) == 999
+    level = which.level(scheduler, scheduler.timesteps[0])
+    assert float(level.alpha) <= 2**-12
+
+
+def test_zero_terminal_snr_forces_trailing() -> None:
+    config = NoiseProcess(zero_terminal_snr=True).scheduler_config("v")
+    for kind in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        which = SchedulerSampler(kind, {**config, "timestep_spacing": "leading"})
+        assert float(which.start(10).timesteps[0]) == 999
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler, KDPM2DiscreteScheduler])
+def test_a_scheduler_that_drops_zero_terminal_snr_is_refused(kind: type) -> None:
+    good = DDIMScheduler.from_config(NoiseProcess(zero_terminal_snr=True).scheduler_config("v"))
+    silent = kind.from_config(good.config)  # no word from diffusers
+    assert "rescale_betas_zero_snr" not in inspect.signature(kind.__init__).parameters
+    with pytest.raises(ValueError, match=f"{kind.__name__} .*rescale_betas_zero_snr"):
+        SchedulerSampler(kind, silent.config)
+
+
+def test_eps_with_zero_terminal_snr_is_refused() -> None:
+    config = NoiseProcess(zero_terminal_snr=True).scheduler_config("eps")
+    for name in SAMPLERS:
+        with pytest.raises(ValueError, match="zero_terminal_snr"):
+            sampler(name, config)
+    # Also where only the network speaks eps.
+    which = sampler("ddim", {**config, "prediction_type": "v_prediction"})
+    with pytest.raises(ValueError, match="zero_terminal_snr"):
+        which(lambda x, level, t, c: Prediction(x, level, x, "eps"), X0, COND, steps=5)
+
+
+def test_other_refusals_name_the_key() -> None:
+    config = NoiseProcess().scheduler_config("eps")
+    refusals = {
+        "use_flow_sigmas": {"use_flow_sigmas": True},
+        "prediction_type 'flow_prediction'": {"prediction_type": "flow_prediction"},
+        "trained_betas": {"trained_betas": [0.1] * 1000},
+    }
+    for words, wrong in refusals.items():
+        with pytest.raises(ValueError, match=words):
+            SchedulerSampler(DPMSolverMultistepScheduler, {**config, **wrong})
+    with pytest.raises(ValueError, match="alphas_cumprod"):
+        SchedulerSampler(EDMEulerScheduler, config)
+
+
+def test_a_different_table_is_refused() -> None:
+    class Other(DDIMScheduler):
+        def __init__(self, num_train_timesteps: int = 1000, beta_schedule: str = "linear") -> None:
+            super().__init__(num_train_timesteps, beta_schedule=beta_schedule)
+
+    with pytest.raises(ValueError, match="beta_start and beta_end"):
+        SchedulerSampler(Other, NoiseProcess().scheduler_config("eps"))
+
+
+def test_step_counts() -> None:
+    which = sampler("ddim", NoiseProcess().scheduler_config("eps"))
+    for steps in (0, 1001):
+        with pytest.raises(ValueError, match="1..1000"):
+            which.start(steps)
+    # diffusers: 62 timesteps, the last of them -1.
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(61)
+    assert scheduler.timesteps[-1] == -1
+    with pytest.raises(ValueError, match="61 steps"):
+        which.start(61)
+    for steps in range(1, 61):
+        assert len(which.start(steps).timesteps) == steps
+
+
+def test_lu_spacing_runs_where_the_first_timesteps_round_to_one() -> None:
+    # Stock begins at the second sigma there and ends in an IndexError.
+    which = sampler("dpm++", NoiseProcess(zero_terminal_snr=True).scheduler_config("v"))
+    times = which.start(50).timesteps
+    assert int(times[0]) == int(times[1]) == 999
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        return Prediction(x_t, level, X0.expand_as(x_t), "x0")
+
+    assert float((which(predict, X0, COND, steps=50) - X0).abs().max()) < 1e-5
+
+
+def test_values_set_after_construction_reach_the_sampler() -> None:
+    scheduler = DDIMScheduler(**NoiseProcess().scheduler_config("eps"))
+    assert scheduler.config.clip_sample and "clip_sample" in scheduler.config["_use_default_values"]
+    scheduler.register_to_config(clip_sample=False)
+    assert not SchedulerSampler(DDIMScheduler, scheduler.config).start(5).config.clip_sample
+
+
+def test_callback_sees_and_replaces() -> None:
+    which = sampler("ddim", NoiseProcess().scheduler_config("eps"))
+    seen: list[tuple[int, int]] = []
+
+    def callback(index: int, timestep: Tensor, latent: Tensor) -> Tensor | None:
+        seen.append((index, int(timestep)))
+        return torch.full_like(latent, 7.0) if index == 4 else None
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        return Prediction(x_t, level, torch.zeros_like(x_t), "eps")
+
+    found = which(predict, X0, COND, steps=5, callback=callback)
+    assert seen == [(0, 999), (1, 799), (2, 599), (3, 399), (4, 199)]
+    assert bool((found == 7).all())
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError) as caught:
+        sampler("eulera", NoiseProcess().scheduler_config("eps"))
+    assert str(caught.value) == (
+        "unknown sampler 'eulera': did you mean 'euler-a'?"
+        " There are ddim, ddpm, dpm++, euler, euler-a"
+    )

@@ -1,0 +1,96 @@
+"""Loss curves of ten steps, kept: a refactor must not move them.
+
+In float32 with one thread, to 1e-4 relative. Where a change is meant to move a curve, make them
+again and say in the commit why:
+
+    LDM_REMAKE_GOLDEN=1 python -m pytest tests/golden
+
+writes tests/golden/NAME.json, with the versions they were made with. A curve depends on the
+pictures too: another Pillow may draw a shape's edge differently.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from runs import accelerator, program, train, tree
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-4
+STEPS = 10
+MADE_WITH = ("torch", "diffusers", "transformers", "numpy", "pillow")
+
+TEXT_TO_IMAGE = {
+    "eps": {},
+    "v_zero_terminal_snr": {
+        "process": {"zero_terminal_snr": True},
+        "objective": {"target": "v", "weighting": "min_snr"},
+        "train": ["unet", "text_encoder"],
+        "micro_batch_size": 8,
+        "optimizer": {"lr": 1e-3, "warmup": "4 steps", "schedule": "cosine", "weight_decay": 0.1},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def compare(name: str, found: list[float]) -> None:
+    assert len(found) == STEPS
+    file = HERE / f"{name}.json"
+    if os.environ.get("LDM_REMAKE_GOLDEN"):
+        versions = {package: importlib.metadata.version(package) for package in MADE_WITH}
+        record = {"made_with": versions, "loss": [float(f"{loss:.8g}") for loss in found]}
+        file.write_text(json.dumps(record, indent=1) + "\n")
+    kept = json.loads(file.read_text())
+    apart = [abs(a - b) / b for a, b in zip(found, kept["loss"], strict=True)]
+    worst = max(range(STEPS), key=apart.__getitem__)
+    assert apart[worst] < TOLERANCE, (
+        f"step {worst + 1} is {found[worst]:.8g}, was {kept['loss'][worst]:.8g}"
+        f" ({apart[worst]:.1e} apart) when made with {kept['made_with']}"
+    )
+
+
+@pytest.mark.parametrize("name", TEXT_TO_IMAGE)
+def test_text_to_image(name, tmp_path):
+    train(tmp_path / "run", duration=f"{STEPS} steps", **TEXT_TO_IMAGE[name])
+    compare(f"text_to_image-{name}", losses(tmp_path / "run"))
+
+
+def test_autoencoder(tmp_path, monkeypatch):
+    config = tree(
+        tmp_path / "run",
+        images={"random_shift": 1},
+        optimizer={"lr": 2e-3, "betas": [0.9, 0.99]},
+        duration=f"{STEPS} steps",
+        ema=None,
+    )
+    for key in ("text", "unet"):
+        del config[key]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "argv", ["train_autoencoder.py", "--config", str(file)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the program sets it
+    accelerator()
+    program("train_autoencoder").main()
+    found = losses(tmp_path / "run")
+    assert found[-1] < 0.8 * found[0]
+    compare("autoencoder", found)

@@ -1,0 +1,132 @@
+"""Our text conditions are what stock Stable Diffusion computes, to the bit."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.models.conditioner import ClipConditioner, drop_text
+from ldm.models.tokenizer import train_tokenizer
+
+TEXTS = [
+    "a red apple, twemoji style",
+    "",
+    "xyzzy",
+    "one two three four five six seven eight nine ten",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return train_tokenizer(["a red apple, twemoji style", "a green apple"] * 2, 560, max_length=12)
+
+
+def text_encoder(tokenizer: CLIPTokenizer, **overrides: object) -> CLIPTextModel:
+    numbers = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 12,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(1)
+    return CLIPTextModel(CLIPTextConfig(**(numbers | overrides))).eval()
+
+
+def stock(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, text: str) -> torch.Tensor:
+    pipe = StableDiffusionPipeline.__new__(StableDiffusionPipeline)
+    pipe.tokenizer, pipe.text_encoder, pipe.unet = tokenizer, encoder, None
+    return pipe.encode_prompt(text, "cpu", 1, False)[0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_equals_stock_encode_prompt(tokenizer: CLIPTokenizer, masked: bool) -> None:
+    encoder = text_encoder(tokenizer)
+    encoder.config.use_attention_mask = masked
+    with torch.no_grad():
+        ours = ClipConditioner(tokenizer, encoder).encode(TEXTS)
+        theirs = torch.cat([stock(tokenizer, encoder, text) for text in TEXTS])
+    assert ours.tokens.shape == (4, 12, 16)
+    # One batch against four calls: matmuls of other sizes round differently.
+    torch.testing.assert_close(ours.tokens, theirs, rtol=0, atol=1e-6)
+
+
+def test_mask_is_the_tokenizers(tokenizer: CLIPTokenizer) -> None:
+    condition = ClipConditioner(tokenizer, text_encoder(tokenizer)).encode(TEXTS)
+    theirs = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=12)
+    assert condition.mask is not None and condition.mask.dtype == torch.bool
+    assert condition.mask.long().tolist() == theirs["attention_mask"]
+    assert condition.mask.sum(1).tolist() == [8, 2, 7, 12]
+
+
+def test_mask_with_another_padding_token() -> None:
+    trained = train_tokenizer(["a red apple"] * 2, 530, max_length=12)
+    vocab = trained.get_vocab()
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], pad_token="!", model_max_length=12)
+    condition = ClipConditioner(tokenizer, text_encoder(tokenizer)).encode(["hey!", ""])
+    theirs = tokenizer(["hey!", ""], padding="max_length", truncation=True, max_length=12)
+    assert condition.mask is not None
+    assert condition.mask.long().tolist() == theirs["attention_mask"]
+
+
+def test_pooled_is_the_output_at_the_end_of_text(tokenizer: CLIPTokenizer) -> None:
+    condition = ClipConditioner(tokenizer, text_encoder(tokenizer)).encode(TEXTS)
+    assert condition.mask is not None and condition.pooled is not None
+    last = condition.mask.sum(1) - 1
+    assert torch.equal(condition.pooled, condition.tokens[torch.arange(4), last])
+
+
+def test_null_is_the_empty_text(tokenizer: CLIPTokenizer) -> None:
+    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    null, empty = conditioner.null(3), conditioner.encode([""])
+    assert len(null) == 3
+    for row in range(3):
+        assert torch.equal(null.tokens[row], empty.tokens[0])
+        assert torch.equal(null.pooled[row], empty.pooled[0])
+        assert torch.equal(null.mask[row], empty.mask[0])
+
+
+def test_gradients_reach_the_text_encoder(tokenizer: CLIPTokenizer) -> None:
+    encoder = text_encoder(tokenizer)
+    conditioner = ClipConditioner(tokenizer, encoder)
+    conditioner.encode_ids(conditioner.tokenize(TEXTS)).tokens.square().mean().backward()
+    gradients = [p.grad for p in encoder.parameters()]
+    assert all(g is not None and g.abs().max() > 0 for g in gradients)
+
+
+def test_too_long_texts_are_reported_once_with_the_words_cut(
+    tokenizer: CLIPTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    long = "a red apple, a green apple, a red apple and Zebra  stripes"
+    with caplog.at_level(logging.WARNING):
+        ids = conditioner.tokenize([long, "a red apple", long])
+        conditioner.tokenize([long])
+    assert ids.shape == (3, 12) and ids.dtype == torch.int64
+    assert ids[0, -1] == tokenizer.eos_token_id
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert messages[0].endswith("this part of it is not seen: 'apple and Zebra  stripes'")
+
+
+def test_parts_that_do_not_belong_together_are_refused(tokenizer: CLIPTokenizer) -> None:
+    for overrides, word in (
+        ({"max_position_embeddings": 11}, "12 tokens"),
+        ({"vocab_size": len(tokenizer) - 1, "pad_token_id": 0}, "tokens but"),
+        ({"eos_token_id": 7}, "pools at eos_token_id=7"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            ClipConditioner(tokenizer, text_encoder(tokenizer, **overrides))
+
+
+def test_drop_text() -> None:
+    assert drop_text(["a", "b", "c"], np.array([True, False, True])) == ["a", "", "c"]
+    with pytest.raises(ValueError):
+        drop_text(["a"], np.array([True, False]))

@@ -1,0 +1,243 @@
+"""Which picture comes when, and what is kept of it."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.data import order
+from ldm.data.cache import TensorCache, fingerprint
+from ldm.data.images import ImageTransform
+from ldm.data.order import Order, positions
+
+# -- order --
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 100])
+def test_use_counts_differ_by_at_most_one_at_any_moment(length):
+    sequence, counts = Order(length, seed=5), Counter(dict.fromkeys(range(length), 0))
+    for position in range(3 * length + length // 2):
+        counts[sequence[position]] += 1
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert set(counts) == set(range(length))
+
+
+def test_epochs_and_seeds_are_different_permutations():
+    def epoch(seed: int, number: int) -> tuple[int, ...]:
+        return tuple(Order(50, seed)[50 * number + i] for i in range(50))
+
+    drawn = {epoch(seed, number) for seed in range(3) for number in range(4)}
+    assert len(drawn) == 12
+    assert all(sorted(permutation) == list(range(50)) for permutation in drawn)
+
+
+def test_any_position_costs_one_permutation():
+    order._permutation.cache_clear()
+    sequence = Order(1000, seed=1)
+    far = [sequence[10**12 + i] for i in range(1000)]  # one epoch: 1000 divides 10**12
+    assert order._permutation.cache_info().misses == 1
+    assert sorted(far) == list(range(1000))
+    again = Order(1000, seed=1)
+    assert [again[10**12 + i] for i in (999, 0, 500)] == [far[999], far[0], far[500]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+@pytest.mark.parametrize("micro", [1, 2, None])
+def test_positions_cover_every_image_once_in_order(world, micro):
+    batch, start, stop = 12, 24, 96
+    share = batch // world
+    micro = micro or share
+    ranks = [
+        list(positions(start, batch=batch, micro=micro, rank=r, world=world, stop=stop))
+        for r in range(world)
+    ]
+    steps, parts = (stop - start) // batch, share // micro
+    for rank in ranks:
+        assert len(rank) == steps * parts
+        assert {len(part) for part in rank} == {micro}
+    # Step by step, rank by rank, part by part: the images of the run, one after another.
+    joined = [
+        position
+        for step in range(steps)
+        for rank in ranks
+        for part in rank[step * parts : (step + 1) * parts]
+        for position in part
+    ]
+    assert joined == list(range(start, stop))
+
+
+def test_positions_from_the_middle_are_those_of_the_whole_run():
+    common = dict(batch=8, micro=2, rank=1, world=2, stop=80)
+    whole = list(positions(0, **common))
+    assert list(positions(40, **common)) == whole[len(whole) // 2 :]
+    assert list(positions(80, **common)) == []
+
+
+# -- cache --
+
+
+def rows(indices) -> dict[str, torch.Tensor]:
+    """Content that tells its index, in two dtypes."""
+    values = torch.tensor([float(i) for i in indices])
+    return {
+        "mean": values[:, None, None] + torch.arange(6.0).reshape(2, 3) / 7,
+        "mask": torch.tensor([[i % 2 == 0, True] for i in indices]),
+    }
+
+
+class Maker:
+    """Counts what is asked for, and fails at the n-th call."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.asked: list[int] = []
+        self.calls, self.fail_at = 0, fail_at
+
+    def __call__(self, indices):
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.asked += indices
+        return rows(indices)
+
+
+def keys(count: int) -> list[str]:
+    return [f"key {i}" for i in range(count)]
+
+
+def same(cache: TensorCache, count: int) -> None:
+    expected = rows(range(count))
+    for i, key in enumerate(keys(count)):
+        entry = cache[key]
+        assert set(entry) == {"mean", "mask"}
+        for name, value in entry.items():
+            assert value.dtype == expected[name].dtype
+            assert torch.equal(value, expected[name][i]), (key, name)
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    cache, maker = TensorCache(tmp_path, "a" * 64), Maker()
+    made = cache.build(keys(10), maker, what="rows", batch=3, shard_rows=4)
+    assert made == 10 and len(cache) == 10 and maker.asked == list(range(10))
+    assert len(list(cache.folder.glob("*.safetensors"))) == 3
+    same(cache, 10)
+    fresh = TensorCache(tmp_path, "a" * 64)
+    assert len(fresh) == 10
+    same(fresh, 10)
+    assert "key 10" not in fresh
+    with pytest.raises(KeyError):
+        fresh["key 10"]
+
+
+def test_reading_is_memory_mapped(tmp_path):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    TensorCache(tmp_path, "a" * 64).build(keys(300), Maker(), what="rows", shard_rows=300)
+    cache = TensorCache(tmp_path, "a" * 64)
+    shard = str(next(cache.folder.glob("*.safetensors")))
+    address = cache["key 7"]["mean"].data_ptr()
+    regions = [line.split() for line in maps.read_text().splitlines() if line.endswith(shard)]
+    bounds = [[int(b, 16) for b in region[0].split("-")] for region in regions]
+    assert any(low <= address < high for low, high in bounds)
+
+
+def test_a_build_that_was_stopped_goes_on(tmp_path):
+    stopped = Maker(fail_at=3)  # inside the second shard of two batches each
+    with pytest.raises(KeyboardInterrupt):
+        TensorCache(tmp_path, "s").build(keys(10), stopped, what="rows", batch=2, shard_rows=4)
+    cache, maker = TensorCache(tmp_path, "s"), Maker()
+    assert len(cache) == 4
+    assert cache.build(keys(10), maker, what="rows", batch=2, shard_rows=4) == 6
+    assert maker.asked == [4, 5, 6, 7, 8, 9]
+    same(cache, 10)
+    assert cache.build(keys(10), Maker(fail_at=0), what="rows") == 0
+
+
+def test_more_keys_later(tmp_path):
+    cache = TensorCache(tmp_path, "s")
+    cache.build(keys(3), Maker(), what="rows")
+    maker = Maker()
+    assert cache.build(keys(5), maker, what="rows") == 2
+    assert maker.asked == [3, 4]
+    same(cache, 5)
+
+
+def test_duplicates_are_made_once(tmp_path):
+    cache, maker = TensorCache(tmp_path, "s"), Maker()
+    assert cache.build(["a", "b", "a", "a"], maker, what="rows") == 2
+    assert len(maker.asked) == 2 and len(cache) == 2
+    # Which of the equal ones was handed to the maker is its own business: it is one of them.
+    assert float(cache["b"]["mean"][0, 0]) == 1
+    assert float(cache["a"]["mean"][0, 0]) in (0, 2, 3)
+
+
+def test_a_broken_shard_is_made_again(tmp_path, caplog):
+    cache = TensorCache(tmp_path, "s")
+    cache.build(keys(8), Maker(), what="rows", shard_rows=4)
+    broken = sorted(cache.folder.glob("*.safetensors"))[0]
+    broken.write_bytes(broken.read_bytes()[:-5])
+    again, maker = TensorCache(tmp_path, "s"), Maker()
+    assert len(again) == 4 and str(broken) in caplog.text
+    assert again.build(keys(8), maker, what="rows", shard_rows=4) == 4
+    same(again, 8)
+
+
+def test_unfinished_shards_are_not_read(tmp_path):
+    cache = TensorCache(tmp_path, "s")
+    cache.build(keys(2), Maker(), what="rows")
+    (cache.folder / ".half-1.partial").write_bytes(b"not a shard")
+    assert len(TensorCache(tmp_path, "s")) == 2
+
+
+def test_fingerprint_sees_one_bit_and_nothing_else():
+    def network() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+    base = fingerprint("latents", ImageTransform(size=16), network(), "float32")
+    assert fingerprint("latents", ImageTransform(size=16), network(), "float32") == base
+
+    flipped = network()
+    flipped[1].bias.data.view(torch.int32)[0] ^= 1
+    others = {
+        "a bit": fingerprint("latents", ImageTransform(size=16), flipped, "float32"),
+        "a dtype": fingerprint("latents", ImageTransform(size=16), network().double(), "float32"),
+        "a name": fingerprint(
+            "latents", ImageTransform(size=16), nn.Sequential(network()), "float32"
+        ),
+        "dtype of the cache": fingerprint(
+            "latents", ImageTransform(size=16), network(), "bfloat16"
+        ),
+        "kind": fingerprint("text", ImageTransform(size=16), network(), "float32"),
+    }
+    for field, value in dict(size=32, flip=True, background=(0, 0, 0), crop="random").items():
+        transform = replace(ImageTransform(size=16), **{field: value})
+        others[field] = fingerprint("latents", transform, network(), "float32")
+    assert base not in others.values()
+    assert len(set(others.values())) == len(others)
+
+
+def test_parts_of_a_fingerprint_do_not_run_together():
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint("1") != fingerprint(1)
+
+
+def test_another_space_is_another_folder(tmp_path):
+    TensorCache(tmp_path, fingerprint("a")).build(keys(2), Maker(), what="rows")
+    assert len(TensorCache(tmp_path, fingerprint("b"))) == 0
+    assert len(TensorCache(tmp_path, fingerprint("a"))) == 2
+
+
+def test_keys_travel_with_the_rows(tmp_path):
+    from safetensors import safe_open
+
+    cache = TensorCache(tmp_path, "s")
+    cache.build(keys(3), Maker(), what="rows")
+    (shard,) = cache.folder.glob("*.safetensors")
+    with safe_open(shard, "pt") as file:
+        assert json.loads(file.metadata()["keys"]) == keys(3)
+        assert file.get_slice("mean").get_shape() == [3, 2, 3]

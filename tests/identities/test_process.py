@@ -1,0 +1,124 @@
+"""x_t = alpha x0 + sigma eps: 1,000 levels in float32, and only then the cast."""
+
+from typing import get_args
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from ldm.diffusion import NoiseProcess, Schedule
+
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+T = (torch.arange(1000) + 0.5) / 1000
+ZERO, ONE = torch.zeros(1000, 1), torch.ones(1000, 1)
+
+
+def processes() -> list[NoiseProcess]:
+    return [
+        NoiseProcess(schedule, *betas, zero_terminal_snr=zero)
+        for schedule, betas in (
+            ("linear", (0.0001, 0.02)),
+            ("linear", (0.0015, 0.0195)),
+            ("scaled_linear", (0.00085, 0.012)),
+            ("cosine", ()),
+        )
+        for zero in (False, True)
+    ]
+
+
+def name(process: NoiseProcess) -> str:
+    zero = "-zero" if process.zero_terminal_snr else ""
+    return f"{process.schedule}-{process.beta_end}{zero}"
+
+
+@pytest.fixture(params=processes(), ids=name)
+def process(request: pytest.FixtureRequest) -> NoiseProcess:
+    return request.param
+
+
+def test_table(process: NoiseProcess) -> None:
+    alpha, sigma = process.table
+    assert alpha.dtype == sigma.dtype == torch.float64 and len(alpha) == 1000
+    assert float((alpha**2 + sigma**2 - 1).abs().max()) < 1e-15
+    assert bool((alpha.diff() < 0).all()) and bool((sigma.diff() >= 0).all())
+    assert (float(alpha[-1]) == 0) == process.zero_terminal_snr
+    if process.zero_terminal_snr:
+        assert float(sigma[-1]) == 1
+        plain = NoiseProcess(process.schedule, process.beta_start, process.beta_end).table
+        assert float(alpha[0]) == pytest.approx(float(plain.alpha[0]), abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_noise_really_added(process: NoiseProcess, dtype: torch.dtype) -> None:
+    # What perturb makes of x0 = 0, eps = 1 is sigma, of x0 = 1, eps = 0 it is alpha. The operands
+    # arrive in the compute dtype, as under autocast; 0 and 1 are exact in it.
+    zero, one = ZERO.to(dtype), ONE.to(dtype)
+    sigma = process.perturb(zero, one, T, dtype=torch.float32)[:, 0]
+    alpha = process.perturb(one, zero, T, dtype=torch.float32)[:, 0]
+    assert sigma.dtype == alpha.dtype == torch.float32
+    levels = set(zip(alpha.tolist(), sigma.tolist(), strict=True))
+    assert len(levels) == 1000
+    assert bool((sigma.diff() >= 0).all()) and bool((alpha.diff() <= 0).all())
+    assert (
+        float(sigma[0]) > 0.006 and float((alpha.double() - process.table.alpha).abs().max()) < 6e-8
+    )
+    assert float((sigma.double() - process.table.sigma).abs().max()) < 6e-8
+    # After the cast: the nearest number of the dtype to each of them, no more and no less.
+    cast = process.perturb(zero, one, T)[:, 0]
+    assert cast.dtype == dtype
+    assert torch.equal(cast, sigma.to(dtype))
+    assert torch.equal(process.perturb(one, zero, T)[:, 0], alpha.to(dtype))
+    assert float(cast[0]) > 0.006 and bool((cast.diff() >= 0).all())
+
+
+def test_diffusers_add_noise_is_why(process: NoiseProcess) -> None:
+    scheduler = DDPMScheduler.from_config(process.scheduler_config("v"))
+    theirs = scheduler.add_noise(ZERO.bfloat16(), ONE.bfloat16(), torch.arange(1000))[:, 0]
+    assert theirs.unique().numel() < 260  # of 1,000
+    if process.schedule == "scaled_linear" and not process.zero_terminal_snr:
+        assert float(theirs[0]) == float(theirs[1]) == 0
+        ours = process.perturb(ZERO.bfloat16(), ONE.bfloat16(), T)[:, 0]
+        assert float(ours[0]) == pytest.approx(0.02915, rel=0.01)
+
+
+def test_one_draw_is_the_formula(process: NoiseProcess) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 1000, 4, 2, 2, generator=draw)
+    level = process.table.like(x0.double())
+    exact = level.alpha * x0.double() + level.sigma * eps.double()
+    assert float((process.perturb(x0, eps, T).double() - exact).abs().max()) < 1e-6
+    half = process.perturb(x0, eps, T, dtype=torch.bfloat16)
+    assert torch.equal(half, process.perturb(x0, eps, T).bfloat16())
+
+
+def test_scheduler_config_round_trip(process: NoiseProcess) -> None:
+    config = process.scheduler_config("v")
+    assert NoiseProcess.from_scheduler(config) == process
+    scheduler = DDIMScheduler.from_config(config)
+    assert NoiseProcess.from_scheduler(scheduler.config) == process
+    assert scheduler.config["prediction_type"] == "v_prediction"
+
+
+def test_table_is_diffusers_own(process: NoiseProcess) -> None:
+    mine = process.table.alpha**2
+    for kind in (DDIMScheduler, DDPMScheduler):
+        theirs = kind.from_config(process.scheduler_config("v")).alphas_cumprod.double()
+        error = (theirs - mine).abs()
+        assert bool((error <= torch.maximum(2e-6 * mine, torch.tensor(1e-7))).all())
+
+
+def test_keys_without_a_meaning_are_named() -> None:
+    config = NoiseProcess().scheduler_config("eps")
+    with pytest.raises(ValueError, match="trained_betas"):
+        NoiseProcess.from_scheduler({**config, "trained_betas": [0.1] * 1000})
+    with pytest.raises(ValueError, match="sigmoid"):
+        NoiseProcess.from_scheduler({**config, "beta_schedule": "sigmoid"})
+    with pytest.raises(ValueError, match="score"):
+        NoiseProcess().scheduler_config("score")
+
+
+def test_time_falls_into_equal_cells() -> None:
+    process = NoiseProcess()
+    assert process.timestep(T).tolist() == list(range(1000))
+    assert process.timestep(torch.tensor([0.0, 0.9999999999, 1.0])).tolist() == [0, 999, 999]

@@ -1,0 +1,369 @@
+"""The pieces of a run: its learning rate, average, checkpoints, optimiser and random init."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.engine import checkpoint
+from ldm.engine.config import validate
+from ldm.engine.ema import Average, decay
+from ldm.engine.parts import build, initialised, make_vae
+from ldm.engine.schema import AdamW, RunConfig, TrainConfig, VaeShape
+from ldm.engine.trainer import Trainer, learning_rate, split_batch
+from runs import accelerator, tree
+
+# -- learning rate --
+
+TOTAL, WARMUP, BATCH = 100_000, 2_000, 50
+
+
+def rates(config: AdamW) -> list[float]:
+    """Learning rate of every batch of a run."""
+    return [learning_rate(config, seen, WARMUP, TOTAL) for seen in range(0, TOTAL, BATCH)]
+
+
+def test_warm_up_is_linear_and_ends_at_the_peak():
+    config = AdamW(lr=2e-3, schedule="cosine", final=0.1)
+    for seen in range(0, WARMUP, BATCH):
+        expected = 2e-3 * (seen + 1) / (WARMUP + 1)
+        assert learning_rate(config, seen, WARMUP, TOTAL) == pytest.approx(expected, rel=1e-12)
+    assert 0 < learning_rate(config, 0, WARMUP, TOTAL) < 2e-6
+    assert learning_rate(config, WARMUP, WARMUP, TOTAL) == 2e-3
+    assert learning_rate(config, 0, 0, TOTAL) == 2e-3
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_schedules_fall_from_the_peak_to_the_end(schedule, final):
+    config = AdamW(lr=2e-3, schedule=schedule, final=final)
+    middle, end = WARMUP + (TOTAL - WARMUP) // 2, TOTAL
+    at = {seen: learning_rate(config, seen, WARMUP, TOTAL) for seen in (WARMUP, middle, end)}
+    assert at[WARMUP] == 2e-3
+    assert at[middle] == pytest.approx(2e-3 * (1 + final) / 2, rel=1e-12)
+    assert at[end] == pytest.approx(2e-3 * final, abs=1e-18)
+    falling = rates(config)[WARMUP // BATCH :]
+    assert all(a > b for a, b in zip(falling, falling[1:], strict=False))
+
+
+def test_a_quarter_of_the_way_tells_linear_from_cosine():
+    quarter = WARMUP + (TOTAL - WARMUP) // 4
+    found = {
+        schedule: learning_rate(AdamW(lr=1.0, schedule=schedule), quarter, WARMUP, TOTAL)
+        for schedule in ("constant", "linear", "cosine")
+    }
+    assert found["constant"] == 1.0
+    assert found["linear"] == pytest.approx(0.75, rel=1e-12)
+    assert found["cosine"] == pytest.approx((1 + math.cos(math.pi / 4)) / 2, rel=1e-12)
+
+
+# -- average --
+
+
+@pytest.mark.parametrize("batch", [1, 10, 250])
+def test_an_old_value_weighs_half_after_the_half_life(batch):
+    weight = torch.ones(1, dtype=torch.float64)
+    average = Average({"w": weight})
+    weight.zero_()  # from now on: what is left of the average is the weight of the old value
+    for seen in range(batch, 1001, batch):
+        average.update(decay(batch, seen, half_life=1000, ramp=0))
+        expected = 0.5 ** (seen / 1000)
+        assert float(average.mean["w"]) == pytest.approx(expected, rel=1e-12)
+    assert float(average.mean["w"]) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_ramp_limits_the_half_life_to_a_share_of_what_was_seen():
+    assert decay(10, 100, half_life=1000, ramp=0.05) == 0.5 ** (10 / 5)
+    assert decay(10, 20_000, half_life=1000, ramp=0.05) == 0.5 ** (10 / 1000)
+    assert decay(10, 100_000, half_life=1000, ramp=0.05) == 0.5 ** (10 / 1000)
+    # On the ramp the random init is forgotten by a power law, whatever the half-life: after n
+    # batches it weighs 0.5 ** (H_n / ramp), H_n the n-th harmonic number.
+    left = math.prod(decay(10, 10 * n, half_life=1e9, ramp=0.05) for n in range(1, 101))
+    harmonic = sum(1 / n for n in range(1, 101))
+    assert left == pytest.approx(0.5 ** (harmonic / 0.05), rel=1e-9) and left < 1e-31
+    assert decay(10, 100, half_life=0, ramp=0) == 0
+
+
+def test_update_is_the_mean_it_says():
+    torch.manual_seed(1)
+    weights = {"a": torch.randn(4, 3), "b": torch.randn(2)}
+    average = Average(weights)
+    expected = {name: value.double() for name, value in weights.items()}
+    for factor in (0.9, 0.5, 0.0, 0.99):
+        for name, value in weights.items():
+            value.add_(torch.randn_like(value))
+            expected[name] = factor * expected[name] + (1 - factor) * value.double()
+        average.update(factor)
+        for name in weights:
+            torch.testing.assert_close(average.mean[name].double(), expected[name])
+    assert not torch.equal(average.mean["a"], weights["a"])
+
+
+def bits(weights) -> dict[str, bytes]:
+    return {name: value.detach().numpy().tobytes() for name, value in weights.items()}
+
+
+def test_in_front_brings_the_weights_back_bit_for_bit():
+    torch.manual_seed(1)
+    layer = nn.Linear(5, 3)
+    weights = dict(layer.named_parameters())
+    with torch.no_grad():
+        layer.bias[0], layer.bias[1] = -0.0, 1e-42  # what arithmetic would not bring back
+    average = Average(weights)
+    with torch.no_grad():
+        average.mean["weight"].add_(1)
+    before, mean = bits(weights), bits(average.mean)
+    with average.in_front():
+        assert bits(weights) == mean
+        with torch.no_grad():
+            layer.weight.zero_()  # even if somebody writes into them meanwhile
+    assert bits(weights) == before
+    with pytest.raises(KeyboardInterrupt), average.in_front():
+        raise KeyboardInterrupt
+    assert bits(weights) == before
+    assert bits(average.mean) == mean
+    assert all(p.requires_grad and p.is_leaf for p in layer.parameters())
+
+
+# -- checkpoints --
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write(text: str):
+    def into(folder: Path) -> None:
+        (folder / "unet").mkdir()
+        (folder / "unet" / "weights").write_bytes(text.encode() * 100)
+        (folder / "index.json").write_text(json.dumps(text))
+
+    return into
+
+
+def test_a_folder_is_written_whole_with_its_hashes(tmp_path):
+    folder = tmp_path / "deep" / checkpoint.name_of(32)
+    checkpoint.write_folder(folder, write("a"))
+    assert folder.name == "images-000000000032"
+    assert checkpoint.problem(folder) is None
+    listed = json.loads((folder / "manifest.json").read_text())["sha256"]
+    assert listed == {
+        "unet/weights": hashlib.sha256(b"a" * 100).hexdigest(),
+        "index.json": hashlib.sha256(b'"a"').hexdigest(),
+    }
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_what_was_there(tmp_path, error):
+    folder = tmp_path / "final"
+    checkpoint.write_folder(folder, write("a"))
+    before = content(folder)
+
+    def fails(staging: Path) -> None:
+        write("b")(staging)
+        raise error
+
+    with pytest.raises(type(error)):
+        checkpoint.write_folder(folder, fails)
+    assert content(folder) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+    with pytest.raises(type(error)):
+        checkpoint.write_folder(tmp_path / "other", fails)
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_second_write_replaces_all_of_the_first(tmp_path):
+    folder = tmp_path / "final"
+    checkpoint.write_folder(folder, write("a"))
+    checkpoint.write_folder(folder, lambda staging: (staging / "only").write_text("x") and None)
+    assert set(content(folder)) == {"only", "manifest.json"}
+
+
+def test_any_flipped_byte_is_found(tmp_path):
+    folder = tmp_path / "a"
+    checkpoint.write_folder(folder, write("a"))
+    for file in ("unet/weights", "index.json", "manifest.json"):
+        data = (folder / file).read_bytes()
+        for place in range(len(data)):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << place % 8
+            (folder / file).write_bytes(flipped)
+            assert checkpoint.problem(folder) is not None, (file, place)
+        (folder / file).write_bytes(data)
+    assert checkpoint.problem(folder) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 3}', '{"sha256": [1]}', "{"])
+def test_a_manifest_that_is_none(tmp_path, text):
+    folder = tmp_path / "a"
+    checkpoint.write_folder(folder, write("a"))
+    (folder / "manifest.json").write_text(text)
+    assert checkpoint.problem(folder) == "its manifest cannot be read"
+
+
+def test_problems_are_named(tmp_path):
+    folder = tmp_path / "a"
+    checkpoint.write_folder(folder, write("a"))
+    (folder / "unet" / "weights").write_bytes(b"a" * 99)
+    assert checkpoint.problem(folder) == (
+        "unet/weights is not what was written (its SHA-256 differs)"
+    )
+    (folder / "unet" / "weights").unlink()
+    assert checkpoint.problem(folder) == "unet/weights is missing"
+    (folder / "manifest.json").unlink()
+    assert checkpoint.problem(folder) == "it has no manifest"
+
+
+def numbers(root: Path) -> list[int]:
+    return [int(folder.name.removeprefix("images-")) for folder in checkpoint.folders(root)]
+
+
+def save(root: Path, *images: int) -> None:
+    for number in images:
+        checkpoint.write_folder(root / checkpoint.name_of(number), write(str(number)))
+
+
+@pytest.mark.parametrize("keep, left", [(1, [1000]), (3, [90, 200, 1000]), (9, [8, 90, 200, 1000])])
+def test_rotate_keeps_the_newest(tmp_path, keep, left):
+    save(tmp_path, 8, 1000, 90, 200)
+    (tmp_path / ".staging-images-7").mkdir()
+    (tmp_path / "notes").mkdir()
+    checkpoint.rotate(tmp_path, keep, images=1000)
+    assert numbers(tmp_path) == left
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith("images-")} == {"notes"}
+    newest = checkpoint.newest(tmp_path)
+    assert newest is not None and newest.name == checkpoint.name_of(1000)
+
+
+def test_rotate_keeps_whole_ones_before_a_broken_one_ahead(tmp_path):
+    # A run that found checkpoint 300 broken went on from 200 and has now reached 250.
+    save(tmp_path, 200, 300)
+    (tmp_path / checkpoint.name_of(300) / "index.json").unlink()
+    save(tmp_path, 250)
+    checkpoint.rotate(tmp_path, 1, images=250)
+    assert numbers(tmp_path) == [250]
+
+
+def test_newest_passes_over_broken_ones_and_says_so(tmp_path, caplog):
+    save(tmp_path, 8, 16, 24)
+    (tmp_path / checkpoint.name_of(24) / "manifest.json").unlink()
+    (tmp_path / checkpoint.name_of(16) / "unet" / "weights").write_bytes(b"16" * 99)
+    assert checkpoint.newest(tmp_path) == tmp_path / checkpoint.name_of(8)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "images-000000000024 is passed over: it has no manifest" in told[0]
+    assert "images-000000000016 is passed over: unet/weights is not what was written" in told[1]
+    assert checkpoint.newest(tmp_path / "none") is None
+
+
+# -- optimiser and batch --
+
+
+def test_weight_decay_only_on_matrices(tmp_path):
+    class Task(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(3, 3))
+
+        def trained(self):
+            return dict(self.named_parameters())
+
+    task = Task()
+    config = RunConfig(
+        run=str(tmp_path),
+        data=(),
+        duration="1 step",
+        optimizer=AdamW(lr=0.5, weight_decay=0.25),
+    )
+    trainer = Trainer(config, task, [], 1, accelerator())
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    for parameter in task.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    for name, parameter in task.named_parameters():
+        matrix = name in ("net.0.weight", "net.2.weight")
+        assert matrix == (parameter.ndim >= 2)
+        # AdamW without gradient: w - lr * decay * w, and nothing for vectors.
+        expected = before[name] * (1 - 0.5 * 0.25 if matrix else 1)
+        assert torch.equal(parameter, expected), name
+    assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == 6
+
+
+@pytest.mark.parametrize(
+    "batch, micro, world, expected",
+    [(64, None, 1, (64, 64)), (64, 8, 1, (64, 8)), (64, 8, 4, (16, 8)), (64, 32, 4, (16, 16))],
+)
+def test_split_batch(batch, micro, world, expected):
+    config = RunConfig(
+        run="r", data=(), duration="1 step", batch_size=batch, micro_batch_size=micro
+    )
+    assert split_batch(config, world) == expected
+
+
+# -- random init --
+
+
+@pytest.fixture(scope="module")
+def captions() -> list[str]:
+    return ["a red circle", "a blue square"]
+
+
+def build_with(captions, **changes):
+    return build(validate(TrainConfig, tree(Path("r"), **changes)), captions)
+
+
+def weights(module: nn.Module) -> dict[str, bytes]:
+    return bits(module.state_dict())
+
+
+def test_every_part_has_its_own_seed(captions):
+    base = build_with(captions)
+    parts = ("vae", "text_encoder", "unet")
+    others = {
+        "vae": build_with(captions, vae={"block_out_channels": [16, 16]}),
+        "text_encoder": build_with(captions, text={"layers": 2}),
+        "unet": build_with(captions, unet={"block_out_channels": [32, 32]}),
+    }
+    for changed, other in others.items():
+        for part in parts:
+            same = weights(getattr(base, part)) == weights(getattr(other, part))
+            assert same == (part != changed), (changed, part)
+    seeded = build_with(captions, seed=4)
+    for part in parts:
+        assert weights(getattr(base, part)) != weights(getattr(seeded, part))
+    again = build_with(captions)
+    for part in parts:
+        assert weights(getattr(base, part)) == weights(getattr(again, part))
+
+
+def test_building_neither_reads_nor_moves_the_global_generator(captions):
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = build_with(captions)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(2)
+    torch.rand(7)
+    second = build_with(captions)
+    for part in ("vae", "text_encoder", "unet"):
+        assert weights(getattr(first, part)) == weights(getattr(second, part))
+
+
+def test_initialised_gives_the_generator_back_on_errors():
+    state = torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError), initialised(1, "x"):
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_meta_parts_have_the_shapes_of_the_real_ones(captions):
+    shape = VaeShape(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1)
+    real, meta = make_vae(shape, 0), make_vae(shape, 0, meta=True)
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    expected = {name: p.shape for name, p in real.named_parameters()}
+    assert {name: p.shape for name, p in meta.named_parameters()} == expected

@@ -1,0 +1,181 @@
+"""A run is a pure function of its config and its data: killed, split, cached or not."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from runs import ROOT, train, tree
+
+RECORDED = ROOT / "tests" / "recorded_run.py"
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT / "tests"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) >= 5  # three networks, raw weights, optimiser
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def start(config: dict, record: Path, *, processes: int = 1) -> subprocess.Popen:
+    record.mkdir(parents=True, exist_ok=True)
+    file = record / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        command += ["--master_port", "29571"]
+    command += [str(RECORDED), str(file), str(record)]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(happened, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
+    settings = dict(
+        duration="60 steps",
+        checkpoints={"every": "7 steps", "keep": 2},
+        train=["unet", "text_encoder"],
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(tree(whole, **settings), tmp_path / "a"))
+    config, checkpoints = tree(broken, **settings), broken / "checkpoints"
+
+    def steps() -> int:
+        file = broken / "metrics.jsonl"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    def staging() -> bool:
+        # Inside the write: some files of the staging folder are there, its manifest is not.
+        for folder in checkpoints.glob(".staging-*"):
+            if (folder / "unet").exists() and not (folder / "manifest.json").exists():
+                return True
+        return False
+
+    inside = 0
+    for moment in (
+        lambda: steps() >= 10,
+        lambda: steps() >= 24 and staging(),
+        lambda: steps() >= 45,
+    ):
+        process = start(config, tmp_path / "b")
+        wait_for(moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        inside += any(checkpoints.glob(".staging-*"))
+        process.stdout.close()
+    assert inside >= 1, "no kill fell inside a checkpoint write"
+    output = finish(start(config, tmp_path / "b"))
+    assert "going on from" in output
+    last = "checkpoints/images-000000000960"
+    assert digests(whole / last) == digests(broken / last)
+    assert losses(whole) == losses(broken)
+    assert len(losses(broken)) == 60
+    assert not list(checkpoints.glob(".staging-*"))
+
+
+def test_how_often_it_saves_does_not_change_the_run(tmp_path):
+    train(tmp_path / "often", duration="12 steps", checkpoints={"every": "1 steps"})
+    train(tmp_path / "seldom", duration="12 steps", checkpoints={"every": "100 steps"})
+    assert losses(tmp_path / "often") == losses(tmp_path / "seldom")
+    assert len(list((tmp_path / "often" / "checkpoints").iterdir())) == 2
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The same 50 steps by one process, by two, and in micro-batches of 4."""
+    root = tmp_path_factory.mktemp("recorded")
+    os.environ["LDM_CACHE"] = ENVIRONMENT["LDM_CACHE"] = str(root / "cache")
+    settings = dict(duration="50 steps", optimizer={"lr": 1e-4})
+    runs = {
+        "one": (dict(), 1),
+        "two": (dict(), 2),
+        "micro": (dict(micro_batch_size=4), 1),
+    }
+    found = {}
+    for name, (changes, processes) in runs.items():
+        run = root / name
+        finish(
+            start(tree(run, **settings, **changes), root / f"{name}-record", processes=processes)
+        )
+        ranks = [torch.load(f) for f in sorted((root / f"{name}-record").glob("*.pt"))]
+        assert len(ranks) == processes
+        per_step = len(ranks[0]) // 50
+        whole = {
+            key: torch.cat(
+                [
+                    torch.cat([r[step * per_step + part][key] for part in range(per_step)])
+                    for step in range(50)
+                    for r in ranks
+                ]
+            )
+            for key in ranks[0][0]
+        }
+        found[name] = (whole, losses(run))
+    return found
+
+
+@pytest.mark.parametrize("other", ["two", "micro"])
+def test_world_size_and_micro_batch_change_no_draw(recorded, other):
+    one, mine = recorded["one"][0], recorded[other][0]
+    assert one["position"].tolist() == list(range(800))
+    for name in one:
+        assert torch.equal(one[name], mine[name]), name
+
+
+@pytest.mark.parametrize("other", ["two", "micro"])
+def test_world_size_and_micro_batch_leave_the_losses(recorded, other):
+    one, mine = torch.tensor(recorded["one"][1]), torch.tensor(recorded[other][1])
+    assert len(one) == 50
+    assert ((mine - one) / one).abs().max() < 1e-5
+
+
+def test_cached_and_uncached_runs_agree(tmp_path):
+    train(tmp_path / "cached", duration="20 steps")
+    train(tmp_path / "straight", duration="20 steps", cache_latents=False, cache_text=False)
+    cached, straight = (torch.tensor(losses(tmp_path / n)) for n in ("cached", "straight"))
+    assert ((cached - straight) / cached).abs().max() < 1e-5
+
+
+def test_another_seed_is_another_run(tmp_path):
+    train(tmp_path / "a", duration="2 steps", seed=1)
+    train(tmp_path / "b", duration="2 steps", seed=2)
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")

@@ -1,0 +1,69 @@
+"""Trains a latent text-to-image model: from random init, or from a pipeline folder.
+
+    accelerate launch training/train.py --config configs/quickstart.yaml a.b=c ...
+    accelerate launch training/train.py --config configs/finetune.yaml data.path=my_images
+
+The result is the pipeline folder ``RUN/final``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ldm.data.collection import Collection
+from ldm.engine.parts import build, parameters
+from ldm.engine.program import Program
+from ldm.engine.schema import TrainConfig
+from ldm.engine.score import score
+from ldm.engine.text_to_image import Encoded, LatentDraws, TextToImageTask
+from ldm.engine.trainer import Trainer
+from ldm.models.attention import set_attention
+from ldm.models.codec import Codec
+from ldm.models.conditioner import ClipConditioner
+from ldm.pipeline import LatentDiffusionPipeline
+
+
+def train(config: TrainConfig, accelerator: Accelerator) -> Path:
+    """Builds the parts of ``config``, trains them, and returns the folder of the final pipeline."""
+    collection = Collection(config.data)
+    parts = build(config, collection.captions())
+    bfloat16 = config.precision == "bfloat16"
+    set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
+    for network in (parts.vae, parts.text_encoder, parts.unet):
+        network.to(accelerator.device)
+    conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
+    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator.device)
+    with accelerator.main_process_first():
+        encoded.prepare(collection.train, collection.captions())
+    task = TextToImageTask(config, parts, collection.held_out, encoded)
+    draws = LatentDraws(config, collection.train, encoded)
+    accelerator.print(
+        f"U-Net of {parameters(parts.unet):,} parameters, {len(collection.train):,} pictures,"
+        f" {len(collection.held_out):,} held out"
+    )
+    final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
+    prompt = collection.train[0].caption(None)
+    accelerator.print(f"the pipeline is in {final}; draw with:")
+    accelerator.print(f'  ldm sample "{prompt}" --model {final}')
+    if config.score and accelerator.is_main_process:
+        pipe = LatentDiffusionPipeline.from_pretrained(final).to(accelerator.device)
+        hits = score(pipe, config, collection.train, Path(config.run))
+        print(f"nearest training picture (pixels) is the one asked for: {hits}")
+        print(f"drawn and true pictures side by side: {config.run}/samples.png")
+    return final
+
+
+def main() -> None:
+    """The command line."""
+    program = Program(TrainConfig, __doc__)
+    if program.dry_run:
+        parts = build(program.config, [], meta=True)
+        program.report({name: getattr(parts, name) for name in ("unet", "text_encoder", "vae")})
+    else:
+        train(program.config, program.accelerator())
+
+
+if __name__ == "__main__":
+    main()

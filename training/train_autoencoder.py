@@ -1,0 +1,64 @@
+"""Trains a KL autoencoder on captioned or uncaptioned pictures.
+
+    accelerate launch training/train_autoencoder.py --config configs/autoencoder.yaml a.b=c
+
+It ends with the latent statistics folded into the quant convolutions: latents have mean 0 and std 1
+per channel, and ``scaling_factor`` is 1. The result is ``RUN/final``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+
+from ldm.data.collection import Collection
+from ldm.engine import checkpoint
+from ldm.engine.autoencoder import AutoencoderTask, PictureDraws, fold
+from ldm.engine.parts import make_vae, parameters, read_vae
+from ldm.engine.program import Program
+from ldm.engine.schema import AutoencoderConfig
+from ldm.engine.trainer import Trainer
+
+
+def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
+    """Builds the autoencoder of ``config``, trains it, and returns the folder of the result."""
+    collection = Collection(config.data)
+    vae = make(config).to(accelerator.device)
+    task = AutoencoderTask(config, vae, collection.held_out)
+    side = config.images.size // task.codec.factor
+    latent_shape = (task.codec.channels, side, side)
+    draws = PictureDraws(collection, config.images, config.seed, latent_shape)
+    accelerator.print(
+        f"{parameters(vae):,} parameters, {len(collection.train):,} pictures,"
+        f" {len(collection.held_out):,} held out"
+    )
+    final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
+    if accelerator.is_main_process and config.train == "all":
+        folded = read_vae(str(final)).to(accelerator.device)
+        fold(folded, collection, config.images, config.fold_images)
+        checkpoint.write_folder(final, folded.save_pretrained)
+    accelerator.wait_for_everyone()
+    accelerator.print(f"the autoencoder is in {final}")
+    return final
+
+
+def make(config: AutoencoderConfig, *, meta: bool = False) -> AutoencoderKL:
+    """The autoencoder of ``config``, from its folder or from random init."""
+    if isinstance(config.vae, str):
+        return read_vae(config.vae, meta=meta)
+    return make_vae(config.vae, config.seed, meta=meta)
+
+
+def main() -> None:
+    """The command line."""
+    program = Program(AutoencoderConfig, __doc__)
+    if program.dry_run:
+        program.report({"vae": make(program.config, meta=True)})
+    else:
+        train(program.config, program.accelerator())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Trains a small CLIP, and its tokenizer, on captioned pictures.
+
+    accelerate launch training/train_clip.py --config configs/clip.yaml a.b=c ...
+
+The result is ``RUN/final``: ``text_encoder`` and ``tokenizer`` for a pipeline (``text: RUN/final``
+in the config of training/train.py), ``image_encoder`` for evaluation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ldm.data.collection import Collection
+from ldm.engine.config import ConfigError
+from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
+from ldm.engine.parts import parameters
+from ldm.engine.program import Program
+from ldm.engine.schema import ClipConfig
+from ldm.engine.trainer import Trainer, split_batch
+from ldm.models.tokenizer import train_tokenizer
+
+
+def train(config: ClipConfig, accelerator: Accelerator) -> Path:
+    """Builds the towers of ``config``, trains them, and returns the folder of the result."""
+    share, micro = split_batch(config, accelerator.num_processes)
+    if micro != share:
+        raise ConfigError(
+            "micro_batch_size: a contrastive loss compares the whole batch: leave it out, or lower"
+            " batch_size"
+        )
+    collection = Collection(config.data)
+    tokenizer = train_tokenizer(collection.captions(), config.vocab_size, config.max_length)
+    clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
+    task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator)
+    draws = CaptionedDraws(collection, config.images, task.conditioner, config.seed)
+    accelerator.print(
+        f"{parameters(clip):,} parameters, {len(tokenizer):,} tokens,"
+        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
+    )
+    final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
+    accelerator.print(f"the text encoder, its tokenizer and the image encoder are in {final}")
+    return final
+
+
+def main() -> None:
+    """The command line."""
+    program = Program(ClipConfig, __doc__)
+    config = program.config
+    if program.dry_run:
+        tokenizer = train_tokenizer([], config.vocab_size, config.max_length)
+        program.report({"clip": config.clip.build(tokenizer, config.seed)})
+    else:
+        train(config, program.accelerator())
+
+
+if __name__ == "__main__":
+    main()
