@@ -220,7 +220,8 @@ def with_article(noun: str) -> str:
         or noun[0].isdigit()
     ):
         return noun
-    return f"{'an' if noun[0] in 'aeiou' and not noun.startswith(('uni', 'one')) else 'a'} {noun}"
+    spoken_as_vowel = noun[0] in "aeiou" and not noun.startswith(("uni", "one", "ewe", "eu"))
+    return f"{'an' if spoken_as_vowel else 'a'} {noun}"
 
 
 def _captions(concept: Concept, style: Style, composed: bool) -> tuple[str, ...]:

@@ -217,6 +217,11 @@ def _unet(
     config: TrainConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, meta: bool
 ) -> UNet2DConditionModel:
     width = text_encoder.config.hidden_size
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if config.images.size % factor:
+        raise ConfigError(
+            f"images.size {config.images.size} is no multiple of {factor}, the pixels of a latent"
+        )
     if config.unet is None:
         unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
         if unet.config.cross_attention_dim != width:
@@ -225,11 +230,6 @@ def _unet(
                 f" {unet.config.cross_attention_dim}, the text encoder writes {width}"
             )
         return unet
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if config.images.size % factor:
-        raise ConfigError(
-            f"images.size {config.images.size} is no multiple of {factor}, the pixels of a latent"
-        )
 
     def make() -> UNet2DConditionModel:
         return make_unet(

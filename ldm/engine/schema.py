@@ -96,7 +96,6 @@ class UNetShape:
         norm_num_groups: groups of every GroupNorm.
         use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
         sample_size: side of the latent that the pipeline draws by default; None: from the images.
-        text_mask: hand the mask of padding tokens to cross-attention. Stock does not.
     """
 
     block_out_channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
@@ -106,7 +105,6 @@ class UNetShape:
     norm_num_groups: Positive = 32
     use_linear_projection: bool = False
     sample_size: Positive | None = None
-    text_mask: bool = False
 
 
 @config_class

@@ -163,8 +163,7 @@ class TextToImageTask(nn.Module):
         super().__init__()
         self.config, self.process, self.objective = config, parts.process, parts.objective
         self.parts, self.held_out, self.encoded = parts, held_out, encoded
-        masked = config.unet is not None and config.unet.text_mask
-        self.denoiser = UNetDenoiser(parts.unet, masked)
+        self.denoiser = UNetDenoiser(parts.unet)
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
         self.text_encoder = parts.text_encoder if "text_encoder" in config.train else None
         for name, part in (("unet", parts.unet), ("text_encoder", parts.text_encoder)):

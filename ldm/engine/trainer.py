@@ -122,6 +122,7 @@ class Trainer:
         )
         self.seen = 0
         self.window = {"loss": 0.0, "images": 0.0}
+        self.pending: list[Tensor] = []  # this process's losses, a step each, not yet in the window
         self.run = Path(config.run)
 
     # -- the loop --
@@ -172,8 +173,7 @@ class Trainer:
                 if self.ema and config.ema:
                     half_life = images(config.ema.half_life, self.batch, self.epoch)
                     self.ema.update(decay(self.batch, self.seen, half_life, config.ema.ramp))
-                self.window["loss"] += float(accelerator.reduce(loss_sum, "sum"))
-                self.window["images"] += self.batch
+                self.pending.append(loss_sum)
                 progress.advance(bar, self.batch)
                 step, end = self.seen // self.batch, self.seen >= self.total
                 if step % config.log_every == 0 or end:
@@ -214,7 +214,18 @@ class Trainer:
 
     # -- what is written --
 
+    def _gather(self) -> None:
+        """Moves pending losses into the window: one collective for many steps, and no host sync in
+        between. Step by step, so that the sum does not depend on when it is taken.
+        """
+        if self.pending:
+            for loss in self.accelerator.reduce(torch.stack(self.pending), "sum").tolist():
+                self.window["loss"] += loss
+                self.window["images"] += self.batch
+            self.pending = []
+
     def _log(self, norm: float, rate: float, speed: float) -> None:
+        self._gather()
         self.last_loss = self.window["loss"] / self.window["images"]
         self.window = {"loss": 0.0, "images": 0.0}
         if not math.isfinite(self.last_loss):
@@ -249,6 +260,7 @@ class Trainer:
             progress.console.print(f"{self.seen:>10} images: {told}")
 
     def _save(self) -> None:
+        self._gather()
         if self.accelerator.is_main_process:
             root = self.run / "checkpoints"
             checkpoint.write_folder(root / checkpoint.name_of(self.seen), self._write_state)
@@ -315,7 +327,12 @@ class Trainer:
         saved = load_file(state / "optimizer.safetensors")
         for name, value in self.weights.items():
             kinds = [key for key in saved if key.rpartition("/")[0] == name]
-            self.optimizer.state[value] = {key.rpartition("/")[2]: saved[key] for key in kinds}
+            state = {key.rpartition("/")[2]: saved[key] for key in kinds}
+            self.optimizer.state[value] = {
+                # AdamW counts its steps on the CPU.
+                kind: moment if kind == "step" else moment.to(value.device)
+                for kind, moment in state.items()
+            }
         if counters["batch_size"] != self.batch:
             raise CheckpointError(
                 f"{folder} was trained with batch_size {counters['batch_size']}, the config says"

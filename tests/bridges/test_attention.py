@@ -3,11 +3,11 @@
 import importlib.metadata
 
 import pytest
-import tiny
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
+import tiny
 from ldm.engine.parts import make_unet
 from ldm.engine.schema import UNetShape
 from ldm.models.attention import BackendError, check_backend, set_attention

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -23,6 +22,7 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
+import tiny
 from ldm.diffusion import Condition, Level, Prediction
 from ldm.guidance import ClassifierFree
 from ldm.pipeline import LatentDiffusionPipeline

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKL
 
+import tiny
 from ldm.diffusion import stream
 from ldm.engine.parts import make_vae
 from ldm.engine.schema import VaeShape

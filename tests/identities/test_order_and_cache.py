@@ -223,6 +223,7 @@ def test_fingerprint_sees_one_bit_and_nothing_else():
 
 def test_parts_of_a_fingerprint_do_not_run_together():
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint(1, 23) != fingerprint(12, 3)
     assert fingerprint("1") != fingerprint(1)
 
 

@@ -15,7 +15,7 @@ from ldm.engine.ema import Average, decay
 from ldm.engine.parts import build, initialised, make_vae
 from ldm.engine.schema import AdamW, RunConfig, TrainConfig, VaeShape
 from ldm.engine.trainer import Trainer, learning_rate, split_batch
-from runs import accelerator, tree
+from runs import accelerator, train, tree
 
 # -- learning rate --
 
@@ -305,6 +305,20 @@ def test_split_batch(batch, micro, world, expected):
     assert split_batch(config, world) == expected
 
 
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(tmp_path, monkeypatch):
+    # The norm, not only the loss: AdamW would hide a gradient that is too long everywhere.
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    found = {}
+    for micro in (None, 4):
+        run = tmp_path / str(micro)
+        train(run, duration="3 steps", micro_batch_size=micro)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found[micro] = [[line["loss"], line["gradient_norm"]] for line in lines]
+    whole, parts = torch.tensor(found[None]), torch.tensor(found[4])
+    assert whole.shape == (3, 2) and (whole > 0).all()
+    assert ((parts - whole) / whole).abs().max() < 1e-5
+
+
 # -- random init --
 
 
@@ -351,6 +365,15 @@ def test_building_neither_reads_nor_moves_the_global_generator(captions):
     second = build_with(captions)
     for part in ("vae", "text_encoder", "unet"):
         assert weights(getattr(first, part)) == weights(getattr(second, part))
+
+
+def test_components_and_seeds_draw_different_numbers():
+    drawn = []
+    for seed, component in ((1, "unet"), (1, "vae"), (2, "unet"), (1, "unet")):
+        with initialised(seed, component):
+            drawn.append(torch.randn(4).tolist())
+    assert drawn[0] == drawn[3]
+    assert len({tuple(numbers) for numbers in drawn}) == 3
 
 
 def test_initialised_gives_the_generator_back_on_errors():

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from PIL import Image
 from typer.testing import CliRunner
 
+import tiny
 from ldm.cli import app
 from ldm.interop.png import Parameters, read_png, write_png
 from ldm.sampling import SAMPLERS

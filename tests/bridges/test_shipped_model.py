@@ -1,0 +1,85 @@
+"""``assets/ldm-small`` draws the same pictures through this pipeline and through stock."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+
+from ldm.pipeline import LatentDiffusionPipeline
+from runs import ROOT
+
+FOLDER = ROOT / "assets" / "ldm-small"
+PROMPTS = ["a red apple, twemoji style", "three small green hearts on a white background"]
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    ours = LatentDiffusionPipeline.from_pretrained(FOLDER)
+    stock = StableDiffusionPipeline.from_pretrained(FOLDER)
+    for pipe in (ours, stock):
+        pipe.set_progress_bar_config(disable=True)
+    return ours, stock
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps"),
+    [
+        (DDIMScheduler, 50),
+        (DPMSolverMultistepScheduler, 20),
+        (EulerDiscreteScheduler, 20),
+        (PNDMScheduler, 20),
+    ],
+)
+def test_same_latents_same_pictures_as_stock(pipes, scheduler, steps):
+    ours, stock = pipes
+    side = ours.unet.config.sample_size
+    shape = (2, ours.unet.config.in_channels, side, side)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    drawn = []
+    for pipe in (ours, stock):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        pictures = pipe(
+            PROMPTS,
+            num_inference_steps=steps,
+            guidance_scale=7.5,
+            latents=latents.clone(),
+            output_type="np",
+        ).images
+        drawn.append(torch.from_numpy(pictures))
+    assert drawn[0].shape == (2, 64, 64, 3)
+    assert (drawn[0] - drawn[1]).abs().max() <= 1e-4
+
+
+def test_any_diffusers_pipeline_opens_it(pipes):
+    opened = DiffusionPipeline.from_pretrained(FOLDER)
+    assert type(opened) is StableDiffusionPipeline
+    for name in ("unet", "vae", "text_encoder"):
+        mine, theirs = (dict(getattr(p, name).named_parameters()) for p in (pipes[0], opened))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_it_draws_what_the_words_say(pipes):
+    """Red and green pictures are red and green: the text reaches the picture."""
+    pictures = torch.from_numpy(
+        pipes[0](
+            [
+                "a large red circle on a white background",
+                "a large green circle on a white background",
+            ],
+            num_inference_steps=20,
+            guidance_scale=3.0,
+            sampler="ddim",
+            seed=0,
+            output_type="np",
+        ).images
+    )
+    red, green, _ = pictures[:, 24:40, 24:40].mean((1, 2)).unbind(-1)
+    assert red[0] > green[0] + 0.2
+    assert green[1] > red[1] + 0.2
