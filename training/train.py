@@ -35,15 +35,16 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         network.to(accelerator.device)
     conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
     encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator.device)
-    with accelerator.main_process_first():
-        encoded.prepare(collection.train, collection.captions())
     task = TextToImageTask(config, parts, collection.held_out, encoded)
     draws = LatentDraws(config, collection.train, encoded)
     accelerator.print(
         f"U-Net of {parameters(parts.unet):,} parameters, {len(collection.train):,} pictures,"
         f" {len(collection.held_out):,} held out"
     )
-    final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
+    trainer = Trainer(config, task, draws, len(collection.train), accelerator)
+    with accelerator.main_process_first():
+        encoded.prepare(collection.train, collection.captions())
+    final = trainer.fit()
     prompt = collection.train[0].caption(None)
     accelerator.print(f"the pipeline is in {final}; draw with:")
     accelerator.print(f'  ldm sample "{prompt}" --model {final}')

@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from ldm.data.collection import Collection
-from ldm.engine import checkpoint
-from ldm.engine.autoencoder import AutoencoderTask, PictureDraws, fold
+from ldm.engine.autoencoder import AutoencoderTask, PictureDraws
 from ldm.engine.parts import make_vae, parameters, read_vae
 from ldm.engine.program import Program
 from ldm.engine.schema import AutoencoderConfig
@@ -26,7 +25,7 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     """Builds the autoencoder of ``config``, trains it, and returns the folder of the result."""
     collection = Collection(config.data)
     vae = make(config).to(accelerator.device)
-    task = AutoencoderTask(config, vae, collection.held_out)
+    task = AutoencoderTask(config, vae, collection)
     side = config.images.size // task.codec.factor
     latent_shape = (task.codec.channels, side, side)
     draws = PictureDraws(collection, config.images, config.seed, latent_shape)
@@ -35,11 +34,6 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
         f" {len(collection.held_out):,} held out"
     )
     final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
-    if accelerator.is_main_process and config.train == "all":
-        folded = read_vae(str(final)).to(accelerator.device)
-        fold(folded, collection, config.images, config.fold_images)
-        checkpoint.write_folder(final, folded.save_pretrained)
-    accelerator.wait_for_everyone()
     accelerator.print(f"the autoencoder is in {final}")
     return final
 

@@ -9,6 +9,7 @@ neighbouring pixels: edges of flat-coloured pictures are where an L1 loss alone 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,12 @@ class PictureDraws(Dataset[dict[str, Any]]):
 class AutoencoderTask(nn.Module):
     """Reconstruction of pictures; what is saved is an ``AutoencoderKL`` folder."""
 
-    def __init__(self, config: AutoencoderConfig, vae: AutoencoderKL, held_out: list[Item]) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, vae: AutoencoderKL, collection: Collection
+    ) -> None:
         super().__init__()
         self.config, self.vae, self.codec = config, vae, Codec(vae)
-        self.held_out = held_out
+        self.collection, self.held_out = collection, collection.held_out
         if config.train == "decoder":
             for part in (vae.encoder, vae.quant_conv):
                 if part is not None:
@@ -133,19 +136,25 @@ class AutoencoderTask(nn.Module):
         """An ``AutoencoderKL`` folder."""
         self.vae.save_pretrained(folder)
 
+    def finish(self, folder: Path) -> None:
+        """The same with the latent statistics folded in, if the encoder learnt."""
+        vae = copy.deepcopy(self.vae)
+        if self.config.train == "all":
+            fold(vae, self.collection.train, self.config.images, self.config.fold_images)
+        vae.save_pretrained(folder)
+
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Its weights."""
         return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
 @torch.no_grad()
-def fold(vae: AutoencoderKL, collection: Collection, transform: ImageTransform, count: int) -> None:
-    """Measures mean and std per latent channel over ``count`` training pictures and folds them in.
+def fold(vae: AutoencoderKL, items: list[Item], transform: ImageTransform, count: int) -> None:
+    """Measures mean and std per latent channel over ``count`` of ``items`` and folds them in.
 
     The std is that of posterior samples: sqrt(var(mean) + mean(var)).
     """
     codec = Codec(vae)
-    items = collection.train
     chosen = [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
     total = torch.zeros(3, codec.channels, dtype=torch.float64)
     seen = 0

@@ -68,10 +68,13 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    if folder.exists():
-        shutil.rmtree(folder)
+    replaced = folder.parent / f".staging-replaced-{folder.name}"
+    if folder.exists():  # moved aside, not removed: a kill between the two renames loses nothing
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
     staging.rename(folder)
     _flush(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def problem(folder: Path) -> str | None:

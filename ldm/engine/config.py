@@ -199,9 +199,20 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
         hint = f"known keys: {', '.join(fields)}"
         if near:
             hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
+        elif nested := _nested(cls, str(name)):
+            hint = f"did you mean {'.'.join((*path, *nested))!r}?"
         elif other:
             hint = f"kind {cls.kind!r} does not have it, kind {other[0]!r} does"
         raise ConfigError(f"unknown key {'.'.join(key)!r}; {hint}")
+
+
+def _nested(cls: Any, name: str) -> tuple[str, ...]:
+    """Where a part of ``cls`` has the field ``name`` (``lr`` is in ``optimizer``), else ()."""
+    for field, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for part in _dataclasses_in(hint):
+            if name in {f.name for f in dataclasses.fields(part)}:
+                return field, name
+    return ()
 
 
 def _dataclasses_in(annotation: Any) -> list[Any]:

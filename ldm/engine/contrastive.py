@@ -117,6 +117,8 @@ class ContrastiveTask(nn.Module):
         self.clip.save_vision(folder / "image_encoder")
         save_tokenizer(self.tokenizer, folder / "tokenizer")
 
+    finish = save
+
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Weights of both towers."""
         clip = Clip.load(folder / "text_encoder", folder / "image_encoder")

@@ -285,6 +285,8 @@ class TextToImageTask(nn.Module):
         """A pipeline folder."""
         self.pipeline().save_pretrained(folder)
 
+    finish = save
+
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Weights of the parts that learn, as ``trained`` names them."""
         found = {}

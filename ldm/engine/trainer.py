@@ -7,8 +7,6 @@ from a checkpoint is to start the same loop at another number.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -26,20 +24,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.order import positions
 from ldm.diffusion import stream
-from ldm.engine import checkpoint
+from ldm.engine import checkpoint, state
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images
 from ldm.engine.ema import Average, decay
+from ldm.engine.metrics import Metrics
 from ldm.engine.record import write_record
 from ldm.engine.schema import AdamW, RunConfig
-
-log = logging.getLogger(__name__)
 
 
 class RunError(RuntimeError):
@@ -69,6 +65,10 @@ class Task(Protocol):
         """Writes the weights as they are, with everything needed to use them, into ``folder``."""
         ...
 
+    def finish(self, folder: Path) -> None:
+        """Writes what the run is for into ``folder``, at its end: ``save``, or more."""
+        ...
+
     def read(self, folder: Path) -> Mapping[str, Tensor]:
         """The trained parameters of a folder that ``save`` wrote."""
         ...
@@ -88,11 +88,19 @@ def learning_rate(config: AdamW, seen: int, warmup: int, total: int) -> float:
 class Trainer:
     """Runs ``task`` over ``dataset`` as ``config`` says.
 
+    As soon as it is made it goes on from the newest complete checkpoint of the run, if there is one:
+    whatever does not fit is known before anything expensive begins.
+
     Args:
         config: the run.
         task: an ``nn.Module`` that is a ``Task``.
         dataset: map-style; item ``n`` is the n-th image of the run with all its draws.
         epoch: training pictures, the length of an epoch in images.
+        accelerator: the processes and the precision.
+
+    Raises:
+        CheckpointError: the run folder's checkpoints cannot be gone on from.
+        ConfigError: the batch does not divide.
     """
 
     def __init__(
@@ -124,15 +132,17 @@ class Trainer:
         self.window = {"loss": 0.0, "images": 0.0}
         self.pending: list[Tensor] = []  # this process's losses, a step each, not yet in the window
         self.run = Path(config.run)
+        self.metrics = Metrics(self.run / "metrics.jsonl")
+        self._resume()
 
     # -- the loop --
 
     def fit(self) -> Path:
-        """Trains to the end and returns the folder of the final weights."""
+        """Trains to the end and returns ``RUN/final``, which ``task.finish`` wrote."""
         config, accelerator = self.config, self.accelerator
-        self._resume()
         if accelerator.is_main_process:
             write_record(self.run, config)
+            self.metrics.cut(self.seen)
         model, optimizer = accelerator.prepare(self.task, self.optimizer)
         micro_batches = self._loader()
         accumulate = self.share // self.micro
@@ -242,9 +252,7 @@ class Trainer:
 
     def _write(self, **values: Any) -> None:
         if self.accelerator.is_main_process:
-            line = {"images": self.seen, "step": self.seen // self.batch, **values}
-            with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self.metrics.write(images=self.seen, step=self.seen // self.batch, **values)
 
     def _averaged(self):
         return self.ema.in_front() if self.ema else nullcontext()
@@ -270,23 +278,14 @@ class Trainer:
     def _write_state(self, folder: Path) -> None:
         with self._averaged():
             self.task.save(folder)
-        state = folder / "training"
-        state.mkdir()
-        weights = {name: value.detach().contiguous() for name, value in self.weights.items()}
-        save_file(weights, state / "raw.safetensors")
-        moments = {}
-        for name, value in self.weights.items():
-            for kind, moment in self.optimizer.state[value].items():
-                moments[f"{name}/{kind}"] = moment.contiguous()
-        save_file(moments, state / "optimizer.safetensors")
         counters = {"images": self.seen, "batch_size": self.batch, "window": self.window}
-        (state / "run.json").write_text(json.dumps(counters))
+        state.write(folder / "training", self.weights, self.optimizer, counters)
 
     def _final(self) -> Path:
         final = self.run / "final"
         if self.accelerator.is_main_process:
             with self._averaged():
-                checkpoint.write_folder(final, self.task.save)
+                checkpoint.write_folder(final, self.task.finish)
         self.accelerator.wait_for_everyone()
         return final
 
@@ -305,56 +304,24 @@ class Trainer:
             folder = checkpoint.newest(root)
         if folder is not None:
             self._load(folder)
-            if self.accelerator.is_main_process:
-                print(f"going on from {folder}")
-        if self.accelerator.is_main_process:
-            self.run.mkdir(parents=True, exist_ok=True)
-            self._cut_metrics()
-        self.accelerator.wait_for_everyone()
+            self.accelerator.print(f"going on from {folder}")
+        elif checkpoint.folders(root):
+            raise CheckpointError(
+                f"{root}: none of its checkpoints is whole; remove it to start the run anew"
+            )
 
     def _load(self, folder: Path) -> None:
-        state = folder / "training"
-        counters = json.loads((state / "run.json").read_text())
-        raw = load_file(state / "raw.safetensors")
-        check_shapes(raw, self.weights, folder)
-        with torch.no_grad():
-            for name, value in self.weights.items():
-                value.copy_(raw[name])
+        counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
-            averaged = dict(self.task.read(folder))
-            check_shapes(averaged, self.weights, folder)
+            averaged = self.task.read(folder)
+            state.check_shapes(averaged, self.weights, folder)
             self.ema.load(averaged)
-        saved = load_file(state / "optimizer.safetensors")
-        for name, value in self.weights.items():
-            kinds = [key for key in saved if key.rpartition("/")[0] == name]
-            state = {key.rpartition("/")[2]: saved[key] for key in kinds}
-            self.optimizer.state[value] = {
-                # AdamW counts its steps on the CPU.
-                kind: moment if kind == "step" else moment.to(value.device)
-                for kind, moment in state.items()
-            }
         if counters["batch_size"] != self.batch:
             raise CheckpointError(
                 f"{folder} was trained with batch_size {counters['batch_size']}, the config says"
                 f" {self.batch}: a run keeps its batch (micro_batch_size may change)"
             )
         self.seen, self.window = counters["images"], counters["window"]
-
-    def _cut_metrics(self) -> None:
-        """Lines behind the checkpoint would stand in the file twice."""
-        file = self.run / "metrics.jsonl"
-        if not file.exists():
-            return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["images"] <= self.seen:
-                    kept.append(line + "\n")
-            except ValueError:
-                log.warning("%s: a line cut short by a kill is dropped", file)
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(file)
 
 
 class _evaluating:
@@ -382,17 +349,3 @@ def split_batch(config: RunConfig, world: int) -> tuple[int, int]:
             f" (batch_size {config.batch_size} over {world})"
         )
     return share, micro
-
-
-def check_shapes(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path | str
-) -> None:
-    """``CheckpointError`` naming the first tensor of ``folder`` that does not fit the model."""
-    for name, value in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{folder} holds another model: it lacks {name}")
-        if found[name].shape != value.shape:
-            raise CheckpointError(
-                f"{folder} holds another model: {name} is {tuple(found[name].shape)} there and"
-                f" {tuple(value.shape)} in this config; use its config or another run folder"
-            )
