@@ -88,8 +88,8 @@ def learning_rate(config: AdamW, seen: int, warmup: int, total: int) -> float:
 class Trainer:
     """Runs ``task`` over ``dataset`` as ``config`` says.
 
-    As soon as it is made it goes on from the newest complete checkpoint of the run, if there is one:
-    whatever does not fit is known before anything expensive begins.
+    As soon as it is made it goes on from the newest complete checkpoint of the run, if there is
+    one: whatever does not fit is known before anything expensive begins.
 
     Args:
         config: the run.

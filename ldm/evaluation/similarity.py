@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d
+from torch.nn.functional import conv2d
 
 
 def psnr(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
@@ -40,8 +40,3 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 2.0) -> Tensor:
     value = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
     value = value / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return value.flatten(1).mean(1)
-
-
-def shrink(pictures: Tensor, side: int) -> Tensor:
-    """Pictures ``b c h w`` averaged down to ``side``; their side must be a multiple of it."""
-    return avg_pool2d(pictures, pictures.shape[-1] // side)
