@@ -5,8 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint clean
 
 demo: .venv/installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		training/train.py --config configs/quickstart.yaml
+	$(BIN)/python training/train.py --config configs/quickstart.yaml
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
@@ -17,6 +16,7 @@ lint: .venv/installed
 	$(BIN)/pyright
 
 .venv/installed: pyproject.toml
+	@echo "installing into .venv (some minutes, several GB)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -q -e '.[demo,dev]'
 	touch $@

@@ -90,7 +90,10 @@ def sample(
     try:
         targets = _targets(out, len(prompts) * count)
         pipe = LatentDiffusionPipeline.from_pretrained(model)
-        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
+            _fail(f"--device {device}: {error}")
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
         images = pipe(
             prompts,

@@ -8,6 +8,8 @@ The result is the pipeline folder ``RUN/final``.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -41,13 +43,15 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         f"U-Net of {parameters(parts.unet):,} parameters, {len(collection.train):,} pictures,"
         f" {len(collection.held_out):,} held out"
     )
-    trainer = Trainer(config, task, draws, len(collection.train), accelerator)
+    trainer = Trainer(config, task, draws, collection, accelerator)
+    collection.verify(train=not encoded.latents_cached)  # the cache reads every picture it encodes
     with accelerator.main_process_first():
         encoded.prepare(collection.train, collection.captions())
     final = trainer.fit()
     prompt = collection.train[0].caption(None)
     accelerator.print(f"the pipeline is in {final}; draw with:")
-    accelerator.print(f'  ldm sample "{prompt}" --model {final}')
+    command = Path(sys.executable).with_name("ldm")
+    accelerator.print(f"  {command} sample {shlex.quote(prompt)} --model {final}")
     if config.score and accelerator.is_main_process:
         pipe = LatentDiffusionPipeline.from_pretrained(final).to(accelerator.device)
         hits = score(pipe, config, collection.train, Path(config.run))

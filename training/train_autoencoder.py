@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 
 from ldm.data.collection import Collection
 from ldm.engine.autoencoder import AutoencoderTask, PictureDraws
+from ldm.engine.config import ConfigError
 from ldm.engine.parts import make_vae, parameters, read_vae
 from ldm.engine.program import Program
 from ldm.engine.schema import AutoencoderConfig
@@ -26,6 +27,13 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     collection = Collection(config.data)
     vae = make(config).to(accelerator.device)
     task = AutoencoderTask(config, vae, collection)
+    if config.images.size % task.codec.factor:
+        raise ConfigError(
+            f"images.size {config.images.size} is no multiple of {task.codec.factor}, the pixels of"
+            " a latent"
+        )
+    if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
+        raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
     side = config.images.size // task.codec.factor
     latent_shape = (task.codec.channels, side, side)
     draws = PictureDraws(collection, config.images, config.seed, latent_shape)
@@ -33,7 +41,9 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
         f"{parameters(vae):,} parameters, {len(collection.train):,} pictures,"
         f" {len(collection.held_out):,} held out"
     )
-    final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
+    trainer = Trainer(config, task, draws, collection, accelerator)
+    collection.verify(train=True)
+    final = trainer.fit()
     accelerator.print(f"the autoencoder is in {final}")
     return final
 

@@ -30,6 +30,10 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "micro_batch_size: a contrastive loss compares the whole batch: leave it out, or lower"
             " batch_size"
         )
+    if config.clip.size != config.images.size:
+        raise ConfigError(
+            f"clip.size {config.clip.size} and images.size {config.images.size} must be the same"
+        )
     collection = Collection(config.data)
     tokenizer = train_tokenizer(collection.captions(), config.vocab_size, config.max_length)
     clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
@@ -39,7 +43,9 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         f"{parameters(clip):,} parameters, {len(tokenizer):,} tokens,"
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
     )
-    final = Trainer(config, task, draws, len(collection.train), accelerator).fit()
+    trainer = Trainer(config, task, draws, collection, accelerator)
+    collection.verify(train=True)
+    final = trainer.fit()
     accelerator.print(f"the text encoder, its tokenizer and the image encoder are in {final}")
     return final
 

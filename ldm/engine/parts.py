@@ -9,21 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, stream
+from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target, stream
 from ldm.engine.config import ConfigError
 from ldm.engine.schema import TextShape, TrainConfig, UNetShape, VaeShape
+from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import train_tokenizer
+from ldm.sampling import sampler
 
 M = TypeVar("M")
 
@@ -78,9 +81,15 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, meta)
     process, objective = process_and_objective(config)
+    unet.register_to_config(sample_size=config.images.size // Codec(vae).factor)
     try:
         process.refuse(objective.target)
-        process.scheduler_config(objective.target)  # what a checkpoint will say
+        # What a checkpoint will say, and what will draw from it.
+        scheduler = process.scheduler_config(objective.target)
+        for key in ("validation", "score"):
+            if (drawing := getattr(config, key)) is not None:
+                with _described(key):
+                    sampler(drawing.sampler, scheduler).start(drawing.steps)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return Parts(vae, tokenizer, text_encoder, unet, process, objective)
@@ -88,20 +97,33 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
 
 def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:
     """Those of the config; what it leaves open comes from the model folder, else the defaults."""
-    process, objective = config.process, config.objective
+    process, target = NoiseProcess(), "eps"
     if config.model and config.unet is None:
-        saved = _scheduler_config(config.model)
-        process = process or NoiseProcess.from_scheduler(saved)
-        speaks = TARGET_OF_PREDICTION_TYPE.get(saved.get("prediction_type", "epsilon"), "eps")
-        objective = objective or Objective(target=speaks)
-    return process or NoiseProcess(), objective or Objective()
+        process, target = _saved_process(config.model)
+    try:
+        return (
+            replace(process, **_given(config.process)),
+            Objective(**{"target": target, **_given(config.objective)}),
+        )
+    except ValueError as error:
+        raise ConfigError(f"process: {error}") from None
 
 
-def _scheduler_config(model: str) -> dict[str, Any]:
+def _given(settings: Any) -> dict[str, Any]:
+    """The fields that a config sets."""
+    return {k: v for k, v in vars(settings).items() if v is not None}
+
+
+def _saved_process(model: str) -> tuple[NoiseProcess, Target]:
     file = Path(model) / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        raise ConfigError(f"model: {model} has no {file.relative_to(model)}")
-    return json.loads(file.read_text())
+    try:
+        saved = json.loads(file.read_text())
+        speaks = saved.get("prediction_type", "epsilon")
+        if speaks not in TARGET_OF_PREDICTION_TYPE:
+            raise ValueError(f"prediction_type {speaks!r} is not supported")
+        return NoiseProcess.from_scheduler(saved), TARGET_OF_PREDICTION_TYPE[speaks]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {file} cannot be used: {error}") from None
 
 
 def _read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
@@ -120,7 +142,7 @@ def _read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
         return cls.from_pretrained(  # type: ignore[attr-defined]
             folder, use_safetensors=True, **{named: torch.float32}
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         line = " ".join(str(error).split())[:300]
         raise ConfigError(f"{key}: the weights in {folder} cannot be read: {line}") from None
 
@@ -224,6 +246,12 @@ def _unet(
         )
     if config.unet is None:
         unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
+        channels = vae.config.latent_channels
+        if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
+            raise ConfigError(
+                f"the U-Net of {config.model} takes {unet.config.in_channels} channels and returns"
+                f" {unet.config.out_channels}, the autoencoder has {channels} latent channels"
+            )
         if unet.config.cross_attention_dim != width:
             raise ConfigError(
                 f"the U-Net of {config.model} reads tokens of width"
@@ -252,7 +280,7 @@ def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DC
             f"unet.attention has {len(attention)} entries for {levels} block_out_channels"
         )
     return UNet2DConditionModel(
-        sample_size=shape.sample_size or side,
+        sample_size=side,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=shape.block_out_channels,  # type: ignore[arg-type]

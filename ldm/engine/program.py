@@ -7,12 +7,15 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
 
+import torch
 import transformers
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from ldm.data.collection import Collection
@@ -40,6 +43,11 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
     sys.__excepthook__(kind, error, trace)
 
 
+def _launched_on_one_thread() -> bool:
+    """Whether ``accelerate launch`` set OMP_NUM_THREADS to 1, its default for one process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1
+
+
 class Program(Generic[C]):
     """The command line ``--config FILE [--dry-run] a.b=c ...``.
 
@@ -65,10 +73,35 @@ class Program(Generic[C]):
         self.dry_run: bool = arguments.dry_run
 
     def accelerator(self) -> Accelerator:
-        """The processes and the precision of the run."""
+        """The processes and the precision of the run.
+
+        Raises:
+            ConfigError: the launcher asks for what a run cannot be (FSDP, DeepSpeed), or started
+                processes that do not see each other.
+        """
         accelerator = Accelerator(
-            mixed_precision="bf16" if self.config.precision == "bfloat16" else "no"
+            # Without it accelerate leaves processes on CPUs unconnected, and takes a Mac's MPS,
+            # which has no float64.
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if self.config.precision == "bfloat16" else "no",
+            gradient_accumulation_steps=1,  # follows from the batch, not from the launcher
+            # The others wait while the main process fills a cache or draws.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
         )
+        known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+        if accelerator.distributed_type not in known:
+            raise ConfigError(
+                f"the launcher asks for {accelerator.distributed_type.value}, which is not"
+                " supported: use one process per device (DDP)"
+            )
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started != accelerator.num_processes:
+            raise ConfigError(
+                f"{started} processes were started but each sees {accelerator.num_processes}:"
+                " launch with torchrun or accelerate launch --multi_gpu"
+            )
+        if accelerator.device.type == "cpu" and started == 1 and _launched_on_one_thread():
+            torch.set_num_threads(os.cpu_count() or 1)
         split_batch(self.config, accelerator.num_processes)
         return accelerator
 

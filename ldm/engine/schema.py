@@ -13,12 +13,13 @@ from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform
 from ldm.data.shapes import ShapesData
-from ldm.diffusion import NoiseProcess, Objective
+from ldm.diffusion import Schedule, Target
 from ldm.engine.config import Duration, Interval, config_class
 from ldm.models.clip import ClipSize
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 TrainedPart = Literal["unet", "text_encoder"]
 
 
@@ -95,7 +96,6 @@ class UNetShape:
             per resolution.
         norm_num_groups: groups of every GroupNorm.
         use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
-        sample_size: side of the latent that the pipeline draws by default; None: from the images.
     """
 
     block_out_channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
@@ -104,7 +104,26 @@ class UNetShape:
     attention_head_dim: Positive | tuple[Positive, ...] = 8
     norm_num_groups: Positive = 32
     use_linear_projection: bool = False
-    sample_size: Positive | None = None
+
+
+@config_class
+class ProcessSettings:
+    """The fields of ``NoiseProcess``; None leaves one to the model that is fine-tuned."""
+
+    schedule: Schedule | None = None
+    beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
+    beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
+    num_train_timesteps: Positive | None = None
+    zero_terminal_snr: bool | None = None
+
+
+@config_class
+class ObjectiveSettings:
+    """The fields of ``Objective``; None leaves one to the model, or to its default."""
+
+    target: Target | None = None
+    weighting: Literal["uniform", "min_snr"] | None = None
+    gamma: Annotated[float, Field(gt=0)] | None = None
 
 
 @config_class
@@ -123,7 +142,7 @@ class AdamW:
     """
 
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -245,13 +264,13 @@ class TrainConfig(RunConfig):
     """Training of a latent text-to-image model, from random init or from a pipeline folder.
 
     Args:
-        model: pipeline folder (or hub name) that every part not described here is taken from.
+        model: pipeline folder that every part not described here is taken from.
         vae: folder of an autoencoder, or a shape for random init.
         text: folder of a pipeline's text encoder and tokenizer, or a shape for random init.
         unet: a shape for random init.
         train: the parts that learn.
-        process: the noise; by default that of ``model``, or scaled linear.
-        objective: target and weight; by default the target of ``model``, or eps.
+        process: the noise; what is left out is that of ``model``, else of ``NoiseProcess``.
+        objective: target and weight; the target left out is that of ``model``, else eps.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
         cache_latents: encode every picture once; off with a random crop.
         cache_text: encode every caption once; off where the text encoder learns.
@@ -263,9 +282,9 @@ class TrainConfig(RunConfig):
     vae: VaeShape | str | None = None
     text: TextShape | str | None = None
     unet: UNetShape | None = None
-    train: tuple[TrainedPart, ...] = ("unet",)
-    process: NoiseProcess | None = None
-    objective: Objective | None = None
+    train: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] = ("unet",)
+    process: ProcessSettings = field(default_factory=ProcessSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     text_dropout: Fraction = 0.1
     cache_latents: bool = True
     cache_text: bool = True

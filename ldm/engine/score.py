@@ -30,18 +30,25 @@ def score(
     chosen = [i * len(items) // count for i in range(count)]
     captions = [items[i].caption(None) for i in chosen]
     gallery = torch.stack([to_pixels(config.images(item.load(), None)) for item in items])
-    drawn = pipe(
-        captions,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        sampler=settings.sampler,
-        seed=settings.seed,
-        batch_size=64,
-        output_type="pt",
-    ).images.float()
+    drawn = (
+        pipe(
+            captions,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            sampler=settings.sampler,
+            seed=settings.seed,
+            batch_size=config.micro_batch_size or 64,
+            output_type="pt",
+            height=config.images.size,
+            width=config.images.size,
+        )
+        .images.float()
+        .cpu()
+    )
     rank = ranks(drawn * 2 - 1, gallery, torch.tensor(chosen))
     hits = Proportion.of(int((rank == 0).sum()), count)
-    shown = [n * count // settings.shown for n in range(min(settings.shown, count))]
+    number = min(settings.shown, count)
+    shown = [n * count // number for n in range(number)]
     cells: list[list[Image.Image]] = [
         [pictures.to_image(drawn[n] * 2 - 1), pictures.to_image(gallery[chosen[n]])] for n in shown
     ]

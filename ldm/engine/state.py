@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ldm.data.collection import Collection
 from ldm.engine.checkpoint import CheckpointError
+from ldm.engine.config import plain
+from ldm.engine.schema import RunConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -56,6 +59,40 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
             for kind in ("step", "exp_avg", "exp_avg_sq")
         }
     return json.loads((folder / "run.json").read_text())
+
+
+# What may change between a checkpoint and going on from it: where things lie, how often something
+# is looked at, how the work is split, and the end (which moves the learning rate towards it).
+_FREE = {
+    "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
+    "workers", "cache_latents", "cache_text", "attention", "score",
+}  # fmt: skip
+
+
+def identity(config: RunConfig, collection: Collection) -> dict[str, str]:
+    """What a run is a function of, by key: every setting that matters, and the data."""
+    flat = {"pictures and captions": collection.summary()}
+    for key, value in plain(config).items():
+        if key not in _FREE:
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            flat |= {f"{key}.{name}".rstrip("."): json.dumps(part) for name, part in parts}
+    flat.pop("data.path", None)  # a folder may move
+    return flat
+
+
+def check_identity(folder: Path, expected: dict[str, str]) -> None:
+    """``CheckpointError`` naming the first setting that is not what the checkpoint was trained
+    with.
+    """
+    found = json.loads((folder / "run.json").read_text())["identity"]
+    for key in sorted(found.keys() | expected.keys()):
+        was, now = found.get(key), expected.get(key)
+        if was != now:
+            told = "changed" if " " in key else f"was {was} and is now {now}"
+            raise CheckpointError(
+                f"{folder.parent.parent.parent} holds a run of another config, {key} {told}: choose"
+                " another run folder, or go back"
+            )
 
 
 def check_shapes(found: Weights, expected: Weights, folder: Path | str) -> None:

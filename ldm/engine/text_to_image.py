@@ -59,6 +59,7 @@ class Encoded:
     ) -> None:
         self.transform, self.codec, self.conditioner = config.images, codec, conditioner
         self.device = device
+        self.batch = config.micro_batch_size or min(config.batch_size, 64)
         self.latents: TensorCache | None = None
         self.text: TensorCache | None = None
         self.latents_cached = config.cache_latents and config.images.deterministic
@@ -75,6 +76,7 @@ class Encoded:
                 [_latent_key(i, v) for i, v in wanted],
                 lambda rows: self._moments([wanted[r] for r in rows]),
                 what="latents",
+                batch=self.batch,
             )
         if self.text_cached:
             tokenizer = self.conditioner.tokenizer
@@ -91,6 +93,7 @@ class Encoded:
                 [_text_key(c) for c in captions],
                 lambda rows: self._texts([captions[r] for r in rows]),
                 what="captions",
+                batch=self.batch,
             )
 
     @torch.no_grad()
@@ -237,6 +240,8 @@ class TextToImageTask(nn.Module):
                 guidance_scale=validation.guidance,
                 sampler=validation.sampler,
                 seed=validation.seed,
+                height=self.config.images.size,
+                width=self.config.images.size,
             ).images
             page = pictures.sheet([[i] for i in drawn], validation.prompts, columns=8)
             pictures.save(page, folder / f"images-{images:012d}.png")
@@ -254,8 +259,8 @@ class TextToImageTask(nn.Module):
         levels, device = validation.levels, accelerator.device
         sums = torch.zeros(levels + 1, dtype=torch.float64, device=device)
         seed, codec = validation.seed, self.encoded.codec
-        for at in range(0, len(mine), 32):
-            numbers = mine[at : at + 32]
+        for at in range(0, len(mine), self.encoded.batch):
+            numbers = mine[at : at + self.encoded.batch]
             items = [chosen[n] for n in numbers]
             x = torch.stack([to_pixels(self.config.images(i.load(), None)) for i in items])
             moments = codec.encode(x.to(device))

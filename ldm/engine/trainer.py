@@ -27,6 +27,7 @@ from rich.progress import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
 from ldm.engine import checkpoint, state
@@ -95,7 +96,7 @@ class Trainer:
         config: the run.
         task: an ``nn.Module`` that is a ``Task``.
         dataset: map-style; item ``n`` is the n-th image of the run with all its draws.
-        epoch: training pictures, the length of an epoch in images.
+        collection: its training pictures are an epoch.
         accelerator: the processes and the precision.
 
     Raises:
@@ -108,10 +109,12 @@ class Trainer:
         config: RunConfig,
         task: Task,
         dataset: Dataset[Any],
-        epoch: int,
+        collection: Collection,
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.task, self.dataset, self.epoch = config, task, dataset, epoch
+        self.config, self.task, self.dataset = config, task, dataset
+        self.epoch = epoch = len(collection.train)
+        self.identity = state.identity(config, collection)
         self.accelerator = accelerator
         self.batch = config.batch_size
         self.share, self.micro = split_batch(config, accelerator.num_processes)
@@ -143,14 +146,16 @@ class Trainer:
         if accelerator.is_main_process:
             write_record(self.run, config)
             self.metrics.cut(self.seen)
-        model, optimizer = accelerator.prepare(self.task, self.optimizer)
+        # The optimiser stays where it is: AdamW counts its steps on the CPU.
+        model, optimizer = accelerator.prepare(
+            self.task, self.optimizer, device_placement=[True, False]
+        )
         micro_batches = self._loader()
         accumulate = self.share // self.micro
         every_checkpoint = images(config.checkpoints.every, self.batch, self.epoch)
         validation = config.validation
         every_validation = images(validation.every, self.batch, self.epoch) if validation else 0
         warmup = images(config.optimizer.warmup, self.batch, self.epoch)
-        dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
         model.train()
         clock, since = time.perf_counter(), self.seen
         with self._progress() as progress:
@@ -162,11 +167,10 @@ class Trainer:
                 loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
                 for part in range(accumulate):
                     batch = next(micro_batches)
-                    if dropout:
-                        first = int(batch["position"][0])
-                        torch.manual_seed(
-                            int(stream(config.seed, "network", first).integers(2**63))
-                        )
+                    # For dropout, whether a module or a function: what the images meet depends on
+                    # the first one's number.
+                    first = int(batch["position"][0])
+                    torch.manual_seed(int(stream(config.seed, "network", first).integers(2**63)))
                     batch = {name: value.to(accelerator.device) for name, value in batch.items()}
                     last = part == accumulate - 1
                     with nullcontext() if last else accelerator.no_sync(model):
@@ -233,16 +237,17 @@ class Trainer:
                 self.window["loss"] += loss
                 self.window["images"] += self.batch
             self.pending = []
+        if not math.isfinite(self.window["loss"]):
+            raise RunError(
+                f"the loss is {self.window['loss']} within the {self.window['images']:.0f} images"
+                f" before image {self.seen}: lower optimizer.lr, or look at these pictures;"
+                " the last checkpoint is from before"
+            )
 
     def _log(self, norm: float, rate: float, speed: float) -> None:
         self._gather()
         self.last_loss = self.window["loss"] / self.window["images"]
         self.window = {"loss": 0.0, "images": 0.0}
-        if not math.isfinite(self.last_loss):
-            raise RunError(
-                f"the loss is {self.last_loss} after {self.seen} images (gradient norm {norm}):"
-                " lower optimizer.lr, or look at the pictures of these steps"
-            )
         self._write(
             loss=self.last_loss,
             gradient_norm=norm,
@@ -278,7 +283,7 @@ class Trainer:
     def _write_state(self, folder: Path) -> None:
         with self._averaged():
             self.task.save(folder)
-        counters = {"images": self.seen, "batch_size": self.batch, "window": self.window}
+        counters = {"images": self.seen, "window": self.window, "identity": self.identity}
         state.write(folder / "training", self.weights, self.optimizer, counters)
 
     def _final(self) -> Path:
@@ -309,18 +314,22 @@ class Trainer:
             raise CheckpointError(
                 f"{root}: none of its checkpoints is whole; remove it to start the run anew"
             )
+        everywhere = self.accelerator.gather(
+            torch.tensor([self.seen], device=self.accelerator.device)
+        )
+        if len(everywhere.unique()) > 1:
+            raise CheckpointError(
+                f"the processes find different checkpoints in {root} (after {everywhere.tolist()}"
+                " images): the run folder must be shared by all machines"
+            )
 
     def _load(self, folder: Path) -> None:
+        state.check_identity(folder / "training", self.identity)
         counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
             averaged = self.task.read(folder)
             state.check_shapes(averaged, self.weights, folder)
             self.ema.load(averaged)
-        if counters["batch_size"] != self.batch:
-            raise CheckpointError(
-                f"{folder} was trained with batch_size {counters['batch_size']}, the config says"
-                f" {self.batch}: a run keeps its batch (micro_batch_size may change)"
-            )
         self.seen, self.window = counters["images"], counters["window"]
 
 

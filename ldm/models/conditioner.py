@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -126,12 +125,3 @@ class ClipConditioner:
     def null(self, n: int) -> Condition:
         """``n`` times the encoding of the empty text."""
         return self.encode([""]).map(lambda x: x.expand(n, *x.shape[1:]))
-
-
-def drop_text(captions: Sequence[str], keep: np.ndarray) -> list[str]:
-    """``captions`` where ``keep`` (bool, ``b``) is true, ``""`` elsewhere.
-
-    Text dropout for guidance: the network learns the unconditional prediction on the dropped ones
-    (Ho & Salimans 2022, algorithm 1).
-    """
-    return [caption if kept else "" for caption, kept in zip(captions, keep, strict=True)]

@@ -2,13 +2,12 @@
 
 import logging
 
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.models.conditioner import ClipConditioner, drop_text
+from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import train_tokenizer
 
 TEXTS = [
@@ -124,9 +123,3 @@ def test_parts_that_do_not_belong_together_are_refused(tokenizer: CLIPTokenizer)
     ):
         with pytest.raises(ValueError, match=word):
             ClipConditioner(tokenizer, text_encoder(tokenizer, **overrides))
-
-
-def test_drop_text() -> None:
-    assert drop_text(["a", "b", "c"], np.array([True, False, True])) == ["a", "", "c"]
-    with pytest.raises(ValueError):
-        drop_text(["a"], np.array([True, False]))

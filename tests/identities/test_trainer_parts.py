@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.data.collection import Collection
+from ldm.data.shapes import ShapesData
 from ldm.engine import checkpoint
 from ldm.engine.config import validate
 from ldm.engine.ema import Average, decay
@@ -280,7 +282,8 @@ def test_weight_decay_only_on_matrices(tmp_path):
         duration="1 step",
         optimizer=AdamW(lr=0.5, weight_decay=0.25),
     )
-    trainer = Trainer(config, task, [], 1, accelerator())
+    collection = Collection(ShapesData(count=2))
+    trainer = Trainer(config, task, [], collection, accelerator())
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     for parameter in task.parameters():
         parameter.grad = torch.zeros_like(parameter)

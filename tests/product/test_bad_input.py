@@ -9,10 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from ldm.engine import checkpoint
+from ldm.engine import checkpoint, state
+from ldm.engine.checkpoint import CheckpointError
+from ldm.engine.config import validate
+from ldm.engine.parts import process_and_objective
+from ldm.engine.schema import TrainConfig
 from runs import ROOT, accelerator, program, train, tree
 
 
@@ -180,7 +185,7 @@ def test_picture_size_that_the_autoencoder_cannot_halve(command, tmp_path):
 def test_a_loss_that_is_not_finite(command, tmp_path):
     config = tree(tmp_path / "run", optimizer={"lr": 1e30, "clip_norm": 1e30}, duration="40 steps")
     message = told(*command(config))
-    assert re.match(r"the loss is (nan|inf) after \d+ images", message)
+    assert re.match(r"the loss is (nan|inf) within the \d+ images before image \d+", message)
     assert "lower optimizer.lr" in message
     assert not (tmp_path / "run" / "final").exists()
 
@@ -289,16 +294,62 @@ def going_on(run: Path, **changes) -> dict:
     return tree(run, **(settings | changes))
 
 
-def test_checkpoint_of_another_shape(command, run):
-    message = told(*command(going_on(run, unet={"block_out_channels": [16, 48]})))
-    assert f"{run}/checkpoints/images-000000000048 holds another model: unet." in message
-    assert re.search(r"is \([\d, ]+\) there and \([\d, ]+\) in this config", message)
+@pytest.mark.parametrize(
+    ("changes", "told_of"),
+    [
+        (
+            {"unet": {"block_out_channels": [16, 48]}},
+            "unet.block_out_channels was [16, 32] and is now [16, 48]",
+        ),
+        ({"batch_size": 8}, "batch_size was 16 and is now 8"),
+        ({"optimizer": {"lr": 5e-4}}, "optimizer.lr was 0.0001 and is now 0.0005"),
+        ({"data": {"seed": 1}}, "data.seed was 0 and is now 1"),
+        ({"objective": {"target": "v"}}, 'objective.target was null and is now "v"'),
+    ],
+)
+def test_a_run_folder_holds_one_run(command, run, changes, told_of):
+    message = told(*command(going_on(run, **changes)))
+    assert message.startswith(f"{run} holds a run of another config, {told_of}: choose another")
 
 
-def test_checkpoint_of_another_batch(command, run):
-    message = told(*command(going_on(run, batch_size=8)))
-    assert message.startswith(f"{run}/checkpoints/images-000000000048 was trained with batch_size")
-    assert "batch_size 16, the config says 8" in message
+def test_pictures_that_changed_are_noticed(command, pictures, tmp_path):
+    settings = dict(data={"kind": "folder", "path": str(pictures)}, batch_size=4)
+    settings["data"]["held_out_fraction"] = 0.0
+    config = tree(tmp_path / "run", **settings, duration="1 step")
+    config["data"] = settings["data"]
+    assert command(config)[0] == 0
+    (pictures / "3.txt").write_text("another caption")
+    message = told(*command({**config, "duration": "2 steps"}))
+    assert "holds a run of another config, pictures and captions changed" in message
+
+
+def test_weights_of_another_shape_are_named(run):
+    folder = run / "checkpoints" / "images-000000000048"
+    with pytest.raises(CheckpointError, match=r"unet.conv_in.weight is \(16, 4, 3, 3\) there and"):
+        state.check_shapes(
+            {"unet.conv_in.weight": torch.zeros(16, 4, 3, 3)},
+            {"unet.conv_in.weight": torch.zeros(16, 8, 3, 3)},
+            folder,
+        )
+
+
+def test_a_sampler_that_is_none_is_refused_before_the_first_step(command, tmp_path):
+    config = tree(tmp_path / "run", score={"sampler": "dpmpp"})
+    assert told(*command(config)).startswith("score: unknown sampler 'dpmpp'")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_a_fine_tuned_model_says_is_kept_where_the_config_is_silent(trained, tmp_path):
+    final = train(
+        tmp_path / "v", objective={"target": "v"}, process={"schedule": "linear"}, duration="1 step"
+    )
+    config = tree(tmp_path / "tuned", model=str(final), objective={"weighting": "min_snr"})
+    for part in ("vae", "text", "unet"):
+        config.pop(part)
+    config["process"] = {"beta_end": 0.01}
+    process, objective = process_and_objective(validate(TrainConfig, config))
+    assert (objective.target, objective.weighting) == ("v", "min_snr")
+    assert (process.schedule, process.beta_start, process.beta_end) == ("linear", 0.00085, 0.01)
 
 
 def test_resume_never_does_not_touch_a_run(command, run):

