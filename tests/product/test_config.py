@@ -10,9 +10,14 @@ import yaml
 from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
 from ldm.data.shapes import ShapesData
-from ldm.diffusion import NoiseProcess
 from ldm.engine.config import ConfigError, images, load, plain, validate
-from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig, VaeShape
+from ldm.engine.schema import (
+    AutoencoderConfig,
+    ClipConfig,
+    ProcessSettings,
+    TrainConfig,
+    VaeShape,
+)
 from runs import ROOT, tree
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -64,7 +69,7 @@ def test_overrides(file):
     assert after.batch_size == 24 and before.batch_size == 16
     assert after.images == dataclasses.replace(before.images, flip=False)
     assert after.ema is None
-    assert after.process == NoiseProcess(zero_terminal_snr=True)  # made where there was none
+    assert after.process == ProcessSettings(zero_terminal_snr=True)  # made where there was none
     expected = dict(batch_size=24, images=after.images, ema=None, process=after.process)
     assert after == dataclasses.replace(before, **expected)
 
