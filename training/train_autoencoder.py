@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from ldm.data.collection import Collection
 from ldm.engine.autoencoder import AutoencoderTask, PictureDraws
 from ldm.engine.config import ConfigError
-from ldm.engine.parts import make_vae, parameters, read_vae
+from ldm.engine.parts import latent_side, make_vae, parameters, read_vae
 from ldm.engine.program import Program
 from ldm.engine.schema import AutoencoderConfig
 from ldm.engine.trainer import Trainer
@@ -27,14 +27,9 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     collection = Collection(config.data)
     vae = make(config).to(accelerator.device)
     task = AutoencoderTask(config, vae, collection)
-    if config.images.size % task.codec.factor:
-        raise ConfigError(
-            f"images.size {config.images.size} is no multiple of {task.codec.factor}, the pixels of"
-            " a latent"
-        )
+    side = latent_side(vae, config.images.size)
     if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
         raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
-    side = config.images.size // task.codec.factor
     latent_shape = (task.codec.channels, side, side)
     draws = PictureDraws(collection, config.images, config.seed, latent_shape)
     accelerator.print(

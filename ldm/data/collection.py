@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,15 @@ class Item(NamedTuple):
         """The first caption for evaluation, a drawn one for training."""
         captions = self.example.captions
         return captions[0] if draw is None else captions[int(draw.integers(len(captions)))]
+
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of ``items`` (all, if there are fewer) at even distances, the same every time."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 class Collection:

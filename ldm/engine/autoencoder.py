@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldm.data.collection import Collection, Item
+from ldm.data.collection import Collection, Item, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.order import Order
 from ldm.diffusion import normal, stream
@@ -107,8 +107,7 @@ class AutoencoderTask(nn.Module):
         if validation is None or not validation.images or not self.held_out:
             return {}
         # Spread over the held-out pictures, whose order is that of the sources.
-        count = min(validation.images, len(self.held_out))
-        chosen = [self.held_out[i * len(self.held_out) // count] for i in range(count)]
+        chosen = spread(self.held_out, validation.images)
         mine = chosen[accelerator.process_index :: accelerator.num_processes]
         totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         shown = []
@@ -155,7 +154,7 @@ def fold(vae: AutoencoderKL, items: list[Item], transform: ImageTransform, count
     The std is that of posterior samples: sqrt(var(mean) + mean(var)).
     """
     codec = Codec(vae)
-    chosen = [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
+    chosen = spread(items, count)
     total = torch.zeros(3, codec.channels, dtype=torch.float64)
     seen = 0
     for at in range(0, len(chosen), 64):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPTokenizer
 
-from ldm.data.collection import Collection, Item
+from ldm.data.collection import Collection, Item, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.order import Order
 from ldm.diffusion import stream
@@ -99,14 +99,13 @@ class ContrastiveTask(nn.Module):
         validation = self.config.validation
         if validation is None or not validation.images or not self.held_out:
             return {}
-        count = min(validation.images, len(self.held_out))
-        chosen = [self.held_out[i * len(self.held_out) // count] for i in range(count)]
+        chosen = spread(self.held_out, validation.images)
         pixels = torch.stack([to_pixels(self.config.images(i.load(), None)) for i in chosen])
         ids = self.conditioner.tokenize([i.caption(None) for i in chosen])
         device = accelerator.device
         pictures = torch.cat([self.clip.image_features(x.to(device)) for x in pixels.split(64)])
         texts = torch.cat([self.clip.text_features(x.to(device)) for x in ids.split(64)])
-        rank = ranks(texts, pictures, torch.arange(count, device=device))
+        rank = ranks(texts, pictures, torch.arange(len(chosen), device=device))
         return {
             "held_out_top1": float((rank < 1).double().mean()),
             "held_out_top5": float((rank < 5).double().mean()),

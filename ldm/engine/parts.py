@@ -81,7 +81,7 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, meta)
     process, objective = process_and_objective(config)
-    unet.register_to_config(sample_size=config.images.size // Codec(vae).factor)
+    unet.register_to_config(sample_size=latent_side(vae, config.images.size))
     try:
         process.refuse(objective.target)
         # What a checkpoint will say, and what will draw from it.
@@ -239,11 +239,7 @@ def _unet(
     config: TrainConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, meta: bool
 ) -> UNet2DConditionModel:
     width = text_encoder.config.hidden_size
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if config.images.size % factor:
-        raise ConfigError(
-            f"images.size {config.images.size} is no multiple of {factor}, the pixels of a latent"
-        )
+    side = latent_side(vae, config.images.size)
     if config.unet is None:
         unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
         channels = vae.config.latent_channels
@@ -260,15 +256,21 @@ def _unet(
         return unet
 
     def make() -> UNet2DConditionModel:
-        return make_unet(
-            config.unet, vae.config.latent_channels, width, config.images.size // factor
-        )
+        return make_unet(config.unet, vae.config.latent_channels, width, side)
 
     with _described("unet"):
         if meta:
             return _on_meta(make)
         with initialised(config.seed, "unet"):
             return make()
+
+
+def latent_side(vae: AutoencoderKL, size: int) -> int:
+    """Side of the latent of a picture of side ``size``; ``ConfigError`` if it is not whole."""
+    factor = Codec(vae).factor
+    if size % factor:
+        raise ConfigError(f"images.size {size} is no multiple of {factor}, the pixels of a latent")
+    return size // factor
 
 
 def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DConditionModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ldm.data.collection import Item
+from ldm.data.collection import Item, spread
 from ldm.data.images import to_pixels
 from ldm.engine import pictures
 from ldm.engine.schema import Score, TrainConfig
@@ -26,8 +26,8 @@ def score(
     ``run/score.json``.
     """
     settings = config.score or Score()
-    count = min(settings.captions, len(items))
-    chosen = [i * len(items) // count for i in range(count)]
+    chosen = spread(range(len(items)), settings.captions)
+    count = len(chosen)
     captions = [items[i].caption(None) for i in chosen]
     gallery = torch.stack([to_pixels(config.images(item.load(), None)) for item in items])
     drawn = (
@@ -47,8 +47,7 @@ def score(
     )
     rank = ranks(drawn * 2 - 1, gallery, torch.tensor(chosen))
     hits = Proportion.of(int((rank == 0).sum()), count)
-    number = min(settings.shown, count)
-    shown = [n * count // number for n in range(number)]
+    shown = spread(range(count), settings.shown)
     cells: list[list[Image.Image]] = [
         [pictures.to_image(drawn[n] * 2 - 1), pictures.to_image(gallery[chosen[n]])] for n in shown
     ]

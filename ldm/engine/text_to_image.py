@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from transformers import CLIPTextModel
 
 from ldm.data.cache import TensorCache, fingerprint
-from ldm.data.collection import Item
+from ldm.data.collection import Item, spread
 from ldm.data.images import to_pixels
 from ldm.data.order import Order
 from ldm.data.source import cache_root
@@ -253,9 +253,8 @@ class TextToImageTask(nn.Module):
         """
         validation = self.config.validation
         assert validation is not None
-        count = min(validation.images, len(self.held_out))
-        chosen = [self.held_out[i * len(self.held_out) // count] for i in range(count)]
-        mine = list(range(count))[accelerator.process_index :: accelerator.num_processes]
+        chosen = spread(self.held_out, validation.images)
+        mine = list(range(len(chosen)))[accelerator.process_index :: accelerator.num_processes]
         levels, device = validation.levels, accelerator.device
         sums = torch.zeros(levels + 1, dtype=torch.float64, device=device)
         seed, codec = validation.seed, self.encoded.codec
