@@ -26,6 +26,7 @@ from ldm.models.clip import save_text_encoder
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
 from ldm.sampling import SchedulerSampler
 from ldm.sampling import sampler as named_sampler
@@ -122,8 +123,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         without arguments.
 
         Beyond what diffusers does, the text encoder and the tokenizer are written so that older
-        readers, A1111 and ComfyUI find them, and a half-precision folder loads in float32 rather
-        than in a mixture.
+        readers, A1111 and ComfyUI find them, a half-precision folder loads in float32 rather
+        than in a mixture, and no config names the folder that a part was read from.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError(
@@ -138,6 +139,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             file = folder / "text_encoder" / "config.json"
             config = {**json.loads(file.read_text()), "dtype": "float32"}
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        forget_origin(folder)
 
     @torch.no_grad()
     def __call__(

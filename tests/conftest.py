@@ -1,12 +1,14 @@
 """Every test runs offline, on the CPU, from fixed seeds."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from PIL import Image
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,3 +25,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _fixed_global_generator() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a training program in this process as its command line would: exit status, stderr."""
+    from programs import in_this_process
+
+    return in_this_process(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n in range(8):
+        Image.new("RGB", (20, 20), (30 * n, 0, 0)).save(folder / f"{n}.png")
+        (folder / f"{n}.txt").write_text(f"picture {n}")
+    return folder

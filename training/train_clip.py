@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from transformers import CLIPModel
 
 from ldm.data.collection import Collection
 from ldm.engine.config import ConfigError
@@ -55,8 +57,10 @@ def main() -> None:
     program = Program(ClipConfig, __doc__)
     config = program.config
     if program.dry_run:
-        tokenizer = train_tokenizer([], config.vocab_size, config.max_length)
-        program.report({"clip": config.clip.build(tokenizer, config.seed)})
+        shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
+        shape.text_config.vocab_size = config.vocab_size  # what the captions may fill
+        with torch.device("meta"):
+            program.report({"clip": CLIPModel(shape)})
     else:
         train(config, program.accelerator())
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -79,8 +79,7 @@ class NoiseProcess:
 
     def at(self, timestep: Tensor) -> Level:
         """Level at integer timesteps, float64, on their device."""
-        index = timestep.long().cpu()
-        return Level(*(part[index].to(timestep.device) for part in self.table))
+        return Level(*(part[timestep.long()] for part in _table_on(self, timestep.device)))
 
     def level(self, t: Tensor) -> Level:
         """Level at times ``t`` in [0, 1], float64."""
@@ -145,3 +144,9 @@ class NoiseProcess:
             num_train_timesteps=config.get("num_train_timesteps", 1000),
             zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
         )
+
+
+@lru_cache(maxsize=32)
+def _table_on(process: NoiseProcess, device: torch.device) -> Level:
+    """The table where it is looked up: a training step must not wait for a device's timesteps."""
+    return Level(*(part.to(device) for part in process.table))

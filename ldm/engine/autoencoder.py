@@ -28,6 +28,7 @@ from ldm.engine import pictures
 from ldm.engine.schema import AutoencoderConfig
 from ldm.evaluation.similarity import psnr, ssim
 from ldm.models.codec import Codec, fold_statistics
+from ldm.models.origin import forget_origin
 
 
 class PictureDraws(Dataset[dict[str, Any]]):
@@ -134,6 +135,7 @@ class AutoencoderTask(nn.Module):
     def save(self, folder: Path) -> None:
         """An ``AutoencoderKL`` folder."""
         self.vae.save_pretrained(folder)
+        forget_origin(folder)
 
     def finish(self, folder: Path) -> None:
         """The same with the latent statistics folded in, if the encoder learnt."""
@@ -141,6 +143,7 @@ class AutoencoderTask(nn.Module):
         if self.config.train == "all":
             fold(vae, self.collection.train, self.config.images, self.config.fold_images)
         vae.save_pretrained(folder)
+        forget_origin(folder)
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Its weights."""
@@ -159,7 +162,7 @@ def fold(vae: AutoencoderKL, items: list[Item], transform: ImageTransform, count
     seen = 0
     for at in range(0, len(chosen), 64):
         x = torch.stack([to_pixels(transform(i.load(), None)) for i in chosen[at : at + 64]])
-        moments = codec.encode(x)
+        moments = codec.encode(x.to(vae.device))
         mean, var = moments.mean.double().cpu(), moments.logvar.double().exp().cpu()
         total += torch.stack([m.sum((0, 2, 3)) for m in (mean, mean**2, var)])
         seen += mean[:, 0].numel()

@@ -71,12 +71,27 @@ def config_class(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, in which a key that stands twice is an error: one of the two would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(cls: type[T], file: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """``cls`` from a YAML file and ``a.b=c`` overrides; ``ConfigError`` in one line otherwise."""
     tree: dict[str, Any] = {}
     if file is not None:
         try:
-            tree = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+            tree = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader) or {}
         except FileNotFoundError:
             raise ConfigError(f"config file {file} does not exist") from None
         except OSError as error:
@@ -87,7 +102,7 @@ def load(cls: type[T], file: str | Path | None, overrides: Sequence[str] = ()) -
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
             problem = getattr(error, "problem", None) or "cannot be parsed"
-            raise ConfigError(f"config file {file}{where} is not YAML: {problem}") from None
+            raise ConfigError(f"config file {file}{where} cannot be used: {problem}") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"config file {file} must hold keys and values")
     for text in overrides:

@@ -130,9 +130,7 @@ def _read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
     """A network of ``folder``, or its shape alone."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{key}: {folder} is no folder of a {cls.__name__} (it has no config.json)"
-        )
+        raise ConfigError(f"{key}: {folder} holds no {cls.__name__} (it has no config.json)")
     if meta:
         if cls is CLIPTextModel:
             return _on_meta(lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)))

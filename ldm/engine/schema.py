@@ -18,6 +18,8 @@ from ldm.engine.config import Duration, Interval, config_class
 from ldm.models.clip import ClipSize
 
 Positive = Annotated[int, Field(gt=0)]
+Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
+TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 TrainedPart = Literal["unet", "text_encoder"]
@@ -74,8 +76,8 @@ class TextShape:
     """
 
     tokenizer: str | None = None
-    vocab_size: Positive = 49408
-    max_length: Positive = 77
+    vocab_size: Vocabulary = 49408
+    max_length: TextLength = 77
     hidden_size: Positive = 768
     intermediate_size: Positive = 3072
     layers: Positive = 12
@@ -322,5 +324,5 @@ class ClipConfig(RunConfig):
     """
 
     clip: ClipSize = field(default_factory=ClipSize)
-    vocab_size: Positive = 4096
-    max_length: Positive = 32
+    vocab_size: Vocabulary = 4096
+    max_length: TextLength = 32

@@ -132,8 +132,9 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self.seen = 0
-        self.window = {"loss": 0.0, "images": 0.0}
-        self.pending: list[Tensor] = []  # this process's losses, a step each, not yet in the window
+        self.window: dict[str, float] = {}  # sums since the last line of the metrics, and images
+        # This process's sums, a step each, not yet in the window.
+        self.pending: list[dict[str, Tensor]] = []
         self.run = Path(config.run)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
@@ -164,7 +165,7 @@ class Trainer:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+                sums: dict[str, Tensor] = {}
                 for part in range(accumulate):
                     batch = next(micro_batches)
                     # For dropout, whether a module or a function: what the images meet depends on
@@ -174,10 +175,11 @@ class Trainer:
                     batch = {name: value.to(accelerator.device) for name, value in batch.items()}
                     last = part == accumulate - 1
                     with nullcontext() if last else accelerator.no_sync(model):
-                        loss = model(batch)["loss"]
+                        terms = model(batch)
                         # DDP averages over ranks: a share's mean becomes the global batch's.
-                        accelerator.backward(loss.sum() / self.share)
-                    loss_sum += loss.detach().double().sum()
+                        accelerator.backward(terms["loss"].sum() / self.share)
+                    for name, term in terms.items():
+                        sums[name] = sums.get(name, 0.0) + term.detach().double().sum()
                 norm = accelerator.clip_grad_norm_(
                     self.weights.values(), config.optimizer.clip_norm
                 )
@@ -187,7 +189,7 @@ class Trainer:
                 if self.ema and config.ema:
                     half_life = images(config.ema.half_life, self.batch, self.epoch)
                     self.ema.update(decay(self.batch, self.seen, half_life, config.ema.ramp))
-                self.pending.append(loss_sum)
+                self.pending.append(sums)
                 progress.advance(bar, self.batch)
                 step, end = self.seen // self.batch, self.seen >= self.total
                 if step % config.log_every == 0 or end:
@@ -233,11 +235,13 @@ class Trainer:
         between. Step by step, so that the sum does not depend on when it is taken.
         """
         if self.pending:
-            for loss in self.accelerator.reduce(torch.stack(self.pending), "sum").tolist():
-                self.window["loss"] += loss
-                self.window["images"] += self.batch
+            names = list(self.pending[0])
+            rows = torch.stack([torch.stack([*sums.values()]) for sums in self.pending])
+            for row in self.accelerator.reduce(rows, "sum").tolist():
+                for name, value in (*zip(names, row, strict=True), ("images", self.batch)):
+                    self.window[name] = self.window.get(name, 0.0) + value
             self.pending = []
-        if not math.isfinite(self.window["loss"]):
+        if not math.isfinite(self.window.get("loss", 0.0)):
             raise RunError(
                 f"the loss is {self.window['loss']} within the {self.window['images']:.0f} images"
                 f" before image {self.seen}: lower optimizer.lr, or look at these pictures;"
@@ -246,10 +250,11 @@ class Trainer:
 
     def _log(self, norm: float, rate: float, speed: float) -> None:
         self._gather()
-        self.last_loss = self.window["loss"] / self.window["images"]
-        self.window = {"loss": 0.0, "images": 0.0}
+        count = self.window.pop("images")
+        means = {name: total / count for name, total in self.window.items()}
+        self.last_loss, self.window = means["loss"], {}
         self._write(
-            loss=self.last_loss,
+            **means,
             gradient_norm=norm,
             learning_rate=rate,
             images_per_second=round(speed, 2),

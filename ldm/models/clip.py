@@ -60,6 +60,9 @@ class ClipSize:
     projection: int = 256
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         for whole, part in (
             ("text_width", "text_heads"),
             ("vision_width", "vision_heads"),

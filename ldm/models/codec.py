@@ -44,11 +44,8 @@ class Codec:
         return self.vae.config.latent_channels
 
     def encode(self, pixels: Tensor) -> Moments:
-        """Moments of ``pixels``, ``b 3 h w`` in [-1, 1], on any device, in the dtype of the
-        autoencoder.
-        """
-        weight = self.vae.encoder.conv_in.weight
-        posterior = self.vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        """Moments of ``pixels``, ``b 3 h w`` in [-1, 1], in the dtype of the autoencoder."""
+        posterior = self.vae.encode(pixels.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return Moments(posterior.mean, posterior.logvar)
 
     def sample(self, moments: Moments, eps: Tensor) -> Tensor:
@@ -64,8 +61,8 @@ class Codec:
         them.
         """
         z = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        weight = self.vae.decoder.conv_in.weight
-        return self.vae.decode(z.to(weight.device, weight.dtype)).sample
+        # Its dtype alone: an offloaded autoencoder comes to the latent's device when it is called.
+        return self.vae.decode(z.to(self.vae.decoder.conv_in.weight.dtype)).sample
 
 
 @torch.no_grad()

@@ -157,6 +157,15 @@ def test_opens_what_stock_saves(both: dict[str, tuple[Any, Any]], tmp_path: Path
     assert difference((ours, stock), num_inference_steps=5) <= 1e-6
 
 
+def test_saving_again_names_no_folder_of_this_machine(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    LatentDiffusionPipeline.from_pretrained(folders["eps"]).save_pretrained(tmp_path / "again")
+    files = [file for file in (tmp_path / "again").rglob("*.json")]
+    assert len(files) > 5
+    assert not [file for file in files if str(folders["eps"]) in file.read_text()]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_folder_needs_no_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     tiny.pipeline().to(dtype).save_pretrained(tmp_path)

@@ -46,6 +46,20 @@ def statistics(codec: Codec, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return overall, (square - overall**2).sqrt()
 
 
+def test_an_offloaded_autoencoder_gets_the_latent_where_the_latent_is(vae, monkeypatch):
+    """It comes to the device only when it is called: until then its weights lie elsewhere."""
+    seen = []
+
+    def decode(z):
+        seen.append(z.device.type)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "decode", decode)
+    with pytest.raises(KeyboardInterrupt):
+        Codec(vae).decode(torch.zeros(1, 4, 8, 8, device="meta"))
+    assert seen == ["meta"]
+
+
 def test_folding_leaves_the_reconstruction(vae):
     codec, x = Codec(vae), pictures()
     before = codec.encode(x)

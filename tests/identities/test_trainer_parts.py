@@ -322,6 +322,20 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(tmp_path, monkeypatch
     assert ((parts - whole) / whole).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
+def test_what_a_task_returns_is_logged_as_means(tmp_path, monkeypatch, weighting):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    found = {}
+    for every in (1, 2):
+        run = tmp_path / str(every)
+        train(run, duration="4 steps", log_every=every, objective={"weighting": weighting})
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found[every] = torch.tensor([[line["loss"], line["mse"]] for line in lines])
+    assert (found[2] - found[1].reshape(2, 2, 2).mean(1)).abs().max() < 1e-7
+    same = found[1][:, 0] == found[1][:, 1]
+    assert same.all() if weighting == "uniform" else not same.any()
+
+
 # -- random init --
 
 

@@ -1,96 +1,17 @@
 """What a user gets wrong is told in one line on stderr, ``error: ...``, with exit status 2."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from ldm.engine import checkpoint, state
-from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import validate
 from ldm.engine.parts import process_and_objective
 from ldm.engine.schema import TrainConfig
-from runs import ROOT, accelerator, program, train, tree
-
-
-class Exit(BaseException):
-    """Where the program ends the process."""
-
-
-def told(status: int, output: str) -> str:
-    """The message of a refused run."""
-    assert status == 2, output
-    assert "Traceback" not in output
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and output.rstrip().endswith(lines[0]), output
-    return lines[0].removeprefix("error: ")
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Runs a training program in this process as its command line would: exit status, stderr."""
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the program sets it
-
-    process, end = os.getpid(), os._exit
-
-    def leave(status: int) -> None:
-        if os.getpid() != process:  # a forked DataLoader worker, which must end for good
-            end(status)
-        raise Exit(status)
-
-    def run(config: dict, *overrides: str, name: str = "train") -> tuple[int, str]:
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
-        arguments = [f"{name}.py", "--config", str(file), *overrides]
-        monkeypatch.setattr(sys, "argv", arguments)
-        accelerator()  # forgets the precision of the last one
-        capsys.readouterr()
-        status = 0
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "_exit", leave)
-            try:
-                program(name).main()
-            except Exception:
-                status = 1
-                try:
-                    sys.excepthook(*sys.exc_info())
-                except Exit as left:
-                    status = left.args[0]
-        return status, capsys.readouterr().err
-
-    return run
-
-
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for n in range(8):
-        Image.new("RGB", (20, 20), (30 * n, 0, 0)).save(folder / f"{n}.png")
-        (folder / f"{n}.txt").write_text(f"picture {n}")
-    return folder
-
-
-def in_process(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LDM_CACHE": str(cache)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / "train.py"), *map(str, arguments)],
-        env=environment | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
+from programs import own_process, told
+from runs import train, tree
 
 # -- the config --
 
@@ -98,12 +19,39 @@ def in_process(*arguments: str | Path, cache: Path) -> subprocess.CompletedProce
 def test_unknown_key(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(tree(tmp_path / "run")))
-    done = in_process("--config", config, "optimizer.lrr=1e-3", cache=tmp_path)
+    done = own_process("--config", config, "optimizer.lrr=1e-3", cache=tmp_path)
     assert done.stderr == (
         f"error: {config}: unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?\n"
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_key_that_stands_twice(command, tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("run: a\noptimizer: {lr: 1e-4}\nseed: 1\noptimizer: {lr: 1e-3}\n")
+    message = told(*command(tree(tmp_path / "run"), "--config", str(file)))
+    assert message == f"config file {file} line 4 cannot be used: key 'optimizer' stands twice"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("train", {"text": {"vocab_size": 500}}),
+        ("train", {"text": {"max_length": 2}}),
+        ("train_clip", {"vocab_size": 500}),
+        ("train_clip", {"max_length": 2}),
+        ("train_clip", {"clip": {"patch": 0}}),
+    ],
+)
+def test_sizes_that_no_text_fits_into(command, tmp_path, name, change):
+    config = tree(tmp_path / "run", **change)
+    if name == "train_clip":
+        config = {k: v for k, v in config.items() if k not in ("vae", "text", "unet")}
+    message = told(*command(config, name=name))
+    (key, value), *_ = change.items()
+    wrong = next(iter(value)) if isinstance(value, dict) else key
+    assert wrong in message
 
 
 def test_missing_config_file(command, tmp_path, monkeypatch):
@@ -216,7 +164,7 @@ def test_a_truncated_picture(tmp_path, pictures):
     config = tmp_path / "c.yaml"
     data = {"path": str(pictures), "held_out_fraction": 0}
     config.write_text(yaml.safe_dump({**tree(tmp_path / "run"), "data": data}))
-    done = in_process("--config", config, cache=tmp_path / "cache")
+    done = own_process("--config", config, cache=tmp_path / "cache")
     message = told(done.returncode, done.stderr)
     assert message.startswith(f"{broken}: the picture cannot be read (")
     assert message.endswith("repair or remove it")
@@ -252,7 +200,7 @@ def test_a_part_that_is_described_nowhere(command, tmp_path):
 
 def test_folder_without_an_autoencoder(command, tmp_path):
     message = told(*command({**tree(tmp_path / "run"), "vae": str(tmp_path)}))
-    assert message == f"vae: {tmp_path} is no folder of a AutoencoderKL (it has no config.json)"
+    assert message == f"vae: {tmp_path} holds no AutoencoderKL (it has no config.json)"
 
 
 def test_weights_that_cannot_be_read(command, tmp_path):
@@ -268,69 +216,7 @@ def test_weights_that_cannot_be_read(command, tmp_path):
     assert message.startswith(f"vae: the weights in {folder} cannot be read: ")
 
 
-# -- checkpoints --
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A run of 3 steps with a checkpoint after each; copied by the tests that change it."""
-    root = tmp_path_factory.mktemp("trained")
-    before = os.environ.get("LDM_CACHE")
-    os.environ["LDM_CACHE"] = str(root / "cache")
-    train(root / "run", duration="3 steps", checkpoints={"every": "1 step", "keep": 3})
-    os.environ.pop("LDM_CACHE") if before is None else os.environ.update(LDM_CACHE=before)
-    return root / "run"
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-def going_on(run: Path, **changes) -> dict:
-    settings = dict(duration="4 steps", checkpoints={"every": "1 step", "keep": 3})
-    return tree(run, **(settings | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "told_of"),
-    [
-        (
-            {"unet": {"block_out_channels": [16, 48]}},
-            "unet.block_out_channels was [16, 32] and is now [16, 48]",
-        ),
-        ({"batch_size": 8}, "batch_size was 16 and is now 8"),
-        ({"optimizer": {"lr": 5e-4}}, "optimizer.lr was 0.0001 and is now 0.0005"),
-        ({"data": {"seed": 1}}, "data.seed was 0 and is now 1"),
-        ({"objective": {"target": "v"}}, 'objective.target was null and is now "v"'),
-    ],
-)
-def test_a_run_folder_holds_one_run(command, run, changes, told_of):
-    message = told(*command(going_on(run, **changes)))
-    assert message.startswith(f"{run} holds a run of another config, {told_of}: choose another")
-
-
-def test_pictures_that_changed_are_noticed(command, pictures, tmp_path):
-    settings = dict(data={"kind": "folder", "path": str(pictures)}, batch_size=4)
-    settings["data"]["held_out_fraction"] = 0.0
-    config = tree(tmp_path / "run", **settings, duration="1 step")
-    config["data"] = settings["data"]
-    assert command(config)[0] == 0
-    (pictures / "3.txt").write_text("another caption")
-    message = told(*command({**config, "duration": "2 steps"}))
-    assert "holds a run of another config, pictures and captions changed" in message
-
-
-def test_weights_of_another_shape_are_named(run):
-    folder = run / "checkpoints" / "images-000000000048"
-    with pytest.raises(CheckpointError, match=r"unet.conv_in.weight is \(16, 4, 3, 3\) there and"):
-        state.check_shapes(
-            {"unet.conv_in.weight": torch.zeros(16, 4, 3, 3)},
-            {"unet.conv_in.weight": torch.zeros(16, 8, 3, 3)},
-            folder,
-        )
+# -- what a model says --
 
 
 def test_a_sampler_that_is_none_is_refused_before_the_first_step(command, tmp_path):
@@ -339,7 +225,8 @@ def test_a_sampler_that_is_none_is_refused_before_the_first_step(command, tmp_pa
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_what_a_fine_tuned_model_says_is_kept_where_the_config_is_silent(trained, tmp_path):
+def test_what_a_fine_tuned_model_says_is_kept_where_the_config_is_silent(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     final = train(
         tmp_path / "v", objective={"target": "v"}, process={"schedule": "linear"}, duration="1 step"
     )
@@ -350,60 +237,3 @@ def test_what_a_fine_tuned_model_says_is_kept_where_the_config_is_silent(trained
     process, objective = process_and_objective(validate(TrainConfig, config))
     assert (objective.target, objective.weighting) == ("v", "min_snr")
     assert (process.schedule, process.beta_start, process.beta_end) == ("linear", 0.00085, 0.01)
-
-
-def test_resume_never_does_not_touch_a_run(command, run):
-    before = (run / "metrics.jsonl").read_text()
-    message = told(*command(going_on(run, resume="never")))
-    assert message.startswith(f"{run}/checkpoints already has checkpoints: set resume to auto")
-    assert (run / "metrics.jsonl").read_text() == before
-    assert len(checkpoint.folders(run / "checkpoints")) == 3
-
-
-def flip(folder: Path) -> str:
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    return "unet/diffusion_pytorch_model.safetensors is not what was written"
-
-
-def truncate(folder: Path) -> str:
-    file = folder / "training" / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    return "training/optimizer.safetensors is not what was written"
-
-
-def unfinished(folder: Path) -> str:
-    (folder / "manifest.json").unlink()
-    return "it has no manifest"
-
-
-@pytest.mark.parametrize("damage", [flip, truncate, unfinished])
-def test_a_broken_checkpoint_is_named_and_the_one_before_it_used(
-    command, trained, run, caplog, damage
-):
-    expected = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    folder = run / "checkpoints" / "images-000000000048"
-    reason = damage(folder)
-    status, output = command(going_on(run))
-    assert status == 0, output
-    warnings = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
-    assert len(warnings) == 1
-    assert warnings[0].startswith(f"checkpoint {folder} is passed over: {reason}")
-    # Step 3 was done once more, with the loss it had; and its checkpoint is whole again.
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["images"] for line in lines] == [16, 32, 48, 64]
-    assert [line["loss"] for line in lines[:3]] == [line["loss"] for line in expected]
-    assert [checkpoint.problem(f) for f in checkpoint.folders(run / "checkpoints")] == [None] * 3
-
-
-def test_the_warning_reaches_the_terminal(tmp_path, run):
-    config = tmp_path / "c.yaml"
-    config.write_text(yaml.safe_dump(going_on(run)))
-    folder = run / "checkpoints" / "images-000000000048"
-    unfinished(folder)
-    done = in_process("--config", config, cache=tmp_path / "cache")
-    assert done.returncode == 0, done.stderr
-    assert f"WARNING: checkpoint {folder} is passed over: it has no manifest" in done.stderr
-    assert f"going on from {run}/checkpoints/images-000000000032" in done.stdout

@@ -240,7 +240,7 @@ def test_missing_required_key_inside_a_part(file):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("a: [1", r"line \d+ is not YAML: "),
+        ("a: [1", r"line \d+ cannot be used: "),
         ("- 1\n- 2\n", r"must hold keys and values"),
         ("just text", r"must hold keys and values"),
         ("", r": key '\w+' is required"),

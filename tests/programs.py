@@ -1,0 +1,74 @@
+"""The training programs as a user starts them, and what they say of a mistake."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runs import ROOT, accelerator, program
+
+
+class Exit(BaseException):
+    """Where the program ends the process."""
+
+
+def told(status: int, output: str) -> str:
+    """The message of a refused run."""
+    assert status == 2, output
+    assert "Traceback" not in output
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and output.rstrip().endswith(lines[0]), output
+    return lines[0].removeprefix("error: ")
+
+
+def own_process(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LDM_CACHE": str(cache)}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train.py"), *map(str, arguments)],
+        env=environment | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs a training program in this process as its command line would: exit status, stderr."""
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the program sets it
+
+    process, end = os.getpid(), os._exit
+
+    def leave(status: int) -> None:
+        if os.getpid() != process:  # a forked DataLoader worker, which must end for good
+            end(status)
+        raise Exit(status)
+
+    def run(config: dict, *overrides: str, name: str = "train") -> tuple[int, str]:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        arguments = [f"{name}.py", "--config", str(file), *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        accelerator()  # forgets the precision of the last one
+        capsys.readouterr()
+        status = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "_exit", leave)
+            try:
+                program(name).main()
+            except Exception:
+                status = 1
+                try:
+                    sys.excepthook(*sys.exc_info())
+                except Exit as left:
+                    status = left.args[0]
+        return status, capsys.readouterr().err
+
+    return run
