@@ -14,12 +14,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ldm.data.collection import Collection
+from ldm.engine.encoded import Encoded, LatentDraws
 from ldm.engine.parts import build, parameters
-from ldm.engine.program import Program
+from ldm.engine.program import Program, collect
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
-from ldm.engine.text_to_image import Encoded, LatentDraws, TextToImageTask
+from ldm.engine.text_to_image import TextToImageTask
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
 from ldm.models.codec import Codec
@@ -29,24 +29,22 @@ from ldm.pipeline import LatentDiffusionPipeline
 
 def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Builds the parts of ``config``, trains them, and returns the folder of the final pipeline."""
-    collection = Collection(config.data)
+    collection = collect(config)
     parts = build(config, collection.captions())
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
     for network in (parts.vae, parts.text_encoder, parts.unet):
         network.to(accelerator.device)
     conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
-    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator.device)
+    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator)
     task = TextToImageTask(config, parts, collection.held_out, encoded)
-    draws = LatentDraws(config, collection.train, encoded)
+    draws = LatentDraws(config, collection, encoded)
     accelerator.print(
         f"U-Net of {parameters(parts.unet):,} parameters, {len(collection.train):,} pictures,"
         f" {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
-    collection.verify(train=not encoded.latents_cached)  # the cache reads every picture it encodes
-    with accelerator.main_process_first():
-        encoded.prepare(collection.train, collection.captions())
+    encoded.prepare(collection)
     final = trainer.fit()
     prompt = collection.train[0].caption(None)
     accelerator.print(f"the pipeline is in {final}; draw with:")

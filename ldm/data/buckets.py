@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: pictures of mixed shapes in batches of one shape, cut as little as possible.
+"""Aspect-ratio buckets: pictures of mixed shapes in batches of one shape, cut little.
 
 A bucket is a width and a height, multiples of ``step`` pixels, of at most the area ``size`` x
 ``size``. A picture goes to the bucket of the nearest aspect ratio (distance of logarithms, so that

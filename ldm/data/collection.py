@@ -9,20 +9,38 @@ from typing import Literal, NamedTuple, TypeVar, overload
 import numpy as np
 from PIL import Image
 
+from ldm.data.images import ImageTransform, Shape
 from ldm.data.rows import Rows
 from ldm.data.source import DataError, Example, Problem, Source
 
+TOO_SMALL = (
+    "pictures smaller than a step of the buckets; remove them, or set images.buckets.upscale"
+)
+
 
 class Item(NamedTuple):
-    """One picture of a collection: where its example and its pixels are."""
+    """One picture of a collection: where its example and its pixels are.
+
+    Args:
+        source: where it comes from.
+        index: its place there.
+        shape: width and height at which networks see it.
+    """
 
     source: Source
     index: int
+    shape: Shape
 
     @property
     def example(self) -> Example:
         """Its key and captions."""
         return self.source.examples[self.index]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture, upright, in pixels."""
+        width, height = self.source.sizes[self.index].tolist()
+        return width, height
 
     def load(self) -> Image.Image:
         """The picture in its own size and mode."""
@@ -38,16 +56,23 @@ class Item(NamedTuple):
 
 
 class Items(Sequence[Item]):
-    """Items as two columns of numbers.
+    """Items as columns of numbers.
 
     Args:
         sources: all of the collection.
         source: number of each item's source, ``n``.
         index: its place there, ``n``.
+        shapes: width and height at which networks see it, ``n 2``.
     """
 
-    def __init__(self, sources: Sequence[Source], source: np.ndarray, index: np.ndarray) -> None:
-        self.sources, self.source, self.index = sources, source, index
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        source: np.ndarray,
+        index: np.ndarray,
+        shapes: np.ndarray,
+    ) -> None:
+        self.sources, self.source, self.index, self.shapes = sources, source, index, shapes
 
     def __len__(self) -> int:
         return len(self.source)
@@ -59,15 +84,13 @@ class Items(Sequence[Item]):
     def __getitem__(self, number: int | slice) -> Item | list[Item]:
         if isinstance(number, slice):
             return [self[n] for n in range(*number.indices(len(self)))]
-        return Item(self.sources[int(self.source[number])], int(self.index[number]))
+        width, height = self.shapes[number].tolist()
+        source = self.sources[int(self.source[number])]
+        return Item(source, int(self.index[number]), (width, height))
 
-    def sizes(self) -> np.ndarray:
-        """Width and height of every picture, upright, int32 ``n 2``."""
-        found = np.empty((len(self), 2), np.int32)
-        for number, source in enumerate(self.sources):
-            mine = self.source == number
-            found[mine] = source.sizes[self.index[mine]]
-        return found
+    def where(self, chosen: np.ndarray) -> Items:
+        """Those for which ``chosen`` (bool, ``n``) is true."""
+        return Items(self.sources, self.source[chosen], self.index[chosen], self.shapes[chosen])
 
 
 T = TypeVar("T")
@@ -84,6 +107,7 @@ class Collection:
 
     Args:
         sources: one or several.
+        transform: what makes pictures of their size into those that networks see.
         on_bad_sample: ``error`` refuses sources with a picture or row that cannot be used, ``skip``
             leaves those out; they are ``skipped``.
 
@@ -94,22 +118,31 @@ class Collection:
     def __init__(
         self,
         sources: Source | Sequence[Source],
+        transform: ImageTransform,
         on_bad_sample: Literal["error", "skip"] = "error",
     ) -> None:
         self.sources = list(sources) if isinstance(sources, Sequence) else [sources]
-        held_out = [source.held_out for source in self.sources]
         self.skipped: list[tuple[str, Problem]] = []
-        for source in self.sources:
-            if source.problems and on_bad_sample == "error":
-                raise DataError(describe(source.name, source.problems))
-            self.skipped += [(source.name, problem) for problem in source.problems]
-        number = np.repeat(np.arange(len(held_out), dtype=np.int16), [len(h) for h in held_out])
-        index = np.concatenate([np.arange(len(h)) for h in held_out])
-        out = np.concatenate(held_out) if len(held_out) else np.empty(0, bool)
-        self.train = Items(self.sources, number[~out], index[~out])
-        self.held_out = Items(self.sources, number[out], index[out])
+        columns = []
+        for number, source in enumerate(self.sources):
+            count = len(source.examples)
+            shapes = transform.shapes(source.sizes) if count else np.empty((0, 2), np.int32)
+            small = [
+                Problem(source.examples[int(i)].key, TOO_SMALL)
+                for i in np.flatnonzero((shapes == 0).any(1))
+            ]
+            problems = [*source.problems, *small]
+            if problems and on_bad_sample == "error":
+                raise DataError(describe(source.name, problems))
+            self.skipped += [(source.name, problem) for problem in problems]
+            columns.append((np.full(count, number, np.int16), np.arange(count), shapes))
+        number, index, shapes = (np.concatenate(part) for part in zip(*columns, strict=True))
+        every = Items(self.sources, number, index, shapes)
+        out = np.concatenate([source.held_out for source in self.sources]).astype(bool)
+        usable = (every.shapes > 0).all(1)
+        self.train, self.held_out = every.where(~out & usable), every.where(out & usable)
         if not len(self.train):
-            raise DataError(f"data: none of {len(index)} pictures is left to train on")
+            raise DataError(f"data: none of {len(every)} pictures is left to train on")
 
     @property
     def endless(self) -> bool:
@@ -121,8 +154,10 @@ class Collection:
     def summary(self) -> str:
         """Hex SHA-256 of what is trained on: keys, captions and pictures of files, in order."""
         digest = hashlib.sha256()
-        for source in self.sources:
-            for keep, entry in zip(~source.held_out, _entries(source), strict=True):
+        for number, source in enumerate(self.sources):
+            mine = np.zeros(len(source.examples), bool)
+            mine[self.train.index[self.train.source == number]] = True
+            for keep, entry in zip(mine.tolist(), _entries(source), strict=True):
                 if keep:
                     digest.update(repr(entry).encode())
         return digest.hexdigest()

@@ -105,8 +105,8 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         for row in reader:
             if None in row:
-                wrong = 'lines with more columns than the header; put captions with a comma into "quotes"'
-                yield reader.line_num, wrong
+                cure = 'put captions with a comma into "quotes"'
+                yield reader.line_num, f"lines with more columns than the header; {cure}"
             else:
                 yield reader.line_num, row
     except csv.Error as error:  # where the next line begins is not known any more

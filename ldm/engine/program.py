@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from ldm.data.buckets import table
 from ldm.data.collection import Collection
 from ldm.data.source import DataError
 from ldm.engine.checkpoint import CheckpointError
@@ -46,6 +47,11 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 def _launched_on_one_thread() -> bool:
     """Whether ``accelerate launch`` set OMP_NUM_THREADS to 1, its default for one process."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1
+
+
+def collect(config: RunConfig) -> Collection:
+    """The pictures of ``config``; which are left out, and why, goes into the run folder later."""
+    return Collection(config.data, config.images, config.on_bad_sample)
 
 
 class Program(Generic[C]):
@@ -115,10 +121,12 @@ class Program(Generic[C]):
         for name, network in networks.items():
             print(f"{name:>12}: {parameters(network):>15,} parameters")
         try:
-            collection = Collection(config.data)
+            collection = collect(config)
         except DataError as error:
             print(f"{'pictures':>12}: cannot be counted, {error}")
             return
+        if config.images.buckets:
+            print(table(collection.train.shapes))
         epoch, held_out = len(collection.train), len(collection.held_out)
         total = images(config.duration, config.batch_size, epoch)
         print(f"{'pictures':>12}: {epoch:>15,} to train on, {held_out:,} held out")

@@ -228,8 +228,11 @@ class RunConfig:
     Args:
         run: folder of the run: config, metrics, samples, checkpoints, and ``final`` at the end.
         seed: of every draw.
-        data: where pictures and captions come from: one source, or several one after another.
-        images: size, crop, flip, background.
+        data: where pictures and captions come from: one source, or several, in proportion to their
+            weights or else to their numbers of pictures.
+        on_bad_sample: ``error`` refuses data with a picture or row that cannot be used; ``skip``
+            leaves those out, and lists them with the reasons in ``RUN/skipped.jsonl``.
+        images: size, crop, flip, background, buckets.
         batch_size: images per optimiser step over all processes.
         micro_batch_size: images that fit at once on one process; accumulation follows from it.
         duration: length of the run.
@@ -247,6 +250,7 @@ class RunConfig:
     run: str
     seed: int = 0
     data: DataConfig | tuple[DataConfig, ...]
+    on_bad_sample: Literal["error", "skip"] = "error"
     images: ImageTransform = field(default_factory=ImageTransform)
     batch_size: Positive = 64
     micro_batch_size: Positive | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ldm.data.collection import Collection
+from ldm.data.images import ImageTransform
 from ldm.data.shapes import ShapesData
 from ldm.engine import checkpoint
 from ldm.engine.config import validate
@@ -282,7 +283,7 @@ def test_weight_decay_only_on_matrices(tmp_path):
         duration="1 step",
         optimizer=AdamW(lr=0.5, weight_decay=0.25),
     )
-    collection = Collection(ShapesData(count=2))
+    collection = Collection(ShapesData(count=2), ImageTransform())
     trainer = Trainer(config, task, [], collection, accelerator())
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     for parameter in task.parameters():
