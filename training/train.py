@@ -14,6 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ldm.engine.config import ConfigError
 from ldm.engine.encoded import Encoded, LatentDraws
 from ldm.engine.parts import build, parameters
 from ldm.engine.program import Program, collect
@@ -29,6 +30,8 @@ from ldm.pipeline import LatentDiffusionPipeline
 
 def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Builds the parts of ``config``, trains them, and returns the folder of the final pipeline."""
+    if config.score and config.images.buckets:
+        raise ConfigError("score compares squares: leave out score, or images.buckets")
     collection = collect(config)
     parts = build(config, collection.captions())
     bfloat16 = config.precision == "bfloat16"

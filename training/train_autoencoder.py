@@ -26,7 +26,7 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     collection = collect(config)
     vae = make(config).to(accelerator.device)
     task = AutoencoderTask(config, vae, collection)
-    latent_side(vae, config.images.size)  # refuses a size that the network cannot halve
+    latent_side(vae, config.images)  # refuses a size that the network cannot halve
     if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
         raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
     draws = PictureDraws(collection, config, task.codec)

@@ -35,6 +35,10 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         raise ConfigError(
             f"clip.size {config.clip.size} and images.size {config.images.size} must be the same"
         )
+    if config.images.buckets:
+        raise ConfigError(
+            "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
+        )
     collection = collect(config)
     tokenizer = train_tokenizer(collection.captions(), config.vocab_size, config.max_length)
     clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)

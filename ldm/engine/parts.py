@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm.data.images import ImageTransform
 from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target, stream
 from ldm.engine.config import ConfigError
 from ldm.engine.schema import TextShape, TrainConfig, UNetShape, VaeShape
@@ -81,7 +82,7 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, meta)
     process, objective = process_and_objective(config)
-    unet.register_to_config(sample_size=latent_side(vae, config.images.size))
+    unet.register_to_config(sample_size=latent_side(vae, config.images))
     try:
         process.refuse(objective.target)
         # What a checkpoint will say, and what will draw from it.
@@ -237,7 +238,7 @@ def _unet(
     config: TrainConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, meta: bool
 ) -> UNet2DConditionModel:
     width = text_encoder.config.hidden_size
-    side = latent_side(vae, config.images.size)
+    side = latent_side(vae, config.images)
     if config.unet is None:
         unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
         channels = vae.config.latent_channels
@@ -263,12 +264,15 @@ def _unet(
             return make()
 
 
-def latent_side(vae: AutoencoderKL, size: int) -> int:
-    """Side of the latent of a picture of side ``size``; ``ConfigError`` if it is not whole."""
+def latent_side(vae: AutoencoderKL, images: ImageTransform) -> int:
+    """Side of the latent of a square picture; ``ConfigError`` if that of any shape is not whole."""
     factor = Codec(vae).factor
-    if size % factor:
-        raise ConfigError(f"images.size {size} is no multiple of {factor}, the pixels of a latent")
-    return size // factor
+    key, value = ("buckets.step", images.buckets.step) if images.buckets else ("size", images.size)
+    if value % factor:
+        raise ConfigError(
+            f"images.{key} {value} is no multiple of {factor}, the pixels of a latent"
+        )
+    return images.size // factor
 
 
 def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DConditionModel:

@@ -6,13 +6,16 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from ldm.data.source import Problem
 from ldm.engine.config import plain
 from ldm.engine.schema import RunConfig
 
+SKIPPED = "skipped.jsonl"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "ldm")
 
 
@@ -28,6 +31,15 @@ def write_record(run: Path, config: RunConfig) -> None:
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     (run / "environment.json").write_text(json.dumps(record, indent=1))
+
+
+def write_skipped(run: Path, skipped: Sequence[tuple[str, Problem]]) -> None:
+    """``skipped.jsonl`` in ``run``: a line for every picture or row that is left out, with why."""
+    lines = [
+        json.dumps({"source": source, "key": problem.key, "reason": problem.reason})
+        for source, problem in skipped
+    ]
+    (run / SKIPPED).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _revision() -> str | None:

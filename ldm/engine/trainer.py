@@ -35,7 +35,7 @@ from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images
 from ldm.engine.ema import Average, decay
 from ldm.engine.metrics import Metrics
-from ldm.engine.record import write_record
+from ldm.engine.record import SKIPPED, write_record, write_skipped
 from ldm.engine.schema import AdamW, RunConfig
 
 
@@ -114,6 +114,7 @@ class Trainer:
     ) -> None:
         self.config, self.task, self.dataset = config, task, dataset
         self.epoch = epoch = len(collection.train)
+        self.skipped = collection.skipped
         self.identity = state.identity(config, collection)
         self.accelerator = accelerator
         self.batch = config.batch_size
@@ -146,6 +147,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
             write_record(self.run, config)
+            write_skipped(self.run, self.skipped)
             self.metrics.cut(self.seen)
         # The optimiser stays where it is: AdamW counts its steps on the CPU.
         model, optimizer = accelerator.prepare(
@@ -297,6 +299,10 @@ class Trainer:
             with self._averaged():
                 checkpoint.write_folder(final, self.task.finish)
         self.accelerator.wait_for_everyone()
+        if self.skipped:
+            self.accelerator.print(
+                f"{len(self.skipped)} pictures or rows were left out: {self.run / SKIPPED}"
+            )
         return final
 
     # -- going on --
