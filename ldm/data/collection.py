@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.rows import Rows
-from ldm.data.source import DataError, Example, Problem, Source
+from ldm.data.source import DataError, Example, Problem, Source, SourceGroup
 
 
 class Item(NamedTuple):
@@ -83,7 +83,7 @@ class Collection:
     """All items of ``sources``, in order.
 
     Args:
-        sources: one or several.
+        sources: one or several; a group stands for its sources.
         on_bad_sample: ``error`` refuses sources with a picture or row that cannot be used, ``skip``
             leaves those out; they are ``skipped``.
 
@@ -93,10 +93,13 @@ class Collection:
 
     def __init__(
         self,
-        sources: Source | Sequence[Source],
+        sources: Source | SourceGroup | Sequence[Source | SourceGroup],
         on_bad_sample: Literal["error", "skip"] = "error",
     ) -> None:
-        self.sources = list(sources) if isinstance(sources, Sequence) else [sources]
+        given = sources if isinstance(sources, Sequence) else [sources]
+        self.sources = list[Source]()
+        for source in given:
+            self.sources += source.sources if isinstance(source, SourceGroup) else [source]
         held_out = [source.held_out for source in self.sources]
         self.skipped: list[tuple[str, Problem]] = []
         for source in self.sources:
