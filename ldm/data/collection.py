@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.data.images import ImageTransform, Shape
 from ldm.data.rows import Rows
-from ldm.data.source import DataError, Example, Problem, Source
+from ldm.data.source import DataError, Example, Problem, Source, SourceGroup
 
 TOO_SMALL = (
     "pictures smaller than a step of the buckets; remove them, or set images.buckets.upscale"
@@ -106,7 +106,7 @@ class Collection:
     """All items of ``sources``, in order.
 
     Args:
-        sources: one or several.
+        sources: one or several; a group stands for its sources.
         transform: what makes pictures of their size into those that networks see.
         on_bad_sample: ``error`` refuses sources with a picture or row that cannot be used, ``skip``
             leaves those out; they are ``skipped``.
@@ -117,11 +117,14 @@ class Collection:
 
     def __init__(
         self,
-        sources: Source | Sequence[Source],
+        sources: Source | SourceGroup | Sequence[Source | SourceGroup],
         transform: ImageTransform,
         on_bad_sample: Literal["error", "skip"] = "error",
     ) -> None:
-        self.sources = list(sources) if isinstance(sources, Sequence) else [sources]
+        given = sources if isinstance(sources, Sequence) else [sources]
+        self.sources = list[Source]()
+        for source in given:
+            self.sources += source.sources if isinstance(source, SourceGroup) else [source]
         self.skipped: list[tuple[str, Problem]] = []
         columns = []
         for number, source in enumerate(self.sources):

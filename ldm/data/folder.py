@@ -25,7 +25,7 @@ from ldm.data.source import DataError
 
 _SIDECARS = (".txt", ".caption")
 # Texts that travel with data sets and describe no single picture.
-_DOCUMENTS = ("readme", "license", "licence", "notice", "copying", "changelog", "credits")
+DOCUMENTS = ("readme", "license", "licence", "notice", "copying", "changelog", "credits")
 LAYOUTS = (
     "metadata.jsonl with file_name and text, or a text file beside each picture "
     "(cat.txt, cat.caption or cat.jpg.txt)"
@@ -169,7 +169,7 @@ class FolderData(Indexed):
             else:
                 captions[key] = (text,)
         for key in sorted(texts - used, key=natural):
-            document = Path(key).stem.lower().startswith(_DOCUMENTS)
+            document = Path(key).stem.lower().startswith(DOCUMENTS)
             if not document and not tabled:
                 wrong = "caption files without a picture; add it or remove them"
                 yield Row(key, (), problem=wrong)

@@ -100,6 +100,15 @@ class Source(Protocol):
         ...
 
 
+class SourceGroup:
+    """What configs have in common that stand for several sources, each with its own weight."""
+
+    @cached_property
+    def sources(self) -> Sequence[Source]:
+        """The sources, in order. Raises ``DataError`` if they cannot be told."""
+        raise NotImplementedError
+
+
 class Drawn:
     """What sources have in common whose pictures are drawn by code: squares of side ``size``."""
 
