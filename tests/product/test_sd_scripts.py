@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from ldm.data.captions import Grammar
 from ldm.data.collection import Collection
+from ldm.data.images import ImageTransform
 from ldm.data.order import Schedule
 from ldm.data.sd_scripts import SdScriptsData
 from ldm.data.source import DataError
@@ -130,7 +131,7 @@ def test_weights_are_repeats_times_pictures(tmp_path: Path) -> None:
     assert [s.weight for s in data(tmp_path / "data.toml", weight=1.5).sources] == pytest.approx(
         [0.6, 0.1, 0.7, 0.1]
     )
-    collection = Collection(group)
+    collection = Collection(group, ImageTransform())
     assert len(collection.train) == 3 + 5 + 8 + 5
     schedule = Schedule([s.weight for s in collection.sources])
     assert Counter(schedule[turn][0] for turn in range(75)) == {0: 30, 1: 5, 2: 35, 3: 5}
@@ -382,7 +383,7 @@ def test_one_clear_line(name: str, tmp_path: Path) -> None:
     make, words = BAD[name]
     path = make(tmp_path / "set")
     with pytest.raises(DataError) as error:
-        Collection(data(path))
+        Collection(data(path), ImageTransform())
     message = str(error.value)
     assert words in message
     assert "\n" not in message
@@ -400,7 +401,7 @@ def test_a_stem_that_fits_two_pictures(tmp_path: Path) -> None:
 
 
 def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
-    collection = Collection(data(captioned(n0_caption="", n1_caption="fine")(tmp_path)), "skip")
+    collection = Collection(data(captioned(n0_caption="", n1_caption="fine")(tmp_path)), ImageTransform(), "skip")
     assert [item.example.key for item in collection.train] == ["1.png"]
     assert [problem.key for _, problem in collection.skipped] == ["0.png"]
 
