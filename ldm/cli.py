@@ -138,16 +138,17 @@ def export(
     if (out / "model_index.json").exists():
         _fail(f"{out} already holds a pipeline: remove it, or choose another folder")
 
+    import diffusers
     import torch
     import transformers
 
     from ldm.pipeline import LatentDiffusionPipeline
 
+    diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipe = LatentDiffusionPipeline.from_pretrained(model)
-        if half:
-            pipe.to(dtype=torch.float16)
+        dtype = torch.float16 if half else torch.float32
+        pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
         pipe.save_pretrained(out)
     except (ValueError, OSError) as error:
         _fail(error)

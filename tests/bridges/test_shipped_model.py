@@ -15,9 +15,6 @@ from ldm.pipeline import LatentDiffusionPipeline
 from runs import ROOT
 
 FOLDER = ROOT / "assets" / "ldm-small"
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "model_index.json").exists(), reason="its U-Net is still being trained"
-)
 PROMPTS = ["a red apple, twemoji style", "three small green hearts on a white background"]
 
 
