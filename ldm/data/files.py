@@ -48,9 +48,9 @@ def find(path: str, suffix: str) -> tuple[Path, list[Path]]:
         raise DataError(
             f"{here}: {len(missing)} of {len(names)} files do not exist, the first is {missing[0]}"
         )
-    fixed = [part for part in here.parts[:-1] if not _WILD.search(part)]
-    wild = next((n for n, part in enumerate(here.parts) if _WILD.search(part)), len(fixed))
-    return Path(*fixed[:wild]), [Path(name) for name in names]
+    # Names count from the folder in front of the first wildcard, whatever matches today.
+    wild = next(n for n, part in enumerate(here.parts) if _WILD.search(part))
+    return Path(*here.parts[:wild]), [Path(name) for name in names]
 
 
 def below(folder: Path) -> list[str]:
