@@ -9,6 +9,7 @@ not looked at again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import PIL
@@ -46,7 +48,8 @@ class Part:
         settings: whatever else its rows depend on, as text.
         files: (name, bytes, time of change in ns) of every file that its rows come from.
         rows: lists it; called only if there is no index of this state.
-        read: bytes of the picture of a row. Raises ``OSError`` or ``DataError``.
+        read: bytes of the picture of a row. Raises ``OSError``, or ``DataError`` with the reason
+            alone: which picture it is, is known here.
         reusable: whether ``place`` of an equal key is another one where the picture has changed,
             so that the facts of an older index still hold where key and place are the same.
     """
@@ -90,6 +93,10 @@ class Indexed:
 
     held_out_fraction: float
     grammar: Grammar | None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The config alone: another process maps the same index instead of getting a copy of it."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
 
     @cached_property
     def parts(self) -> Sequence[Part]:
@@ -136,9 +143,9 @@ class Indexed:
         key = self.examples.key(index)
         try:
             data = self.parts[number].read(Row(key, (), place))
-        except OSError as error:
+        except (OSError, DataError) as error:
             raise DataError(
-                f"{self.where(key)}: the picture cannot be read ({error.strerror})"
+                f"{self.where(key)}: the picture cannot be read ({_reason(error)})"
             ) from error
         return decode(data, self.where(key))
 
@@ -173,6 +180,11 @@ class Indexed:
         return found
 
 
+def _reason(error: OSError | DataError) -> str:
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return text or " ".join(str(error).split()) or type(error).__name__
+
+
 def _open(file: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
@@ -199,8 +211,7 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
         try:
             return row, look(part.read(row))
         except (OSError, DataError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            return row, Facts(bytes(32), 0, 0, unreadable(reason or type(error).__name__))
+            return row, Facts(bytes(32), 0, 0, unreadable(_reason(error)))
 
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}-{os.getpid()}.partial")
@@ -214,7 +225,12 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
             bar = progress.add_task(f"looking at the pictures of {part.path}", total=None)
             for chunk in _chunks(part.rows(), _CHUNK):
                 both = list(pool.map(examined, chunk))
-                writer.write_batch(_batch(both))
+                # Apart: the good rows of an index can then be used as they lie in the file.
+                bad = [b for b in both if b[0].problem or b[1].problem]
+                good = [b for b in both if not (b[0].problem or b[1].problem)] if bad else both
+                for some in (good, bad):
+                    if some:
+                        writer.write_batch(_batch(some))
                 progress.advance(bar, len(both))
         partial.replace(file)
     finally:

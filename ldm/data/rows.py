@@ -59,12 +59,12 @@ class Rows(Sequence[Example]):
     ) -> None:
         good, self.problems, self.part = [], list[Problem](), list[int]()
         for number, table in enumerate(tables):
-            fine = pc.equal(table["problem"], "")
-            if not pc.all(fine).as_py():
-                bad = table.filter(pc.invert(fine)).select(["key", "problem"])
-                self.problems += [Problem(r["key"], r["problem"]) for r in bad.to_pylist()]
-                table = table.filter(fine)
             for batch in table.to_batches():
+                fine = pc.equal(batch.column("problem"), "")
+                if fine.true_count < len(batch):  # what is filtered is copied out of the map
+                    bad = batch.filter(pc.invert(fine)).select(["key", "problem"])
+                    self.problems += [Problem(r["key"], r["problem"]) for r in bad.to_pylist()]
+                    batch = batch.filter(fine)
                 if len(batch):
                     good.append(batch)
                     self.part.append(number)
