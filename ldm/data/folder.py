@@ -18,7 +18,7 @@ from typing import Literal
 
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
-from ldm.data.metadata import TABLES, read_text, rows_of
+from ldm.data.metadata import TABLES, is_text, read_text, rows_of
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row
 from ldm.data.source import DataError
@@ -204,6 +204,11 @@ def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]
             if entry.name.startswith((".", "__MACOSX")):
                 continue
             key = f"{below}{entry.name}"
+            if not is_text(entry.name):  # file systems take any bytes
+                shown = os.fsencode(key).decode(errors="backslashreplace")
+                wrong = "files whose name is not UTF-8; rename them"
+                strays.append(Row(shown, (), problem=wrong))
+                continue
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not os.path.exists(target):
@@ -215,6 +220,8 @@ def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]
                     continue
             if entry.is_dir():
                 descend(entry.path, f"{key}/")
+            elif not entry.is_file():  # a pipe: opening it would wait for ever
+                strays.append(Row(key, (), problem="neither files nor folders; remove them"))
             else:
                 state = entry.stat()
                 found[key] = (state.st_size, state.st_mtime_ns)
