@@ -17,6 +17,8 @@ _COLUMNS = 8
 _ROWS = 4
 _EACH = 4
 """Pictures that are shown of one finding."""
+_NAME = 18
+"""Characters of a key that fit below a picture."""
 _PAPER = (225, 225, 225)
 
 
@@ -65,7 +67,8 @@ def _cells(
     cells = []
     for key in shown[:_EACH]:
         picture = _thumbnail(source, place[key]) if key in place else _crossed_out()
-        cells.append((picture, f"{finding.kind} {key}"))
+        name = key if len(key) <= _NAME else f"...{key[3 - _NAME :]}"
+        cells.append((picture, f"{name} {finding.kind.replace('-', ' ')}"))
     return cells
 
 
