@@ -1,4 +1,7 @@
-"""The command line: ``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``."""
+"""The command line: ``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``.
+
+Groups of commands have a module each in ``ldm.commands``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
+from ldm.commands import data
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(data.app, name="data")
 
 
 @app.callback()

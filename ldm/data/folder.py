@@ -18,7 +18,7 @@ from typing import Literal
 
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
-from ldm.data.metadata import TABLES, read_text, rows_of
+from ldm.data.metadata import TABLES, is_text, read_text, rows_of
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row
 from ldm.data.source import DataError
@@ -116,8 +116,8 @@ class FolderData(Indexed):
 
     def _tables(
         self, files: dict[str, tuple[int, int]], pictures: set[str]
-    ) -> tuple[dict[str, tuple[str, ...]], list[Row], bool]:
-        """Captions by key, problems, and whether there is any table."""
+    ) -> tuple[dict[str, tuple[str, ...]], list[Row], tuple[str, ...]]:
+        """Captions by key, problems, and the folders that have a table."""
         found: dict[str, tuple[str, ...]] = {}
         problems: list[Row] = []
         tables = [key for key in files if Path(key).name in TABLES]
@@ -131,22 +131,20 @@ class FolderData(Indexed):
                     problems.append(Row(where, (), problem=problem))
                 else:
                     found[key] = found.get(key, ()) + captions
-        return found, problems, bool(tables)
+        return found, problems, tuple(key[: -len(Path(key).name)] for key in tables)
 
     def _sidecars(
         self,
         files: dict[str, tuple[int, int]],
         pictures: set[str],
         captions: dict[str, tuple[str, ...]],
-        tabled: bool,
+        tabled: tuple[str, ...],
     ) -> Iterator[Row]:
         """Adds what text files say to ``captions``, and yields what is wrong with them."""
         texts = {key for key in files if key.lower().endswith(_SIDECARS)}
         used = set()
         for key in sorted(pictures, key=natural):
-            stem = key[: -len(Path(key).suffix)]
-            every = [base + suffix for base in (stem, key) for suffix in _SIDECARS]
-            mine = [name for name in every if name in texts]
+            mine = [name for name in sidecars(key) if name in texts]
             used.update(mine)
             if not mine:
                 continue
@@ -169,10 +167,17 @@ class FolderData(Indexed):
             else:
                 captions[key] = (text,)
         for key in sorted(texts - used, key=natural):
+            # Where captions are in a table, texts beside it are about something else.
             document = Path(key).stem.lower().startswith(DOCUMENTS)
-            if not document and not tabled:
+            if not document and not key.startswith(tabled):
                 wrong = "caption files without a picture; add it or remove them"
                 yield Row(key, (), problem=wrong)
+
+
+def sidecars(key: str) -> list[str]:
+    """Where the caption of a picture may lie: ``cat.txt``, ``cat.caption``, ``cat.jpg.txt``, ..."""
+    stem = key[: -len(Path(key).suffix)]
+    return [base + suffix for base in (stem, key) for suffix in _SIDECARS]
 
 
 def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]]:
@@ -204,6 +209,11 @@ def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]
             if entry.name.startswith((".", "__MACOSX")):
                 continue
             key = f"{below}{entry.name}"
+            if not is_text(entry.name):  # file systems take any bytes
+                shown = os.fsencode(key).decode(errors="backslashreplace")
+                wrong = "files whose name is not UTF-8; rename them"
+                strays.append(Row(shown, (), problem=wrong))
+                continue
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if not os.path.exists(target):
@@ -215,6 +225,8 @@ def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]
                     continue
             if entry.is_dir():
                 descend(entry.path, f"{key}/")
+            elif not entry.is_file():  # a pipe: opening it would wait for ever
+                strays.append(Row(key, (), problem="neither files nor folders; remove them"))
             else:
                 state = entry.stat()
                 found[key] = (state.st_size, state.st_mtime_ns)

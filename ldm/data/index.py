@@ -25,6 +25,7 @@ import numpy as np
 import PIL
 import pyarrow as pa
 from PIL import Image
+from rich.console import Console
 from rich.progress import Progress
 
 from ldm.data.captions import Grammar
@@ -133,21 +134,24 @@ class Indexed:
         """SHA-256 of the file's bytes."""
         return self.examples.digest(index)
 
+    def file(self, index: int) -> bytes:
+        """The picture's file. Raises ``DataError`` if it cannot be read any more."""
+        number, place = self.examples.place(index)
+        key = self.examples.key(index)
+        try:
+            return self.parts[number].read(Row(key, (), place))
+        except (OSError, DataError) as error:
+            raise DataError(
+                f"{self.where(key)}: the picture cannot be read ({_reason(error)})"
+            ) from error
+
     def load(self, index: int) -> Image.Image:
         """The picture, turned upright as its EXIF says; of an animation the first frame.
 
         Raises:
             DataError: it cannot be read any more.
         """
-        number, place = self.examples.place(index)
-        key = self.examples.key(index)
-        try:
-            data = self.parts[number].read(Row(key, (), place))
-        except (OSError, DataError) as error:
-            raise DataError(
-                f"{self.where(key)}: the picture cannot be read ({_reason(error)})"
-            ) from error
-        return decode(data, self.where(key))
+        return decode(self.file(index), self.where(self.examples.key(index)))
 
     def caption(self, index: int, draw: np.random.Generator | None) -> str:
         """The first caption for evaluation; for training one that is drawn, and then what the
@@ -220,7 +224,7 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
         with (
             pa.ipc.new_file(str(partial), SCHEMA) as writer,
             ThreadPoolExecutor(os.cpu_count()) as pool,
-            Progress(transient=True) as progress,
+            Progress(console=Console(stderr=True), transient=True) as progress,
         ):
             bar = progress.add_task(f"looking at the pictures of {part.path}", total=None)
             for chunk in _chunks(part.rows(), _CHUNK):

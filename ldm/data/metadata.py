@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -34,10 +34,20 @@ def read_text(file: Path) -> str:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
 
 
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether it can be written as UTF-8: JSON escapes can name half a character, and a file name
+    can be any bytes.
+    """
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def texts(value: object) -> tuple[str, ...] | None:
     """The captions of a cell, or None if it or a part of it is empty or no text."""
     values: Iterable[object] = value if isinstance(value, list) else [value]
-    found = tuple(" ".join(v.split()) if isinstance(v, str) else "" for v in values)
+    found = tuple(" ".join(v.split()) if is_text(v) else "" for v in values)
     return found if found and all(found) else None
 
 
@@ -63,7 +73,7 @@ def rows_of(
                     "set data.image_column or data.caption_column"
                 )
         name = row[image_column]
-        if not isinstance(name, str) or not name.strip():
+        if not is_text(name) or not name.strip():
             yield where, "", (), f"rows with no file name in {image_column!r}; name the picture"
             continue
         key = Path(os.path.normpath(Path(table).parent / name.strip())).as_posix()
@@ -97,6 +107,8 @@ def _json(line: str) -> dict[str, Any] | str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"lines that are not valid JSON ({error.msg}); {cure}"
+    except RecursionError:
+        return f"lines that are not valid JSON (too deep); {cure}"
     return row if isinstance(row, dict) else f"lines that are no JSON objects; {cure}"
 
 
@@ -120,5 +132,5 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: not a readable parquet file ({error})") from None

@@ -54,6 +54,8 @@ def _decode(data: bytes) -> Image.Image:
                 f"{opened.width}x{opened.height} pixels are more than the limit of {limit},"
                 " PIL.Image.MAX_IMAGE_PIXELS"
             )
+        if opened.mode in ("LAB", "La"):  # no transform takes these: Pillow has no way to RGB
+            raise _Undecodable(f"pictures of mode {opened.mode} are not read, save them as RGB")
         opened.load()
         return ImageOps.exif_transpose(opened)
     except _Undecodable:

@@ -1,7 +1,8 @@
 """The rooms of the house: what may import what, and how large a file may grow.
 
 training -> ldm.engine -> ldm.{pipeline, data, evaluation} -> ldm.{models, guidance, sampling} ->
-ldm.diffusion -> torch; interop and the command line are on top. Each room may use those below it,
+ldm.diffusion -> torch; interop and the command line, with its
+commands, are on top. Each room may use those below it,
 and itself, but none beside it.
 """
 
@@ -18,6 +19,7 @@ FILES = sorted([*(ROOT / "ldm").rglob("*.py"), *(ROOT / "training").rglob("*.py"
 LEVELS = [
     {"training"},
     {"ldm.cli", "ldm.interop"},
+    {"ldm.commands"},
     {"ldm.engine"},
     {"ldm.pipeline", "ldm.data", "ldm.evaluation"},
     {"ldm.models", "ldm.guidance", "ldm.sampling"},

@@ -401,7 +401,9 @@ def test_a_stem_that_fits_two_pictures(tmp_path: Path) -> None:
 
 
 def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
-    collection = Collection(data(captioned(n0_caption="", n1_caption="fine")(tmp_path)), ImageTransform(), "skip")
+    collection = Collection(
+        data(captioned(n0_caption="", n1_caption="fine")(tmp_path)), ImageTransform(), "skip"
+    )
     assert [item.example.key for item in collection.train] == ["1.png"]
     assert [problem.key for _, problem in collection.skipped] == ["0.png"]
 
