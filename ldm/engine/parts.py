@@ -26,6 +26,7 @@ from ldm.engine.config import ConfigError
 from ldm.engine.schema import TextShape, TrainConfig, UNetShape, VaeShape
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
+from ldm.models.lora import attach
 from ldm.models.tokenizer import train_tokenizer
 from ldm.sampling import sampler
 
@@ -93,7 +94,45 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
                     sampler(drawing.sampler, scheduler).start(drawing.steps)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Parts(vae, tokenizer, text_encoder, unet, process, objective)
+    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective)
+    if config.lora is not None:
+        _adapt(parts, config, meta)
+    return parts
+
+
+def _adapt(parts: Parts, config: TrainConfig, meta: bool) -> None:
+    """Adapters in every part that learns, each part's from its own seed."""
+    lora = config.lora
+    assert lora is not None
+    for part, key in (("unet", "targets"), ("text_encoder", "text_targets")):
+        if part not in config.train:
+            continue
+
+        def make(part: str = part, key: str = key) -> None:
+            alpha = float(lora.rank) if lora.alpha is None else lora.alpha
+            attach(
+                getattr(parts, part),
+                getattr(lora, key),
+                rank=lora.rank,
+                alpha=alpha,
+                dora=lora.dora,
+            )
+
+        with _described(f"lora.{key}"):
+            if meta:
+                _on_meta(make)
+            else:
+                with initialised(config.seed, f"lora {part}"):
+                    make()
+
+
+def is_model(config: TrainConfig, parts: Parts) -> bool:
+    """Whether the folder ``config.model`` is what a run starts from: every part of it, its noise
+    and its target. A LoRA then needs no other base.
+    """
+    if config.model is None or config.vae or config.text or config.unet:
+        return False
+    return _saved_process(config.model) == (parts.process, parts.objective.target)
 
 
 def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:

@@ -222,6 +222,30 @@ class Score:
 
 
 @config_class
+class Lora:
+    """Low-rank adapters that learn in place of the parts named in ``train`` (``ldm.models.lora``).
+
+    Args:
+        rank: r, the inner width of every update.
+        alpha: the update is scaled by ``alpha / rank``; None: by 1.
+        dora: learn a magnitude per output beside it (Liu et al. 2024).
+        targets: names that modules of the U-Net end in; by default all of attention.
+        text_targets: the same in the text encoder.
+    """
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dora: bool = False
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+    )
+
+
+@config_class
 class RunConfig:
     """What every training program needs.
 
@@ -275,6 +299,7 @@ class TrainConfig(RunConfig):
         text: folder of a pipeline's text encoder and tokenizer, or a shape for random init.
         unet: a shape for random init.
         train: the parts that learn.
+        lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
         process: the noise; what is left out is that of ``model``, else of ``NoiseProcess``.
         objective: target and weight; the target left out is that of ``model``, else eps.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
@@ -289,6 +314,7 @@ class TrainConfig(RunConfig):
     text: TextShape | str | None = None
     unet: UNetShape | None = None
     train: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] = ("unet",)
+    lora: Lora | None = None
     process: ProcessSettings = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     text_dropout: Fraction = 0.1

@@ -86,7 +86,8 @@ def check_identity(folder: Path, expected: dict[str, str]) -> None:
     """
     found = json.loads((folder / "run.json").read_text())["identity"]
     for key in sorted(found.keys() | expected.keys()):
-        was, now = found.get(key), expected.get(key)
+        # A run from before a key was there is one in which it is null.
+        was, now = found.get(key, "null"), expected.get(key, "null")
         if was != now:
             told = "changed" if " " in key else f"was {was} and is now {now}"
             raise CheckpointError(

@@ -26,12 +26,17 @@ from ldm.engine import pictures
 from ldm.engine.encoded import Encoded
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
+from ldm.interop import lora
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.lora import collect, named, weights
 from ldm.pipeline import LatentDiffusionPipeline
 
 
 class TextToImageTask(nn.Module):
-    """A U-Net, and on request a text encoder, that learn; saved as a pipeline folder."""
+    """A U-Net, and on request a text encoder, that learn; saved as a pipeline folder.
+
+    With ``config.lora`` their adapters learn, and the folder is that of a LoRA.
+    """
 
     def __init__(
         self, config: TrainConfig, parts: Parts, held_out: Items, encoded: Encoded
@@ -43,16 +48,21 @@ class TextToImageTask(nn.Module):
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
         self.text_encoder = parts.text_encoder if "text_encoder" in config.train else None
         for name, part in (("unet", parts.unet), ("text_encoder", parts.text_encoder)):
-            part.requires_grad_(name in config.train)
+            part.requires_grad_(name in config.train and config.lora is None)
+        for learning in self.trained().values():
+            learning.requires_grad_(True)
         parts.vae.requires_grad_(False).eval()
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of the parts that learn, as ``unet.NAME`` and ``text_encoder.NAME``."""
-        return {
-            f"{part}.{name}": parameter
-            for part in self.config.train
-            for name, parameter in getattr(self.parts, part).named_parameters()
-        }
+        """Parameters of the parts that learn, or of their adapters, as ``unet.NAME`` and
+        ``text_encoder.NAME``.
+        """
+        found = {}
+        for part in self.config.train:
+            network: nn.Module = getattr(self.parts, part)
+            mine = weights(network) if self.config.lora else dict(network.named_parameters())
+            found |= {f"{part}.{name}": parameter for name, parameter in mine.items()}
+        return found
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` (weighted) and ``mse`` per sample, ``b``."""
@@ -142,14 +152,23 @@ class TextToImageTask(nn.Module):
         }
 
     def save(self, folder: Path) -> None:
-        """A pipeline folder."""
-        self.pipeline().save_pretrained(folder)
+        """A pipeline folder, or that of a LoRA."""
+        if self.config.lora:
+            lora.write(
+                {part: collect(getattr(self.parts, part)) for part in self.config.train}, folder
+            )
+        else:
+            self.pipeline().save_pretrained(folder)
 
     finish = save
 
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """Weights of the parts that learn, as ``trained`` names them."""
+        """Weights of what learns, as ``trained`` names them."""
         found = {}
+        if self.config.lora:
+            for part, updates in lora.read(folder).items():
+                found |= {f"{part}.{name}": value for name, value in named(updates).items()}
+            return found
         if "unet" in self.config.train:
             weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
             found |= {f"unet.{name}": value for name, value in weights.items()}
