@@ -1,6 +1,7 @@
 """The training programs as a user starts them, and what they say of a mistake."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.engine.interrupt import SIGNALS, Interrupted
 from runs import ROOT, accelerator, program
 
 
@@ -16,13 +18,14 @@ class Exit(BaseException):
     """Where the program ends the process."""
 
 
-def told(status: int, output: str) -> str:
-    """The message of a refused run."""
+def told(status: int, output: str, *, lines: int = 1) -> str:
+    """The message of a refused run, of that many lines."""
     assert status == 2, output
     assert "Traceback" not in output
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and output.rstrip().endswith(lines[0]), output
-    return lines[0].removeprefix("error: ")
+    assert output.count("error: ") == 1, output
+    message = output.rstrip().partition("error: ")[2]
+    assert len(message.splitlines()) == lines, output
+    return message
 
 
 def own_process(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -59,16 +62,20 @@ def in_this_process(
         accelerator()  # forgets the precision of the last one
         capsys.readouterr()
         status = 0
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         with monkeypatch.context() as patch:
             patch.setattr(os, "_exit", leave)
             try:
                 program(name).main()
-            except Exception:
+            except (Exception, Interrupted):
                 status = 1
                 try:
                     sys.excepthook(*sys.exc_info())
                 except Exit as left:
                     status = left.args[0]
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
         return status, capsys.readouterr().err
 
     return run

@@ -15,6 +15,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ldm.data.collection import Collection
+from ldm.data.source import cache_root
+from ldm.engine.disk import writing
 from ldm.engine.parts import build, parameters
 from ldm.engine.program import Program
 from ldm.engine.schema import TrainConfig
@@ -45,7 +47,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
     collection.verify(train=not encoded.latents_cached)  # the cache reads every picture it encodes
-    with accelerator.main_process_first():
+    place, then = cache_root(), "the same command goes on with what is in the cache already"
+    with accelerator.main_process_first(), writing("the cache", place, then):
         encoded.prepare(collection.train, collection.captions())
     final = trainer.fit()
     prompt = collection.train[0].caption(None)
@@ -54,7 +57,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     accelerator.print(f"  {command} sample {shlex.quote(prompt)} --model {final}")
     if config.score and accelerator.is_main_process:
         pipe = LatentDiffusionPipeline.from_pretrained(final).to(accelerator.device)
-        hits = score(pipe, config, collection.train, Path(config.run))
+        with writing("the score", Path(config.run), "the same command draws it again"):
+            hits = score(pipe, config, collection.train, Path(config.run))
         print(f"nearest training picture (pixels) is the one asked for: {hits}")
         print(f"drawn and true pictures side by side: {config.run}/samples.png")
     return final

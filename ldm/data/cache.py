@@ -125,11 +125,15 @@ class TensorCache:
     def _write(self, keys: list[str], columns: dict[str, Tensor]) -> None:
         name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
         partial = self.folder / f".{name}-{os.getpid()}.partial"
-        save_file(
-            {n: c.contiguous() for n, c in columns.items()},
-            partial,
-            metadata={"keys": json.dumps(keys)},
-        )
         shard = self.folder / f"{name}.safetensors"
-        partial.replace(shard)
+        try:
+            save_file(
+                {n: c.contiguous() for n, c in columns.items()},
+                partial,
+                metadata={"keys": json.dumps(keys)},
+            )
+            partial.replace(shard)
+        except BaseException:  # a full disk, or a signal that ends the run
+            partial.unlink(missing_ok=True)
+            raise
         self._index(shard)

@@ -52,9 +52,13 @@ class PictureDraws(Dataset[dict[str, Any]]):
         self.order = Order(len(self.items), seed)
         self.latent_shape = latent_shape
 
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.items[self.order[position]]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``pixels`` 3 h w in [-1, 1], ``posterior`` c h w, ``position``."""
-        item = self.items[self.order[position]]
+        item = self.item(position)
         picture = self.transform(item.load(), stream(self.seed, "transform", position))
         return {
             "position": position,

@@ -49,9 +49,13 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         self.conditioner = conditioner
         self.order = Order(len(self.items), seed)
 
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.items[self.order[position]]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``."""
-        item = self.items[self.order[position]]
+        item = self.item(position)
         caption = item.caption(stream(self.seed, "caption", position))
         picture = self.transform(item.load(), stream(self.seed, "transform", position))
         return {

@@ -222,6 +222,33 @@ class Score:
 
 
 @config_class
+class NonFinite:
+    """What becomes of a step whose loss or gradient norm is not finite.
+
+    Args:
+        action: ``stop`` ends the run, the last checkpoint being from before; ``skip`` leaves
+            weights, optimiser and average as they are and goes on with the next images. To know in
+            time, ``skip`` waits for the device at every step.
+        at_most: steps skipped in the whole run; one more ends it.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    at_most: Positive = 10
+
+
+@config_class
+class Resume:
+    """Going on with a config that is not the one the run was started with.
+
+    Args:
+        allow: keys that may have changed, ``optimizer.lr`` or all of ``optimizer``; ``data`` also
+            stands for the pictures and captions themselves.
+    """
+
+    allow: tuple[str, ...]
+
+
+@config_class
 class RunConfig:
     """What every training program needs.
 
@@ -239,8 +266,9 @@ class RunConfig:
         log_every: steps between two lines of ``metrics.jsonl``.
         validation: None for none.
         checkpoints: how often and how many.
+        nonfinite: stop at a loss that is not a number, or skip the step.
         resume: ``auto`` goes on from the newest complete checkpoint of ``run``, ``never`` refuses
-            to touch a folder that has one.
+            to touch a folder that has one, ``{allow: [KEY, ...]}`` goes on though these changed.
         workers: processes that read and transform pictures; 0 reads in the training process.
     """
 
@@ -257,7 +285,8 @@ class RunConfig:
     log_every: Positive = 10
     validation: Validation | None = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    resume: Literal["auto", "never"] = "auto"
+    nonfinite: NonFinite = field(default_factory=NonFinite)
+    resume: Literal["auto", "never"] | Resume = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
 
 

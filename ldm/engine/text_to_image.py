@@ -139,10 +139,14 @@ class LatentDraws(Dataset[dict[str, Any]]):
         side = config.images.size // encoded.codec.factor
         self.latent_shape = (encoded.codec.channels, side, side)
 
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.items[self.order[position]]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Tensors without a batch axis; every draw depends on (seed, position) alone."""
         seed, batch = self.config.seed, self.config.batch_size
-        item = self.items[self.order[position]]
+        item = self.item(position)
         variant = int(stream(seed, "flip", position).integers(self.config.images.variants))
         caption = item.caption(stream(seed, "caption", position))
         if stream(seed, "text dropout", position).random() < self.config.text_dropout:
