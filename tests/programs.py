@@ -1,7 +1,6 @@
 """The training programs as a user starts them, and what they say of a mistake."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.engine.interrupt import SIGNALS, Interrupted
+from ldm.engine.interrupt import REQUESTS, Interrupted
 from runs import ROOT, accelerator, program
 
 
@@ -62,7 +61,6 @@ def in_this_process(
         accelerator()  # forgets the precision of the last one
         capsys.readouterr()
         status = 0
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         with monkeypatch.context() as patch:
             patch.setattr(os, "_exit", leave)
             try:
@@ -74,8 +72,7 @@ def in_this_process(
                 except Exit as left:
                     status = left.args[0]
             finally:
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
+                REQUESTS.rest()
         return status, capsys.readouterr().err
 
     return run

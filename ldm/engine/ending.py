@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ldm.engine.disk import DiskError, writing
 from ldm.engine.fault import ToldElsewhere
-from ldm.engine.interrupt import Interrupted, Requests
+from ldm.engine.interrupt import REQUESTS, Interrupted
 
 
 class Ending:
@@ -23,7 +23,6 @@ class Ending:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.requests = Requests()
         self.failure: DiskError | None = None
         self.saved: Path | None = None  # the newest checkpoint, from which the run can go on
 
@@ -35,7 +34,7 @@ class Ending:
             DiskError: the main process could not write.
             ToldElsewhere: the same, on the other processes.
         """
-        here = [self.requests.by is not None, wrong, self.failure is not None]
+        here = [REQUESTS.by is not None, wrong, self.failure is not None]
         if self.accelerator.num_processes > 1:
             flags = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
             here = [count > 0 for count in self.accelerator.reduce(flags, "sum").tolist()]
@@ -46,7 +45,7 @@ class Ending:
 
     def leave(self, what_is_kept: str) -> None:
         """Raises ``Interrupted``."""
-        by = self.requests.by or "a signal to another process"
+        by = REQUESTS.by or "a signal to another process"
         line = f"{by} came; {what_is_kept}: run the same command again to go on"
         raise Interrupted(line if self.accelerator.is_main_process else "")
 

@@ -13,6 +13,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -33,40 +35,61 @@ class Requests:
 
     A signal that was ignored when the program started (``nohup``) stays ignored, and outside the
     main thread, where Python has no handlers, nothing is heard.
-
-    Args:
-        at_once: raise ``Interrupted`` as soon as one comes, not only keep it.
     """
 
-    def __init__(self, *, at_once: bool = False) -> None:
-        self.at_once, self.by, self.since = at_once, None, 0.0
+    def __init__(self) -> None:
         self.before: dict[int, Any] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self.at_once, self.since = True, 0.0
+        self.by: str | None = None
 
     def listen(self) -> None:
-        """Takes the signals over, for good unless used as a context."""
+        """From now on one ends the program at once, by ``Interrupted``."""
         if threading.current_thread() is threading.main_thread():
             heard = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]
             self.before = {s: signal.signal(s, self._caught) for s in heard}
 
-    def __enter__(self) -> Requests:
-        self.listen()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def rest(self) -> None:
+        """Gives the signals back, and forgets."""
         for number, handler in self.before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self.before = {}
+        self._forget()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, one is only kept. It stays so when an error leaves this: the program is about to
+        tell it, and the launcher sends signals as soon as one of its processes is gone.
+        """
+        borrowed = not self.before
+        if borrowed:
+            self.listen()
+        self.at_once = False
+        try:
+            yield
+            self.at_once = True
+        finally:
+            self.since = time.monotonic()
+            if borrowed:
+                self.rest()
 
     def _caught(self, number: int, _: FrameType | None) -> None:
         if self.by is None:
             self.by, self.since = signal.Signals(number).name, time.monotonic()
             if self.at_once:
                 raise Interrupted(
-                    f"{self.by} came outside the training loop: what is written is whole, run the"
+                    f"{self.by} came outside the training loop; what is written is whole: run the"
                     " same command again to go on"
                 )
         elif time.monotonic() - self.since > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+REQUESTS = Requests()
+"""Of this process: a process has one handler of a signal."""
 
 
 def ignore(_: int) -> None:

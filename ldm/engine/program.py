@@ -23,7 +23,7 @@ from ldm.data.source import DataError
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, load, plain
 from ldm.engine.fault import RunError, ToldElsewhere
-from ldm.engine.interrupt import STOPPED, Interrupted, Requests
+from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
@@ -109,7 +109,7 @@ class Program(Generic[C]):
             "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
         )
         arguments = parser.parse_args()
-        Requests(at_once=True).listen()
+        REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
         self.dry_run: bool = arguments.dry_run
 
@@ -129,6 +129,9 @@ class Program(Generic[C]):
             # The others wait while the main process fills a cache or draws.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
         )
+        # torch puts a hook in front that collects what ours prints and shows it when ours returns:
+        # it does not, and the line would be lost.
+        sys.excepthook = _one_line
         known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
         if accelerator.distributed_type not in known:
             raise ConfigError(

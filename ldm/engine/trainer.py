@@ -99,11 +99,11 @@ class Trainer:
             Interrupted: a signal asked for it, and a checkpoint is written.
             RunError: a loss is not a number, or the disk takes no more.
         """
-        with self.ending.requests as requests:
+        with interrupt.REQUESTS.kept():
             self._fit()
             final = self._final()
-        if requests.by:  # while that was written
-            self.ending.leave(f"training was over, and its result is in {final}")
+            if interrupt.REQUESTS.by:  # while that was written
+                self.ending.leave(f"training was over, and its result is in {final}")
         return final
 
     def _fit(self) -> None:
