@@ -13,7 +13,6 @@ from ldm.engine.checkpoint import CheckpointError
 from programs import own_process, told
 from runs import train, tree
 
-
 CONTENT = "data.content: the pictures or captions changed"
 
 
