@@ -15,8 +15,10 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ldm.data.source import cache_root
 from ldm.engine.checkpoint import write_folder
 from ldm.engine.config import ConfigError
+from ldm.engine.disk import writing
 from ldm.engine.encoded import Encoded, LatentDraws
 from ldm.engine.parts import build, is_model, parameters
 from ldm.engine.program import Program, collect
@@ -50,7 +52,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
-    encoded.prepare(collection)
+    then = "the same command goes on with what is in the cache already"
+    with writing("the cache", cache_root(), then):
+        encoded.prepare(collection)
     final = trainer.fit()
     base, lora = final, None
     if config.lora:
@@ -70,7 +74,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         pipe = LatentDiffusionPipeline.from_pretrained(base)
         if lora:
             pipe.load_lora_weights(lora)
-        hits = score(pipe.to(accelerator.device), config, collection.train, Path(config.run))
+        with writing("the score", Path(config.run), "the same command draws it again"):
+            hits = score(pipe.to(accelerator.device), config, collection.train, Path(config.run))
         print(f"nearest training picture (pixels) is the one asked for: {hits}")
         print(f"drawn and true pictures side by side: {config.run}/samples.png")
     return final

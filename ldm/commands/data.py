@@ -50,25 +50,42 @@ def _fail(message: object) -> NoReturn:
 
 
 def source_of(
-    path: str, *, caption_column: str, image_column: str, held_out_fraction: float
+    path: str,
+    *,
+    caption_column: str | None,
+    image_column: str | None,
+    held_out_fraction: float,
 ) -> Source:
-    """The source at ``path``: a folder of pictures, ``emoji`` or ``shapes``.
+    """The source at ``path``, in whatever layout it is; or ``emoji``, ``shapes``.
 
     Raises:
         DataError: there is nothing that is known.
     """
+    from ldm.data.detect import layout
     from ldm.data.emoji import EmojiData
     from ldm.data.folder import FolderData
+    from ldm.data.hub import DatasetsData
     from ldm.data.shapes import ShapesData
+    from ldm.data.source import DataError
+    from ldm.data.table import TableData
+    from ldm.data.tar import TarData
 
     if path in _DRAWN and not Path(path).exists():
         return EmojiData() if path == "emoji" else ShapesData()
-    return FolderData(
-        path=path,
-        caption_column=caption_column,
-        image_column=image_column,
-        held_out_fraction=held_out_fraction,
-    )
+    columns = {
+        name: value
+        for name, value in (("caption_column", caption_column), ("image_column", image_column))
+        if value is not None
+    }
+    kind = layout(path).kind
+    classes: dict[str, Any] = {
+        "folder": FolderData, "webdataset": TarData, "parquet": TableData, "datasets": DatasetsData,
+    }  # fmt: skip
+    if kind not in classes:
+        raise DataError(f"{path}: {kind} is not checked as a whole: check its folders of pictures")
+    if kind == "webdataset":
+        columns.pop("image_column", None)
+    return classes[kind](path=path, held_out_fraction=held_out_fraction, **columns)
 
 
 @app.command()
@@ -93,8 +110,12 @@ def check(
         Path | None, typer.Option(help="Write a PNG of some pictures and of the flagged ones.")
     ] = None,
     held_out: Annotated[float, typer.Option(help="The run's held_out_fraction.")] = 0.05,
-    caption_column: Annotated[str, typer.Option(help="Of metadata.*: the captions.")] = "text",
-    image_column: Annotated[str, typer.Option(help="Of metadata.*: the files.")] = "file_name",
+    caption_column: Annotated[
+        str | None, typer.Option(help="Of a table: the captions [text].")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of a table: the pictures [file_name; of parquet: image].")
+    ] = None,
     fix: Annotated[
         Fix | None,
         typer.Option(

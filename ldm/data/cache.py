@@ -172,8 +172,12 @@ class TensorCache:
         partial = self.folder / f".{name}-{os.getpid()}.partial"
         raw = torch.from_numpy(keys.view(np.uint8).reshape(len(keys), 16).copy())
         contents = {n: c.contiguous() for n, c in columns.items()}
-        save_file({_KEYS: raw, **contents}, partial)
-        partial.replace(self.folder / f"{name}.safetensors")
+        try:
+            save_file({_KEYS: raw, **contents}, partial)
+            partial.replace(self.folder / f"{name}.safetensors")
+        except BaseException:  # a full disk, or a signal that ends the run
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _parts(numbers: list[int], size: int) -> Iterator[list[int]]:

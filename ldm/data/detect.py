@@ -15,6 +15,10 @@ _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _KINDS = {".parquet": "parquet", ".toml": "sd_scripts"} | dict.fromkeys(_TARS, "webdataset")
 
 
+class AmbiguousError(DataError):
+    """A path holds data in several layouts."""
+
+
 class Detected(NamedTuple):
     """``kind`` of the data config, and what speaks for it."""
 
@@ -26,8 +30,8 @@ def detect(path: str) -> Detected:
     """The layout of ``path``: a file, a folder or a pattern of files.
 
     Raises:
-        DataError: there is no such path, nothing in it is known, or there are several layouts in
-            it.
+        AmbiguousError: there are several layouts in it.
+        DataError: there is no such path, or nothing in it is known.
     """
     here = Path(path).expanduser()
     if not here.is_dir():
@@ -41,8 +45,20 @@ def detect(path: str) -> Detected:
         raise DataError(f"{here}: no pictures, tars or parquet files in this folder or below it")
     if len(found) > 1:
         both = " and ".join(f"{kind} ({reason})" for kind, reason in found.items())
-        raise DataError(f"{here}: several layouts, set data.kind to one: {both}")
+        raise AmbiguousError(f"{here}: several layouts, set data.kind to one: {both}")
     return Detected(*found.popitem())
+
+
+def layout(path: str) -> Detected:
+    """The same for what need not be there yet: a folder where nothing else is known, whose own
+    errors say what is wrong with it. Raises ``AmbiguousError``.
+    """
+    try:
+        return detect(path)
+    except AmbiguousError:
+        raise
+    except DataError as error:
+        return Detected("folder", str(error))
 
 
 def _file(path: str, here: Path) -> Detected:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldm.data.collection import Collection, Items, spread
+from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.plan import Plan
 from ldm.diffusion import normal, stream
@@ -45,9 +45,13 @@ class PictureDraws(Dataset[dict[str, Any]]):
         self.transform, self.seed = config.images, config.seed
         self.channels, self.factor = codec.channels, codec.factor
 
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.plan[position]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``pixels`` 3 h w in [-1, 1], ``posterior`` c h w, ``position``."""
-        item = self.plan[position]
+        item = self.item(position)
         view = self.transform.view(stream(self.seed, "transform", position))
         picture = self.transform(item.load(), view, item.shape)
         width, height = (side // self.factor for side in item.shape)

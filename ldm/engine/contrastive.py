@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPTokenizer
 
-from ldm.data.collection import Collection, Items, spread
+from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import to_pixels
 from ldm.data.plan import Plan
 from ldm.diffusion import stream
@@ -44,9 +44,13 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         self.transform, self.seed = config.images, config.seed
         self.conditioner = conditioner
 
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.plan[position]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``."""
-        item = self.plan[position]
+        item = self.item(position)
         caption = item.caption(stream(self.seed, "caption", position))
         view = self.transform.view(stream(self.seed, "transform", position))
         picture = self.transform(item.load(), view)

@@ -193,13 +193,17 @@ class LatentDraws(Dataset[dict[str, Any]]):
         self.config, self.encoded = config, encoded
         self.plan = Plan(collection.train, config.batch_size, config.seed)
 
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.plan[position]
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Tensors without a batch axis; every draw depends on (seed, position) alone.
 
         ``coordinates`` are those of ``ldm.data.images.coordinates``.
         """
         seed, batch, images = self.config.seed, self.config.batch_size, self.config.images
-        item = self.plan[position]
+        item = self.item(position)
         if images.deterministic:
             variant = int(stream(seed, "flip", position).integers(images.variants))
             view = View(mirrored=bool(variant))

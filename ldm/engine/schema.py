@@ -4,18 +4,26 @@ processes.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from ldm.data.detect import layout
 from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
+from ldm.data.hub import DatasetsData
 from ldm.data.images import ImageTransform
+from ldm.data.sd_scripts import SdScriptsData
 from ldm.data.shapes import ShapesData
+from ldm.data.table import TableData
+from ldm.data.tar import TarData
 from ldm.diffusion import Schedule, Target
 from ldm.engine.config import Duration, Interval, config_class
 from ldm.models.clip import ClipSize
+
+log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(gt=0)]
 Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
@@ -32,11 +40,26 @@ def _kind(value: Any) -> str:
     return getattr(value, "kind", "folder")
 
 
+def _with_kind(value: Any) -> Any:
+    """A data config with the ``kind`` that its path looks like, where none is given."""
+    if not isinstance(value, dict) or "kind" in value or not isinstance(value.get("path"), str):
+        return value
+    found = layout(value["path"])
+    if found.kind != "folder":
+        log.info("data: %s is read as %s, since %s", value["path"], found.kind, found.reason)
+    return {**value, "kind": found.kind}
+
+
 DataConfig = Annotated[
     Annotated[FolderData, Tag("folder")]
+    | Annotated[TarData, Tag("webdataset")]
+    | Annotated[TableData, Tag("parquet")]
+    | Annotated[DatasetsData, Tag("datasets")]
+    | Annotated[SdScriptsData, Tag("sd_scripts")]
     | Annotated[EmojiData, Tag("emoji")]
     | Annotated[ShapesData, Tag("shapes")],
     Discriminator(_kind),
+    BeforeValidator(_with_kind),
 ]
 
 
@@ -246,6 +269,33 @@ class Lora:
 
 
 @config_class
+class NonFinite:
+    """What becomes of a step whose loss or gradient norm is not finite.
+
+    Args:
+        action: ``stop`` ends the run, the last checkpoint being from before; ``skip`` leaves
+            weights, optimiser and average as they are and goes on with the next images. To know in
+            time, ``skip`` waits for the device at every step.
+        at_most: steps skipped in the whole run; one more ends it.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    at_most: Positive = 10
+
+
+@config_class
+class Resume:
+    """Going on with a config that is not the one the run was started with.
+
+    Args:
+        allow: keys that may have changed, ``optimizer.lr`` or all of ``optimizer``; ``data`` also
+            stands for the pictures and captions themselves.
+    """
+
+    allow: tuple[str, ...]
+
+
+@config_class
 class RunConfig:
     """What every training program needs.
 
@@ -266,8 +316,9 @@ class RunConfig:
         log_every: steps between two lines of ``metrics.jsonl``.
         validation: None for none.
         checkpoints: how often and how many.
+        nonfinite: stop at a loss that is not a number, or skip the step.
         resume: ``auto`` goes on from the newest complete checkpoint of ``run``, ``never`` refuses
-            to touch a folder that has one.
+            to touch a folder that has one, ``{allow: [KEY, ...]}`` goes on though these changed.
         workers: processes that read and transform pictures; 0 reads in the training process.
     """
 
@@ -285,7 +336,8 @@ class RunConfig:
     log_every: Positive = 10
     validation: Validation | None = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    resume: Literal["auto", "never"] = "auto"
+    nonfinite: NonFinite = field(default_factory=NonFinite)
+    resume: Literal["auto", "never"] | Resume = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
 
 
