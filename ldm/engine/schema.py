@@ -4,26 +4,16 @@ processes.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import Field
 
-from ldm.data.detect import layout
-from ldm.data.emoji import EmojiData
-from ldm.data.folder import FolderData
-from ldm.data.hub import DatasetsData
 from ldm.data.images import ImageTransform
-from ldm.data.sd_scripts import SdScriptsData
-from ldm.data.shapes import ShapesData
-from ldm.data.table import TableData
-from ldm.data.tar import TarData
 from ldm.diffusion import Schedule, Target
 from ldm.engine.config import Duration, Interval, config_class
+from ldm.engine.kinds import DataConfig
 from ldm.models.clip import ClipSize
-
-log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Field(gt=0)]
 Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
@@ -31,36 +21,6 @@ TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 TrainedPart = Literal["unet", "text_encoder"]
-
-
-def _kind(value: Any) -> str:
-    """``kind`` of a data config; a folder where none is given."""
-    if isinstance(value, dict):
-        return value.get("kind", "folder")
-    return getattr(value, "kind", "folder")
-
-
-def _with_kind(value: Any) -> Any:
-    """A data config with the ``kind`` that its path looks like, where none is given."""
-    if not isinstance(value, dict) or "kind" in value or not isinstance(value.get("path"), str):
-        return value
-    found = layout(value["path"])
-    if found.kind != "folder":
-        log.info("data: %s is read as %s, since %s", value["path"], found.kind, found.reason)
-    return {**value, "kind": found.kind}
-
-
-DataConfig = Annotated[
-    Annotated[FolderData, Tag("folder")]
-    | Annotated[TarData, Tag("webdataset")]
-    | Annotated[TableData, Tag("parquet")]
-    | Annotated[DatasetsData, Tag("datasets")]
-    | Annotated[SdScriptsData, Tag("sd_scripts")]
-    | Annotated[EmojiData, Tag("emoji")]
-    | Annotated[ShapesData, Tag("shapes")],
-    Discriminator(_kind),
-    BeforeValidator(_with_kind),
-]
 
 
 @config_class

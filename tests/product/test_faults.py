@@ -18,8 +18,9 @@ import yaml
 
 from ldm.data import cache
 from ldm.engine import checkpoint, state
+from ldm.engine.encoded import Encoded, LatentDraws
 from ldm.engine.interrupt import STOPPED
-from ldm.engine.text_to_image import Encoded, LatentDraws, TextToImageTask
+from ldm.engine.text_to_image import TextToImageTask
 from ldm.engine.trainer import Trainer
 from programs import told
 from runs import ROOT, program, train, tree

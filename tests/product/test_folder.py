@@ -14,6 +14,7 @@ from PIL import Image
 
 from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
+from ldm.data.images import ImageTransform
 from ldm.data.source import DataError
 
 
@@ -130,7 +131,7 @@ def test_links_are_followed_where_that_is_asked_for_and_circles_are_not(tmp_path
     assert list(captions(tmp_path / "data", links=True)) == ["b/b.png", "link/a.png"]
     assert list(captions(tmp_path / "data")) == ["b/b.png"]
     with pytest.raises(DataError, match="1 links that lead out of the folder: link; copy the"):
-        Collection(FolderData(path=str(tmp_path / "data")))
+        Collection(FolderData(path=str(tmp_path / "data")), ImageTransform())
 
 
 @posix
@@ -291,7 +292,7 @@ def test_one_clear_line(name: str, tmp_path: Path) -> None:
     root.mkdir()
     make(root)
     with pytest.raises(DataError) as error:
-        Collection(FolderData(path=str(root)))
+        Collection(FolderData(path=str(root)), ImageTransform())
     message = str(error.value)
     assert words in message
     assert "\n" not in message
@@ -311,7 +312,9 @@ def test_bad_pictures_are_skipped_where_that_is_asked_for(tmp_path: Path) -> Non
         sidecar(tmp_path, f"{n}.png")
     (tmp_path / "1.png").write_bytes(b"")
     picture(tmp_path / "3.png")
-    collection = Collection(FolderData(path=str(tmp_path), held_out_fraction=0), "skip")
+    collection = Collection(
+        FolderData(path=str(tmp_path), held_out_fraction=0), ImageTransform(), "skip"
+    )
     assert [item.example.key for item in collection.train] == ["0.png", "2.png"]
     assert [problem.key for _, problem in collection.skipped] == ["1.png", "3.png"]
 

@@ -78,7 +78,7 @@ def test_a_loss_that_is_no_number_on_one_of_two_processes(tmp_path):
 
 POISONED = """
 import torch
-from ldm.engine.text_to_image import LatentDraws
+from ldm.engine.encoded import LatentDraws
 from runs import program
 
 real = LatentDraws.__getitem__
