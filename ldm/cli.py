@@ -1,16 +1,31 @@
-"""The command line: ``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``."""
+"""The command line: ``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``.
+
+Groups of commands have a module each in ``ldm.commands``.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from ldm.commands import data
+
+
+class LoraFormat(StrEnum):
+    """Whose LoRA files."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(data.app, name="data")
 
 
 @app.callback()
@@ -62,6 +77,10 @@ def sample(
     out: Annotated[Path, typer.Option(help="A .png, or a folder for numbered files.")] = Path(
         "sample.png"
     ),
+    lora: Annotated[
+        Path | None, typer.Option(help="A LoRA of diffusers or kohya: its file or folder.")
+    ] = None,
+    lora_scale: Annotated[float, typer.Option(help="How much of the LoRA; 1 is as trained.")] = 1.0,
     size: Annotated[str | None, typer.Option(help="WxH in pixels.")] = None,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -76,6 +95,8 @@ def sample(
     _check_folder(model)
     if count < 1:
         _fail(f"--count must be at least 1, not {count}")
+    if lora is not None and not lora.exists():
+        _fail(f"--lora {lora}: there is no such file or folder")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -90,6 +111,9 @@ def sample(
     try:
         targets = _targets(out, len(prompts) * count)
         pipe = LatentDiffusionPipeline.from_pretrained(model)
+        if lora is not None:
+            pipe.load_lora_weights(lora, adapter_name="lora")
+            pipe.set_adapters("lora", lora_scale)
         try:
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
@@ -120,6 +144,7 @@ def sample(
                 width=image.width,
                 height=image.height,
                 model=model.resolve().name,
+                lora=None if lora is None else f"{lora.resolve().stem} {lora_scale:g}",
             )
             write_png(image, target, parameters)
             console.print(str(target), highlight=False, soft_wrap=True)
@@ -154,3 +179,26 @@ def export(
         _fail(error)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
+
+
+@app.command("lora")
+def convert_lora(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA: its file or folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors, or a folder.")],
+    to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
+) -> None:
+    """Converts a LoRA between diffusers' format and kohya's (A1111, ComfyUI)."""
+    from ldm.interop import lora
+
+    target = out if out.suffix == ".safetensors" else out / lora.FILE
+    if target.exists():
+        _fail(f"{target} is there already: remove it, or choose another name")
+    try:
+        updates = lora.read(source)
+        written = lora.write(updates, out, to.value)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    for part, modules in updates.items():
+        ranks = sorted({update.rank for update in modules.values()})
+        print(f"{part}: {len(modules)} modules of rank {', '.join(map(str, ranks))}")
+    print(written)

@@ -6,6 +6,7 @@ StableDiffusionPipeline, and on the same latents the pictures are the same.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.diffusion import Condition, Denoiser, predictor
 from ldm.guidance import ClassifierFree
+from ldm.interop.loader import LoraLoader
 from ldm.models.clip import save_text_encoder
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.lora import adapted, fused
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
 from ldm.sampling import SchedulerSampler
@@ -35,7 +38,7 @@ _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
 
 
-class LatentDiffusionPipeline(DiffusionPipeline):
+class LatentDiffusionPipeline(DiffusionPipeline, LoraLoader):
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers.
 
     Folders go both ways: stock diffusers opens what this saves and this opens what stock saves. A
@@ -125,11 +128,27 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         Beyond what diffusers does, the text encoder and the tokenizer are written so that older
         readers, A1111 and ComfyUI find them, a half-precision folder loads in float32 rather
         than in a mixture, and no config names the folder that a part was read from.
+
+        Raises:
+            ValueError: adapters are loaded that are not in the weights; fused ones are, and the
+                folder is that of the fused weights.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError(
                 "push_to_hub would upload before the folder is complete: save first, then upload it"
             )
+        loaded = {name: getattr(self, name) for name in self._lora_loadable_modules}
+        loaded = {name: network for name, network in loaded.items() if adapted(network)}
+        if not all(fused(network) for network in loaded.values()):
+            raise ValueError(
+                "a pipeline folder has no place for adapters: call fuse_lora() to save with them in"
+                " the weights, or unload_lora_weights() to save without"
+            )
+        if loaded:
+            plain = type(self)(**{**self.components, **copy.deepcopy(loaded)})
+            plain.register_to_config(requires_safety_checker=self.config.requires_safety_checker)
+            plain.unload_lora_weights()
+            return plain.save_pretrained(save_directory, **kwargs)
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         save_tokenizer(self.tokenizer, folder / "tokenizer")

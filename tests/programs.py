@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.engine.interrupt import REQUESTS, Interrupted
 from runs import ROOT, accelerator, program
 
 
@@ -16,13 +17,14 @@ class Exit(BaseException):
     """Where the program ends the process."""
 
 
-def told(status: int, output: str) -> str:
-    """The message of a refused run."""
+def told(status: int, output: str, *, lines: int = 1) -> str:
+    """The message of a refused run, of that many lines."""
     assert status == 2, output
     assert "Traceback" not in output
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and output.rstrip().endswith(lines[0]), output
-    return lines[0].removeprefix("error: ")
+    assert output.count("error: ") == 1, output
+    message = output.rstrip().partition("error: ")[2]
+    assert len(message.splitlines()) == lines, output
+    return message
 
 
 def own_process(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -63,12 +65,14 @@ def in_this_process(
             patch.setattr(os, "_exit", leave)
             try:
                 program(name).main()
-            except Exception:
+            except (Exception, Interrupted):
                 status = 1
                 try:
                     sys.excepthook(*sys.exc_info())
                 except Exit as left:
                     status = left.args[0]
+            finally:
+                REQUESTS.rest()
         return status, capsys.readouterr().err
 
     return run

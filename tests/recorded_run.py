@@ -1,6 +1,7 @@
 """A training program that also writes down what every process consumed: ``CONFIG.yaml
 RECORD_FOLDER``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,11 +18,13 @@ RECORD: list[dict[str, torch.Tensor]] = []
 
 
 class Recorded(TextToImageTask):
-    """Keeps position, time and noise of every micro-batch."""
+    """Keeps position, time and noise of every micro-batch, the positions also of a killed run."""
 
     def forward(self, batch):
         kept = ("position", "u", "noise", "posterior")
         RECORD.append({name: batch[name].clone() for name in kept})
+        with Path(sys.argv[2], f"positions-{os.environ.get('RANK', 0)}.txt").open("a") as file:
+            file.write(" ".join(map(str, batch["position"].tolist())) + "\n")
         return super().forward(batch)
 
 

@@ -24,7 +24,9 @@ def program(name: str) -> ModuleType:
 
 
 def tree(run: Path, **changes: Any) -> dict[str, Any]:
-    """A config as plain values; a dict among ``changes`` is merged into the part it names."""
+    """A config as plain values; a dict among ``changes`` is merged into the part it names, unless
+    it is data of another kind.
+    """
     plain: dict[str, Any] = {
         "run": str(run),
         "seed": 3,
@@ -60,7 +62,8 @@ def tree(run: Path, **changes: Any) -> dict[str, Any]:
         "checkpoints": {"every": "100 steps", "keep": 2},
     }
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(plain.get(key), dict):
+        other = isinstance(value, dict) and "path" in value
+        if isinstance(value, dict) and isinstance(plain.get(key), dict) and not other:
             plain[key] = {**plain[key], **value}
         else:
             plain[key] = value

@@ -13,31 +13,28 @@ from pathlib import Path
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from ldm.data.collection import Collection
 from ldm.engine.autoencoder import AutoencoderTask, PictureDraws
 from ldm.engine.config import ConfigError
 from ldm.engine.parts import latent_side, make_vae, parameters, read_vae
-from ldm.engine.program import Program
+from ldm.engine.program import Program, collect
 from ldm.engine.schema import AutoencoderConfig
 from ldm.engine.trainer import Trainer
 
 
 def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     """Builds the autoencoder of ``config``, trains it, and returns the folder of the result."""
-    collection = Collection(config.data)
+    collection = collect(config)
     vae = make(config).to(accelerator.device)
     task = AutoencoderTask(config, vae, collection)
-    side = latent_side(vae, config.images.size)
+    latent_side(vae, config.images)  # refuses a size that the network cannot halve
     if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
         raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
-    latent_shape = (task.codec.channels, side, side)
-    draws = PictureDraws(collection, config.images, config.seed, latent_shape)
+    draws = PictureDraws(collection, config, task.codec)
     accelerator.print(
         f"{parameters(vae):,} parameters, {len(collection.train):,} pictures,"
         f" {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
-    collection.verify(train=True)
     final = trainer.fit()
     accelerator.print(f"the autoencoder is in {final}")
     return final

@@ -14,11 +14,10 @@ import torch
 from accelerate import Accelerator
 from transformers import CLIPModel
 
-from ldm.data.collection import Collection
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
 from ldm.engine.parts import parameters
-from ldm.engine.program import Program
+from ldm.engine.program import Program, collect
 from ldm.engine.schema import ClipConfig
 from ldm.engine.trainer import Trainer, split_batch
 from ldm.models.tokenizer import train_tokenizer
@@ -36,17 +35,20 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         raise ConfigError(
             f"clip.size {config.clip.size} and images.size {config.images.size} must be the same"
         )
-    collection = Collection(config.data)
+    if config.images.buckets:
+        raise ConfigError(
+            "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
+        )
+    collection = collect(config)
     tokenizer = train_tokenizer(collection.captions(), config.vocab_size, config.max_length)
     clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
     task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator)
-    draws = CaptionedDraws(collection, config.images, task.conditioner, config.seed)
+    draws = CaptionedDraws(collection, config, task.conditioner)
     accelerator.print(
         f"{parameters(clip):,} parameters, {len(tokenizer):,} tokens,"
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
-    collection.verify(train=True)
     final = trainer.fit()
     accelerator.print(f"the text encoder, its tokenizer and the image encoder are in {final}")
     return final

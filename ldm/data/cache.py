@@ -4,7 +4,7 @@ An entry's key is content: image bytes + transform + autoencoder weights + dtype
 caption + tokenizer + text encoder weights + dtype for text. A stale entry cannot be used, since its
 key differs. The whole of what entries of one kind share is the *space*, a folder; in it lie shards,
 safetensors files of stacked rows, each written whole before it gets its name, so that building
-stops and goes on at any moment.
+stops and goes on at any moment, in any number of processes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,19 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +33,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 Rows = Mapping[str, Tensor]
+_KEYS = "keys"  # the column of a shard that holds them
 
 
 def fingerprint(*parts: object) -> str:
@@ -52,8 +60,13 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if not k.startswith("_") and k not in beside}
 
 
+def key_of(*parts: str) -> bytes:
+    """The key of an entry: 16 bytes of a hash over what tells it from others of its space."""
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
 class TensorCache:
-    """Rows of named tensors under string keys, memory-mapped.
+    """Rows of named tensors under keys of 16 bytes, memory-mapped.
 
     Args:
         folder: where the spaces lie.
@@ -62,74 +75,123 @@ class TensorCache:
 
     def __init__(self, folder: Path, space: str) -> None:
         self.folder = folder / space[:32]
-        self._place: dict[str, tuple[Path, int]] = {}
-        self._columns: dict[Path, dict[str, Tensor]] = {}
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            self._index(shard)
+        self._columns: dict[int, dict[str, Tensor]] = {}
+        self.refresh()
 
-    def _index(self, shard: Path) -> None:
-        try:
-            with safe_open(shard, "pt") as file:
-                keys = json.loads(file.metadata()["keys"])
-        except (SafetensorError, OSError) as error:
-            log.warning("%s cannot be read and is made again: %s", shard, error)
-            shard.unlink(missing_ok=True)
-            return
-        for row, key in enumerate(keys):
-            self._place[key] = (shard, row)
+    def refresh(self) -> None:
+        """Takes note of every whole shard, those that other processes wrote included."""
+        self._shards = []
+        keys, places = [], []
+        for file in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(file, "np") as shard:
+                    mine = np.ascontiguousarray(shard.get_tensor(_KEYS)).view("S16")[:, 0]
+            except (SafetensorError, OSError) as error:
+                log.warning("%s cannot be read and is made again: %s", file, error)
+                file.unlink(missing_ok=True)
+                continue
+            keys.append(mine)
+            rows = np.arange(len(mine), dtype=np.int64)
+            places.append(rows + (len(self._shards) << 32))
+            self._shards.append(file)
+        # Sorted by key: 24 bytes an entry, where a dict of Python objects would take 300.
+        every = np.concatenate(keys) if keys else np.empty(0, "S16")
+        order = np.argsort(every, kind="stable")
+        self._keys = every[order]
+        self._places = np.concatenate(places)[order] if places else np.empty(0, np.int64)
+        self._columns.clear()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._place
+    def _find(self, key: bytes) -> int | None:
+        wanted = np.array([key], "S16")
+        row = int(np.searchsorted(self._keys, wanted)[0])
+        if row < len(self._keys) and self._keys[row] == wanted[0]:
+            return int(self._places[row])
+        return None
+
+    def __contains__(self, key: bytes) -> bool:
+        return self._find(key) is not None
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._keys)
 
-    def __getitem__(self, key: str) -> dict[str, Tensor]:
+    def __getitem__(self, key: bytes) -> dict[str, Tensor]:
         """The tensors of one entry, without a batch axis."""
-        shard, row = self._place[key]
-        if shard not in self._columns:
-            with safe_open(shard, "pt") as file:
-                self._columns[shard] = {name: file.get_tensor(name) for name in file.keys()}
-        return {name: column[row] for name, column in self._columns[shard].items()}
+        place = self._find(key)
+        if place is None:
+            raise KeyError(key.hex())
+        number, row = place >> 32, place & 0xFFFFFFFF
+        if number not in self._columns:
+            with safe_open(self._shards[number], "pt") as shard:
+                self._columns[number] = {
+                    name: shard.get_tensor(name) for name in shard.keys() if name != _KEYS
+                }
+        return {name: column[row] for name, column in self._columns[number].items()}
+
+    def missing(self, keys: np.ndarray) -> np.ndarray:
+        """Numbers of the first of each of ``keys`` (``n``, S16) that is not there."""
+        unique, first = np.unique(keys, return_index=True)
+        return np.sort(first[~np.isin(unique, self._keys)])
 
     def build(
         self,
-        keys: Sequence[str],
+        keys: Sequence[bytes],
         make: Callable[[Sequence[int]], Rows],
         *,
         what: str,
         batch: int = 64,
         shard_rows: int = 4096,
+        rank: int = 0,
+        world: int = 1,
     ) -> int:
-        """Makes what is missing: ``make(indices into keys) -> rows``; returns how many were made.
+        """Makes what is missing: ``make(numbers into keys) -> rows``; returns how many it made.
 
-        A kill loses at most one unfinished shard.
+        With several processes each makes its part; ``refresh`` once all are done. A kill loses at
+        most one unfinished shard each.
         """
-        missing = list({key: i for i, key in enumerate(keys) if key not in self}.values())
-        if not missing:
-            return 0
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with Progress(transient=True) as progress:
-            bar = progress.add_task(f"caching {what}", total=len(missing))
-            for first in range(0, len(missing), shard_rows):
-                part = missing[first : first + shard_rows]
-                chunks = []
-                for at in range(0, len(part), batch):
-                    rows = make(part[at : at + batch])
-                    chunks.append({name: value.cpu() for name, value in rows.items()})
-                    progress.advance(bar, len(part[at : at + batch]))
-                columns = {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
-                self._write([keys[i] for i in part], columns)
-        return len(missing)
+        wanted = np.array(keys, "S16")
+        mine = self.missing(wanted)[rank::world].tolist()
+        if mine:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _progress(disable=rank > 0) as progress:
+                bar = progress.add_task(f"caching {what}", total=len(mine), speed="")
+                for part in _parts(mine, shard_rows):
+                    chunks = []
+                    for some in _parts(part, batch):
+                        rows = make(some)
+                        chunks.append({name: value.cpu() for name, value in rows.items()})
+                        progress.advance(bar, len(some))
+                        speed = progress.tasks[bar].speed
+                        progress.update(bar, speed=f"{speed:.0f}/s" if speed else "")
+                    columns = {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
+                    self._write(wanted[part], columns)
+            self.refresh()
+        return len(mine)
 
-    def _write(self, keys: list[str], columns: dict[str, Tensor]) -> None:
-        name = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
+    def _write(self, keys: np.ndarray, columns: dict[str, Tensor]) -> None:
+        name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
         partial = self.folder / f".{name}-{os.getpid()}.partial"
-        save_file(
-            {n: c.contiguous() for n, c in columns.items()},
-            partial,
-            metadata={"keys": json.dumps(keys)},
-        )
-        shard = self.folder / f"{name}.safetensors"
-        partial.replace(shard)
-        self._index(shard)
+        raw = torch.from_numpy(keys.view(np.uint8).reshape(len(keys), 16).copy())
+        contents = {n: c.contiguous() for n, c in columns.items()}
+        try:
+            save_file({_KEYS: raw, **contents}, partial)
+            partial.replace(self.folder / f"{name}.safetensors")
+        except BaseException:  # a full disk, or a signal that ends the run
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _parts(numbers: list[int], size: int) -> Iterator[list[int]]:
+    for first in range(0, len(numbers), size):
+        yield numbers[first : first + size]
+
+
+def _progress(disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=disable,
+    )

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ldm.data.source import DataError, Example, cache_root, in_fraction
+from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class EmojiData:
+class EmojiData(Drawn):
     """Emoji pictures with composed captions; the config *is* the source.
 
     Args:
@@ -94,6 +94,7 @@ class EmojiData:
         hold_out: hold out combinations as the module says; off, everything is trained on.
         composed: captions beyond ``"a red apple, twemoji style"``: other word orders, without
             style, with a further word. Off, one caption a picture.
+        weight: share of the draws against other sources'; None: its number of pictures.
     """
 
     kind: Literal["emoji"] = "emoji"
@@ -104,6 +105,7 @@ class EmojiData:
     limit: int = 0
     hold_out: bool = True
     composed: bool = True
+    weight: float | None = None
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:
@@ -277,12 +279,14 @@ def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None
     import io
 
     import resvg_py
+    from rich.console import Console
     from rich.progress import track
 
     files = _svg_files(style)
     keys = [concept.key for concept in concepts() if concept.key in files]
     pixels = np.empty((len(keys), size, size, 4), np.uint8)
-    for row, key in enumerate(track(keys, f"rendering {style} at {size} px (once)")):
+    what, console = f"rendering {style} at {size} px (once)", Console(stderr=True)
+    for row, key in enumerate(track(keys, what, console=console)):
         png = resvg_py.svg_to_bytes(svg_path=str(files[key]), width=size, height=size)
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         if picture.size != (size, size):  # a few drawings are not square: centre them

@@ -1,6 +1,6 @@
-"""Pictures of any mode and size -> square RGB tensors.
+"""Pictures of any mode and size -> RGB tensors, square or of the shape of a bucket.
 
-    flatten transparency onto a colour -> cut out a square -> scale it to ``size`` (Lanczos)
+    flatten transparency onto a colour -> cut out the shape -> scale it (Lanczos)
 
 What is random (crop, flip, augmentation) comes from a generator that is handed in. A picture that
 fits already is not resampled.
@@ -9,16 +9,38 @@ fits already is not resampled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm.data.buckets import Buckets
 from ldm.data.source import DataError
 
 Colour: TypeAlias = tuple[int, int, int]
+Shape: TypeAlias = tuple[int, int]
+"""Width and height in pixels."""
+
+
+class View(NamedTuple):
+    """What is drawn about how a picture is seen; by default nothing.
+
+    Args:
+        mirrored: left and right change places.
+        place: where along its longer side it is cut, in [0, 1].
+        colour: under transparent pixels, instead of the transform's background.
+        shift: to the right and down, in pixels of the result.
+    """
+
+    mirrored: bool = False
+    place: float = 0.5
+    colour: Colour | None = None
+    shift: tuple[int, int] = (0, 0)
+
+
+PLAIN = View()
 
 
 @dataclass(frozen=True)
@@ -26,13 +48,14 @@ class ImageTransform:
     """What happens to a picture before a network sees it; the config *is* the transform.
 
     Args:
-        size: side of the result in pixels.
-        crop: which square of a picture that is not square.
+        size: side of the result in pixels; with ``buckets`` that of a square of their area.
+        crop: which part of a picture that does not have the shape of the result.
         flip: mirror left and right half of the time.
         background: colour under transparent pixels and behind a shifted picture, 0 to 255.
         random_background: share of the pictures with transparency that are put onto a random colour
             instead (for autoencoders, which have no caption to contradict).
         random_shift: largest shift along each axis, in pixels of the result.
+        buckets: shapes other than the square, by aspect ratio; None: all are cut to the square.
     """
 
     size: int = 64
@@ -41,6 +64,7 @@ class ImageTransform:
     background: Colour = (255, 255, 255)
     random_background: float = 0.0
     random_shift: int = 0
+    buckets: Buckets | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -51,6 +75,8 @@ class ImageTransform:
             raise ValueError(f"random_shift={self.random_shift} is not in [0, size={self.size})")
         if not all(0 <= value <= 255 for value in self.background):
             raise ValueError(f"background={self.background}: red, green and blue are 0 to 255")
+        if self.buckets and not self.buckets.shapes(self.size):
+            raise ValueError(f"size={self.size} is smaller than a step of the buckets")
 
     @property
     def deterministic(self) -> bool:
@@ -62,31 +88,61 @@ class ImageTransform:
         """Number of results that a picture has if the transform is deterministic: 2 with flips."""
         return 2 if self.flip else 1
 
-    def apply(self, image: Image.Image, variant: int) -> Tensor:
-        """Result without augmentation, uint8 ``3 size size``: 0 straight, 1 mirrored."""
-        pixels = _tensor(_square(flatten(image, self.background), self.size, 0.5))
-        return pixels.flip(-1) if variant else pixels
+    def shapes(self, sizes: np.ndarray) -> np.ndarray:
+        """Width and height of the results of pictures of ``sizes`` (width and height, ``n 2``),
+        int32 ``n 2``; 0 where a picture is too small for every bucket.
+        """
+        if self.buckets:
+            return self.buckets.assign(sizes, self.size)
+        return np.full((len(sizes), 2), self.size, np.int32)
 
-    def __call__(self, image: Image.Image, draw: np.random.Generator | None) -> Tensor:
-        """Uint8 ``3 size size``; ``draw`` None means evaluation: centred, straight, plain."""
+    def view(self, draw: np.random.Generator | None) -> View:
+        """A drawn view; ``draw`` None means evaluation: centred, straight, plain."""
         if draw is None:
-            return self.apply(image, 0)
+            return View()
         # Every number is drawn whatever the settings, so that one setting does not move another's.
         mirror, where, plain, *rest = draw.random(8).tolist()
-        colour, shift = rest[:3], rest[3:]
+        red, green, blue = (int(256 * value) for value in rest[:3])
+        x, y = (int(u * (2 * self.random_shift + 1)) - self.random_shift for u in rest[3:])
+        return View(
+            mirrored=self.flip and mirror < 0.5,
+            place=where if self.crop == "random" else 0.5,
+            colour=(red, green, blue) if plain < self.random_background else None,
+            shift=(x, y),
+        )
+
+    def __call__(
+        self, image: Image.Image, view: View = PLAIN, shape: Shape | None = None
+    ) -> Tensor:
+        """Uint8 ``3 h w``; ``shape`` is width and height, by default the square."""
         background = self.background
-        if plain < self.random_background and image.has_transparency_data:
-            red, green, blue = (int(256 * value) for value in colour)
-            background = (red, green, blue)
-        place = where if self.crop == "random" else 0.5
-        picture = _square(flatten(image, background), self.size, place)
-        if self.random_shift:
-            x, y = (int(u * (2 * self.random_shift + 1)) - self.random_shift for u in shift)
+        if view.colour and image.has_transparency_data:
+            background = view.colour
+        picture = _cover(flatten(image, background), shape or (self.size, self.size), view.place)
+        if view.shift != (0, 0):
             canvas = Image.new("RGB", picture.size, background)
-            canvas.paste(picture, (x, y))
+            canvas.paste(picture, view.shift)
             picture = canvas
         pixels = _tensor(picture)
-        return pixels.flip(-1) if self.flip and mirror < 0.5 else pixels
+        return pixels.flip(-1) if view.mirrored else pixels
+
+
+def coordinates(size: Shape, view: View, shape: Shape) -> tuple[int, int, int, int, int, int]:
+    """What a network may be told about a cut (Podell et al. 2023, section 2.2).
+
+    Args:
+        size: width and height of the picture, upright.
+        view: how it is seen.
+        shape: width and height of the result.
+
+    Returns:
+        Height and width of the picture; rows cut off above and columns cut off on the left once it
+        is scaled; height and width of the result.
+    """
+    left, top, right, bottom = _box(size, shape, view.place)
+    scale = shape[0] / (right - left)
+    hidden = size[0] - right if view.mirrored else left
+    return size[1], size[0], round(top * scale), round(hidden * scale), shape[1], shape[0]
 
 
 def flatten(image: Image.Image, background: Colour) -> Image.Image:
@@ -109,18 +165,25 @@ def flatten(image: Image.Image, background: Colour) -> Image.Image:
     return Image.alpha_composite(back, front).convert("RGB")
 
 
-def _square(image: Image.Image, size: int, place: float) -> Image.Image:
-    """The square that covers ``image``, ``place`` in [0, 1] along its longer side, at ``size``."""
-    side = min(image.size)
-    spare_x, spare_y = image.width - side, image.height - side
-    if side == size:
-        left, top = (min(int(place * (spare + 1)), spare) for spare in (spare_x, spare_y))
-        return image.crop((left, top, left + size, top + size))
-    left, top = place * spare_x, place * spare_y
+def _box(size: Shape, shape: Shape, place: float) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what is cut out of ``size`` for a result of ``shape``."""
+    (width, height), (wide, high) = size, shape
+    across, down = min(width, height * wide / high), min(height, width * high / wide)
+    if (across, down) == (wide, high):  # not resampled: whole pixels
+        left, top = (min(int(place * (s + 1)), s) for s in (width - wide, height - high))
+    else:
+        left, top = place * (width - across), place * (height - down)
+    return left, top, left + across, top + down
+
+
+def _cover(image: Image.Image, shape: Shape, place: float) -> Image.Image:
+    """``image`` scaled to cover ``shape``, ``place`` in [0, 1] along its longer side."""
+    box = _box(image.size, shape, place)
+    if (box[2] - box[0], box[3] - box[1]) == shape:
+        left, top = int(box[0]), int(box[1])
+        return image.crop((left, top, left + shape[0], top + shape[1]))
     # Cut before scaling: scaled first, a thin strip would become millions of pixels long.
-    return image.resize(
-        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    return image.resize(shape, Image.Resampling.LANCZOS, box=box)
 
 
 def _tensor(image: Image.Image) -> Tensor:

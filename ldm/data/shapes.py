@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldm.data.source import DataError, Example, in_fraction
+from ldm.data.source import DataError, Drawn, Example, in_fraction
 from ldm.diffusion import stream
 
 Colour: TypeAlias = Literal[
@@ -131,7 +131,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class ShapesData:
+class ShapesData(Drawn):
     """Procedural pictures; the config *is* the source.
 
     Args:
@@ -139,6 +139,7 @@ class ShapesData:
         seed: other seeds give other pictures; the held-out pairs stay.
         size: side in pixels.
         hold_out: off, the same pictures are all trained on.
+        weight: share of the draws against other sources'; None: its number of pictures.
     """
 
     kind: Literal["shapes"] = "shapes"
@@ -146,6 +147,7 @@ class ShapesData:
     seed: int = 0
     size: int = 64
     hold_out: bool = True
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -11,9 +11,11 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 from PIL import Image
 
 
@@ -38,10 +40,46 @@ class Example:
     held_out: bool
 
 
+class Problem(NamedTuple):
+    """A picture or a row that cannot be trained on.
+
+    Args:
+        key: of the picture, or where the row stands.
+        reason: what such pictures or rows are, and behind "; " what to do, so that equal ones can
+            be counted: "pictures without a caption; caption or remove them".
+    """
+
+    key: str
+    reason: str
+
+
 class Source(Protocol):
     """A list of examples and a way to their pixels."""
 
     examples: Sequence[Example]
+
+    @property
+    def name(self) -> str:
+        """What an error about the whole of it begins with: a path, or its kind."""
+        ...
+
+    weight: float | None
+    """Share of the draws in proportion to the other sources'; None: its number of pictures."""
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """What was meant to be an example and cannot be one."""
+        ...
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Width and height of every picture, upright, in pixels, int32 ``n 2``."""
+        ...
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Which examples are held out, bool ``n``."""
+        ...
 
     def load(self, index: int) -> Image.Image:
         """The picture of ``examples[index]`` in its own size and mode. Raises ``DataError`` if it
@@ -52,6 +90,56 @@ class Source(Protocol):
     def digest(self, index: int) -> str:
         """Hex SHA-256 of what the picture is made from: equal digests are equal pictures."""
         ...
+
+    def caption(self, index: int, draw: np.random.Generator | None) -> str:
+        """The first caption for evaluation, a drawn one for training."""
+        ...
+
+    def captions(self, index: int) -> Sequence[str] | None:
+        """Every text that ``caption`` can return, or None if they vary endlessly."""
+        ...
+
+
+class SourceGroup:
+    """What configs have in common that stand for several sources, each with its own weight."""
+
+    @cached_property
+    def sources(self) -> Sequence[Source]:
+        """The sources, in order. Raises ``DataError`` if they cannot be told."""
+        raise NotImplementedError
+
+
+class Drawn:
+    """What sources have in common whose pictures are drawn by code: squares of side ``size``."""
+
+    examples: Sequence[Example]
+    problems: Sequence[Problem] = ()
+    size: int
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Its kind."""
+        return self.kind
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Width and height of every picture, int32 ``n 2``."""
+        return np.full((len(self.examples), 2), self.size, np.int32)
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Which examples are held out, bool ``n``."""
+        return np.array([example.held_out for example in self.examples], bool)
+
+    def caption(self, index: int, draw: np.random.Generator | None) -> str:
+        """The first caption for evaluation, a drawn one for training."""
+        captions = self.examples[index].captions
+        return captions[0] if draw is None else captions[int(draw.integers(len(captions)))]
+
+    def captions(self, index: int) -> Sequence[str]:
+        """Every text that ``caption`` can return."""
+        return self.examples[index].captions
 
 
 def in_fraction(name: str, fraction: float) -> bool:

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldm.data.collection import Collection, Item, spread
+from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.order import Order
+from ldm.data.plan import Plan
 from ldm.diffusion import normal, stream
 from ldm.engine import pictures
 from ldm.engine.schema import AutoencoderConfig
@@ -36,30 +36,30 @@ class PictureDraws(Dataset[dict[str, Any]]):
 
     Args:
         collection: its training pictures.
-        transform: with augmentation drawn per image.
-        seed: of the run.
-        latent_shape: ``c h w``.
+        config: transform with augmentation drawn per image, batch, seed.
+        codec: what makes latents of them.
     """
 
-    def __init__(
-        self,
-        collection: Collection,
-        transform: ImageTransform,
-        seed: int,
-        latent_shape: tuple[int, ...],
-    ) -> None:
-        self.items, self.transform, self.seed = collection.train, transform, seed
-        self.order = Order(len(self.items), seed)
-        self.latent_shape = latent_shape
+    def __init__(self, collection: Collection, config: AutoencoderConfig, codec: Codec) -> None:
+        self.plan = Plan(collection.train, config.batch_size, config.seed)
+        self.transform, self.seed = config.images, config.seed
+        self.channels, self.factor = codec.channels, codec.factor
+
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``pixels`` 3 h w in [-1, 1], ``posterior`` c h w, ``position``."""
-        item = self.items[self.order[position]]
-        picture = self.transform(item.load(), stream(self.seed, "transform", position))
+        item = self.item(position)
+        view = self.transform.view(stream(self.seed, "transform", position))
+        picture = self.transform(item.load(), view, item.shape)
+        width, height = (side // self.factor for side in item.shape)
+        shape = (self.channels, height, width)
         return {
             "position": position,
             "pixels": to_pixels(picture),
-            "posterior": normal(self.seed, "posterior", position, self.latent_shape),
+            "posterior": normal(self.seed, "posterior", position, shape),
         }
 
 
@@ -114,7 +114,7 @@ class AutoencoderTask(nn.Module):
         shown = []
         for at in range(0, len(mine), 32):
             x = torch.stack(
-                [to_pixels(self.config.images(i.load(), None)) for i in mine[at : at + 32]]
+                [to_pixels(self.config.images(i.load())) for i in mine[at : at + 32]]
             ).to(accelerator.device)
             x_hat = self.reconstruct(x)
             totals += torch.stack(
@@ -151,7 +151,7 @@ class AutoencoderTask(nn.Module):
 
 
 @torch.no_grad()
-def fold(vae: AutoencoderKL, items: list[Item], transform: ImageTransform, count: int) -> None:
+def fold(vae: AutoencoderKL, items: Items, transform: ImageTransform, count: int) -> None:
     """Measures mean and std per latent channel over ``count`` of ``items`` and folds them in.
 
     The std is that of posterior samples: sqrt(var(mean) + mean(var)).
@@ -161,7 +161,7 @@ def fold(vae: AutoencoderKL, items: list[Item], transform: ImageTransform, count
     total = torch.zeros(3, codec.channels, dtype=torch.float64)
     seen = 0
     for at in range(0, len(chosen), 64):
-        x = torch.stack([to_pixels(transform(i.load(), None)) for i in chosen[at : at + 64]])
+        x = torch.stack([to_pixels(transform(i.load())) for i in chosen[at : at + 64]])
         moments = codec.encode(x.to(vae.device))
         mean, var = moments.mean.double().cpu(), moments.logvar.double().exp().cpu()
         total += torch.stack([m.sum((0, 2, 3)) for m in (mean, mean**2, var)])

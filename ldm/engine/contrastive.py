@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import CLIPTokenizer
 
-from ldm.data.collection import Collection, Item, spread
-from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.order import Order
+from ldm.data.collection import Collection, Item, Items, spread
+from ldm.data.images import to_pixels
+from ldm.data.plan import Plan
 from ldm.diffusion import stream
 from ldm.engine.schema import ClipConfig
 from ldm.evaluation.retrieval import ranks
@@ -33,27 +33,27 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
 
     Args:
         collection: its training pictures.
-        transform: with augmentation drawn per image.
+        config: transform with augmentation drawn per image, batch, seed.
         conditioner: tokenizes.
-        seed: of the run.
     """
 
     def __init__(
-        self,
-        collection: Collection,
-        transform: ImageTransform,
-        conditioner: ClipConditioner,
-        seed: int,
+        self, collection: Collection, config: ClipConfig, conditioner: ClipConditioner
     ) -> None:
-        self.items, self.transform, self.seed = collection.train, transform, seed
+        self.plan = Plan(collection.train, config.batch_size, config.seed)
+        self.transform, self.seed = config.images, config.seed
         self.conditioner = conditioner
-        self.order = Order(len(self.items), seed)
+
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``."""
-        item = self.items[self.order[position]]
+        item = self.item(position)
         caption = item.caption(stream(self.seed, "caption", position))
-        picture = self.transform(item.load(), stream(self.seed, "transform", position))
+        view = self.transform.view(stream(self.seed, "transform", position))
+        picture = self.transform(item.load(), view)
         return {
             "position": position,
             "pixels": to_pixels(picture),
@@ -69,7 +69,7 @@ class ContrastiveTask(nn.Module):
         config: ClipConfig,
         clip: Clip,
         tokenizer: CLIPTokenizer,
-        held_out: list[Item],
+        held_out: Items,
         accelerator: Accelerator,
     ) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class ContrastiveTask(nn.Module):
         if validation is None or not validation.images or not self.held_out:
             return {}
         chosen = spread(self.held_out, validation.images)
-        pixels = torch.stack([to_pixels(self.config.images(i.load(), None)) for i in chosen])
+        pixels = torch.stack([to_pixels(self.config.images(i.load())) for i in chosen])
         ids = self.conditioner.tokenize([i.caption(None) for i in chosen])
         device = accelerator.device
         pictures = torch.cat([self.clip.image_features(x.to(device)) for x in pixels.split(64)])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
+
+from ldm.engine.disk import write_text
 
 log = logging.getLogger(__name__)
 
@@ -17,9 +21,16 @@ class Metrics:
         self.file = file
 
     def write(self, **values: Any) -> None:
-        """Appends one line."""
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values) + "\n")
+        """Appends one line, or leaves the file as it is and raises ``OSError``."""
+        line = (json.dumps(values) + "\n").encode()
+        with self.file.open("ab", buffering=0) as stream:
+            before = os.fstat(stream.fileno()).st_size
+            try:
+                if stream.write(line) < len(line):  # a disk that is about to be full
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+            except OSError:
+                stream.truncate(before)
+                raise
 
     def cut(self, images: int) -> None:
         """Drops lines behind ``images``, where the run goes on: they would stand there twice."""
@@ -32,6 +43,4 @@ class Metrics:
                     kept.append(line + "\n")
             except ValueError:
                 log.warning("%s: a line cut short by a kill is dropped", self.file)
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.file)
+        write_text(self.file, "".join(kept))

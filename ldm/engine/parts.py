@@ -20,11 +20,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ldm.data.images import ImageTransform
 from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target, stream
 from ldm.engine.config import ConfigError
 from ldm.engine.schema import TextShape, TrainConfig, UNetShape, VaeShape
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
+from ldm.models.lora import attach
 from ldm.models.tokenizer import train_tokenizer
 from ldm.sampling import sampler
 
@@ -81,7 +83,7 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, meta)
     process, objective = process_and_objective(config)
-    unet.register_to_config(sample_size=latent_side(vae, config.images.size))
+    unet.register_to_config(sample_size=latent_side(vae, config.images))
     try:
         process.refuse(objective.target)
         # What a checkpoint will say, and what will draw from it.
@@ -92,7 +94,45 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
                     sampler(drawing.sampler, scheduler).start(drawing.steps)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return Parts(vae, tokenizer, text_encoder, unet, process, objective)
+    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective)
+    if config.lora is not None:
+        _adapt(parts, config, meta)
+    return parts
+
+
+def _adapt(parts: Parts, config: TrainConfig, meta: bool) -> None:
+    """Adapters in every part that learns, each part's from its own seed."""
+    lora = config.lora
+    assert lora is not None
+    for part, key in (("unet", "targets"), ("text_encoder", "text_targets")):
+        if part not in config.train:
+            continue
+
+        def make(part: str = part, key: str = key) -> None:
+            alpha = float(lora.rank) if lora.alpha is None else lora.alpha
+            attach(
+                getattr(parts, part),
+                getattr(lora, key),
+                rank=lora.rank,
+                alpha=alpha,
+                dora=lora.dora,
+            )
+
+        with _described(f"lora.{key}"):
+            if meta:
+                _on_meta(make)
+            else:
+                with initialised(config.seed, f"lora {part}"):
+                    make()
+
+
+def is_model(config: TrainConfig, parts: Parts) -> bool:
+    """Whether the folder ``config.model`` is what a run starts from: every part of it, its noise
+    and its target. A LoRA then needs no other base.
+    """
+    if config.model is None or config.vae or config.text or config.unet:
+        return False
+    return _saved_process(config.model) == (parts.process, parts.objective.target)
 
 
 def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:
@@ -237,7 +277,7 @@ def _unet(
     config: TrainConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, meta: bool
 ) -> UNet2DConditionModel:
     width = text_encoder.config.hidden_size
-    side = latent_side(vae, config.images.size)
+    side = latent_side(vae, config.images)
     if config.unet is None:
         unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
         channels = vae.config.latent_channels
@@ -263,12 +303,15 @@ def _unet(
             return make()
 
 
-def latent_side(vae: AutoencoderKL, size: int) -> int:
-    """Side of the latent of a picture of side ``size``; ``ConfigError`` if it is not whole."""
+def latent_side(vae: AutoencoderKL, images: ImageTransform) -> int:
+    """Side of the latent of a square picture; ``ConfigError`` if that of any shape is not whole."""
     factor = Codec(vae).factor
-    if size % factor:
-        raise ConfigError(f"images.size {size} is no multiple of {factor}, the pixels of a latent")
-    return size // factor
+    key, value = ("buckets.step", images.buckets.step) if images.buckets else ("size", images.size)
+    if value % factor:
+        raise ConfigError(
+            f"images.{key} {value} is no multiple of {factor}, the pixels of a latent"
+        )
+    return images.size // factor
 
 
 def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DConditionModel:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldm.engine.disk import in_one_step
+
 
 def to_image(pixels: Tensor) -> Image.Image:
     """One picture ``3 h w`` in [-1, 1] as an 8-bit image."""
@@ -61,6 +63,7 @@ def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTy
 
 
 def save(page: Image.Image, file: Path) -> None:
-    """Writes a PNG, making its folder."""
+    """Writes a PNG, whole or not at all, making its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    page.save(file)
+    with in_one_step(file) as partial:
+        page.save(partial, format="PNG")

@@ -18,34 +18,78 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
+from ldm.data.buckets import table
 from ldm.data.collection import Collection
 from ldm.data.source import DataError
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, load, plain
+from ldm.engine.fault import RunError, ToldElsewhere
+from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
-from ldm.engine.trainer import RunError, split_batch
+from ldm.engine.state import OtherRunError
+from ldm.engine.trainer import split_batch
 from ldm.models.attention import BackendError
 
 C = TypeVar("C", bound=RunConfig)
 USER_ERRORS = (ConfigError, DataError, CheckpointError, RunError, BackendError)
 
 
+ENDS = f"""exit status:
+  0   the run is over
+  2   a mistake or a fault, which one line on stderr names
+  {STOPPED}  SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 asked the run to stop: it has finished its step and
+      saved a checkpoint, from which the same command goes on; a second signal ends it at once
+
+torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGTERM and SIGINT on
+(SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
+later; accelerate launch does not hand them on to a single process: start one with python.
+"""
+
+
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tells a user's mistake in one line; a traceback is for bugs."""
-    if isinstance(error, USER_ERRORS):
+    """Tells a user's mistake, or a signal, in one line; a traceback is for bugs."""
+    line, status = None, 2
+    if isinstance(error, Interrupted):
+        line, status = f"stopped: {error}" if str(error) else "", STOPPED
+    elif isinstance(error, ToldElsewhere):
+        line = ""
+    elif isinstance(error, OtherRunError):
+        line = f"error: {error}"  # one line for each key
+    elif isinstance(error, USER_ERRORS):
         # What a DataLoader's worker raised comes with its traceback in the text.
         line = (str(error).strip().splitlines() or [""])[-1]
-        line = line.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
-        print(f"error: {line}", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(2)
-    sys.__excepthook__(kind, error, trace)
+        line = "error: " + line.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+    elif _left_alone(error):
+        line = "error: another process of the run has ended, and what it said before tells why"
+    if line is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    if line:
+        print(line, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _left_alone(error: BaseException) -> bool:
+    """Whether a collective failed because a process that takes part in it is gone."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return (
+        isinstance(error, RuntimeError)
+        and torch.distributed.is_initialized()
+        and any(text in str(error) for text in gone)
+    )
 
 
 def _launched_on_one_thread() -> bool:
     """Whether ``accelerate launch`` set OMP_NUM_THREADS to 1, its default for one process."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1
+
+
+def collect(config: RunConfig) -> Collection:
+    """The pictures of ``config``; which are left out, and why, goes into the run folder later."""
+    return Collection(config.data, config.images, config.on_bad_sample)
 
 
 class Program(Generic[C]):
@@ -60,8 +104,12 @@ class Program(Generic[C]):
         sys.excepthook = _one_line
         transformers.utils.logging.disable_progress_bar()  # one would cross the run's own
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        if os.environ.get("RANK", "0") == "0":
+            logging.getLogger("ldm").setLevel(logging.INFO)
         parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+            description=description,
+            epilog=ENDS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("--config", required=True, help="YAML file of the run")
         parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
@@ -69,6 +117,7 @@ class Program(Generic[C]):
             "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
         )
         arguments = parser.parse_args()
+        REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
         self.dry_run: bool = arguments.dry_run
 
@@ -88,6 +137,9 @@ class Program(Generic[C]):
             # The others wait while the main process fills a cache or draws.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
         )
+        # torch puts a hook in front that collects what ours prints and shows it when ours returns:
+        # it does not, and the line would be lost.
+        sys.excepthook = _one_line
         known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
         if accelerator.distributed_type not in known:
             raise ConfigError(
@@ -115,10 +167,12 @@ class Program(Generic[C]):
         for name, network in networks.items():
             print(f"{name:>12}: {parameters(network):>15,} parameters")
         try:
-            collection = Collection(config.data)
+            collection = collect(config)
         except DataError as error:
             print(f"{'pictures':>12}: cannot be counted, {error}")
             return
+        if config.images.buckets:
+            print(table(collection.train.shapes))
         epoch, held_out = len(collection.train), len(collection.held_out)
         total = images(config.duration, config.batch_size, epoch)
         print(f"{'pictures':>12}: {epoch:>15,} to train on, {held_out:,} held out")

@@ -6,28 +6,49 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from ldm.data.source import Problem
 from ldm.engine.config import plain
+from ldm.engine.disk import write_text
 from ldm.engine.schema import RunConfig
 
+SKIPPED = "skipped.jsonl"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "ldm")
 
 
-def write_record(run: Path, config: RunConfig) -> None:
-    """``config.yaml`` (resolved) and ``environment.json`` (git revision, versions) in ``run``."""
+def write_record(run: Path, config: RunConfig, changes: list[dict[str, Any]]) -> None:
+    """``config.yaml`` (resolved) and ``environment.json`` (git revision, versions) in ``run``.
+
+    Args:
+        run: the folder.
+        config: the run.
+        changes: keys that ``resume.allow`` let change, each with the images seen by then.
+    """
     run.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-    (run / "config.yaml").write_text(text, encoding="utf-8")
+    write_text(run / "config.yaml", text)
     record = {
         "git": _revision(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "changes": changes,
     }
-    (run / "environment.json").write_text(json.dumps(record, indent=1))
+    write_text(run / "environment.json", json.dumps(record, indent=1))
+
+
+def write_skipped(run: Path, skipped: Sequence[tuple[str, Problem]]) -> None:
+    """``skipped.jsonl`` in ``run``: a line for every picture or row that is left out, with why."""
+    lines = [
+        json.dumps({"source": source, "key": problem.key, "reason": problem.reason})
+        for source, problem in skipped
+    ]
+    (run / SKIPPED).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def _revision() -> str | None:

@@ -5,16 +5,14 @@ processes.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
-from ldm.data.emoji import EmojiData
-from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform
-from ldm.data.shapes import ShapesData
 from ldm.diffusion import Schedule, Target
 from ldm.engine.config import Duration, Interval, config_class
+from ldm.engine.kinds import DataConfig
 from ldm.models.clip import ClipSize
 
 Positive = Annotated[int, Field(gt=0)]
@@ -23,21 +21,6 @@ TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 TrainedPart = Literal["unet", "text_encoder"]
-
-
-def _kind(value: Any) -> str:
-    """``kind`` of a data config; a folder where none is given."""
-    if isinstance(value, dict):
-        return value.get("kind", "folder")
-    return getattr(value, "kind", "folder")
-
-
-DataConfig = Annotated[
-    Annotated[FolderData, Tag("folder")]
-    | Annotated[EmojiData, Tag("emoji")]
-    | Annotated[ShapesData, Tag("shapes")],
-    Discriminator(_kind),
-]
 
 
 @config_class
@@ -222,14 +205,68 @@ class Score:
 
 
 @config_class
+class Lora:
+    """Low-rank adapters that learn in place of the parts named in ``train`` (``ldm.models.lora``).
+
+    Args:
+        rank: r, the inner width of every update.
+        alpha: the update is scaled by ``alpha / rank``; None: by 1.
+        dora: learn a magnitude per output beside it (Liu et al. 2024).
+        targets: names that modules of the U-Net end in; by default all of attention.
+        text_targets: the same in the text encoder.
+    """
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dora: bool = False
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+    )
+
+
+@config_class
+class NonFinite:
+    """What becomes of a step whose loss or gradient norm is not finite.
+
+    Args:
+        action: ``stop`` ends the run, the last checkpoint being from before; ``skip`` leaves
+            weights, optimiser and average as they are and goes on with the next images. To know in
+            time, ``skip`` waits for the device at every step.
+        at_most: steps skipped in the whole run; one more ends it.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    at_most: Positive = 10
+
+
+@config_class
+class Resume:
+    """Going on with a config that is not the one the run was started with.
+
+    Args:
+        allow: keys that may have changed, ``optimizer.lr`` or all of ``optimizer``; ``data`` also
+            stands for the pictures and captions themselves.
+    """
+
+    allow: tuple[str, ...]
+
+
+@config_class
 class RunConfig:
     """What every training program needs.
 
     Args:
         run: folder of the run: config, metrics, samples, checkpoints, and ``final`` at the end.
         seed: of every draw.
-        data: where pictures and captions come from: one source, or several one after another.
-        images: size, crop, flip, background.
+        data: where pictures and captions come from: one source, or several, in proportion to their
+            weights or else to their numbers of pictures.
+        on_bad_sample: ``error`` refuses data with a picture or row that cannot be used; ``skip``
+            leaves those out, and lists them with the reasons in ``RUN/skipped.jsonl``.
+        images: size, crop, flip, background, buckets.
         batch_size: images per optimiser step over all processes.
         micro_batch_size: images that fit at once on one process; accumulation follows from it.
         duration: length of the run.
@@ -239,14 +276,16 @@ class RunConfig:
         log_every: steps between two lines of ``metrics.jsonl``.
         validation: None for none.
         checkpoints: how often and how many.
+        nonfinite: stop at a loss that is not a number, or skip the step.
         resume: ``auto`` goes on from the newest complete checkpoint of ``run``, ``never`` refuses
-            to touch a folder that has one.
+            to touch a folder that has one, ``{allow: [KEY, ...]}`` goes on though these changed.
         workers: processes that read and transform pictures; 0 reads in the training process.
     """
 
     run: str
     seed: int = 0
     data: DataConfig | tuple[DataConfig, ...]
+    on_bad_sample: Literal["error", "skip"] = "error"
     images: ImageTransform = field(default_factory=ImageTransform)
     batch_size: Positive = 64
     micro_batch_size: Positive | None = None
@@ -257,7 +296,8 @@ class RunConfig:
     log_every: Positive = 10
     validation: Validation | None = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    resume: Literal["auto", "never"] = "auto"
+    nonfinite: NonFinite = field(default_factory=NonFinite)
+    resume: Literal["auto", "never"] | Resume = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
 
 
@@ -271,6 +311,7 @@ class TrainConfig(RunConfig):
         text: folder of a pipeline's text encoder and tokenizer, or a shape for random init.
         unet: a shape for random init.
         train: the parts that learn.
+        lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
         process: the noise; what is left out is that of ``model``, else of ``NoiseProcess``.
         objective: target and weight; the target left out is that of ``model``, else eps.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
@@ -285,6 +326,7 @@ class TrainConfig(RunConfig):
     text: TextShape | str | None = None
     unet: UNetShape | None = None
     train: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] = ("unet",)
+    lora: Lora | None = None
     process: ProcessSettings = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     text_dropout: Fraction = 0.1

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ldm.data.collection import Item, spread
+from ldm.data.collection import Items, spread
 from ldm.data.images import to_pixels
 from ldm.engine import pictures
 from ldm.engine.schema import Score, TrainConfig
@@ -17,7 +17,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 
 
 def score(
-    pipe: LatentDiffusionPipeline, config: TrainConfig, items: list[Item], run: Path
+    pipe: LatentDiffusionPipeline, config: TrainConfig, items: Items, run: Path
 ) -> Proportion:
     """Draws first captions of ``items`` and counts whose nearest picture is their own.
 
@@ -29,7 +29,7 @@ def score(
     chosen = spread(range(len(items)), settings.captions)
     count = len(chosen)
     captions = [items[i].caption(None) for i in chosen]
-    gallery = torch.stack([to_pixels(config.images(item.load(), None)) for item in items])
+    gallery = torch.stack([to_pixels(config.images(item.load())) for item in items])
     drawn = (
         pipe(
             captions,

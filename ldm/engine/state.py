@@ -7,8 +7,9 @@ All float32 (AdamW's own step counts included), under the names of the parameter
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ldm.data.collection import Collection
 from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import plain
+from ldm.engine.config import ConfigError, plain
 from ldm.engine.schema import RunConfig
 
 Weights = Mapping[str, Tensor]
@@ -53,6 +54,8 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
         value.copy_(raw[name])
     moments = load_file(folder / "optimizer.safetensors")
     for name, value in weights.items():
+        if f"{name}/step" not in moments:
+            continue  # it has no state before its first step
         optimizer.state[value] = {
             # AdamW counts its steps on the CPU.
             kind: moments[f"{name}/{kind}"].to("cpu" if kind == "step" else value.device)
@@ -62,16 +65,22 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
 
 
 # What may change between a checkpoint and going on from it: where things lie, how often something
-# is looked at, how the work is split, and the end (which moves the learning rate towards it).
+# is looked at, how the work is split, what a fault leads to, and the end (which moves the learning
+# rate towards it).
 _FREE = {
     "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
-    "workers", "cache_latents", "cache_text", "attention", "score",
+    "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score",
 }  # fmt: skip
+_CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
+
+
+class OtherRunError(CheckpointError):
+    """The run folder holds a run of another config: a line that says so, and one per key."""
 
 
 def identity(config: RunConfig, collection: Collection) -> dict[str, str]:
     """What a run is a function of, by key: every setting that matters, and the data."""
-    flat = {"pictures and captions": collection.summary()}
+    flat = {_CONTENT: json.dumps(collection.summary())}
     for key, value in plain(config).items():
         if key not in _FREE:
             parts = value.items() if isinstance(value, dict) else [("", value)]
@@ -80,19 +89,64 @@ def identity(config: RunConfig, collection: Collection) -> dict[str, str]:
     return flat
 
 
-def check_identity(folder: Path, expected: dict[str, str]) -> None:
-    """``CheckpointError`` naming the first setting that is not what the checkpoint was trained
-    with.
+def changes(
+    folder: Path, expected: Mapping[str, str], allowed: Sequence[str]
+) -> list[dict[str, Any]]:
+    """How the run that goes on from ``folder`` differs from before: ``key``, ``was``, ``now``.
+
+    Args:
+        folder: ``training`` of a checkpoint.
+        expected: the ``identity`` of the run that is to go on.
+        allowed: keys that may change, with all below them (``optimizer`` for ``optimizer.lr``).
+
+    Raises:
+        OtherRunError: naming every key that changed but is not allowed to.
+        ConfigError: ``allowed`` names what is no key.
     """
     found = json.loads((folder / "run.json").read_text())["identity"]
-    for key in sorted(found.keys() | expected.keys()):
-        was, now = found.get(key), expected.get(key)
-        if was != now:
-            told = "changed" if " " in key else f"was {was} and is now {now}"
-            raise CheckpointError(
-                f"{folder.parent.parent.parent} holds a run of another config, {key} {told}: choose"
-                " another run folder, or go back"
+    if (summary := found.pop("pictures and captions", None)) is not None:
+        found[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
+    every = sorted(found.keys() | expected.keys())
+    for name in allowed:
+        if not any(_within(key, name) for key in every):
+            near = difflib.get_close_matches(name, every, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(every)}"
+            raise ConfigError(f"resume.allow: {name!r} is no key that a run is held to; {hint}")
+    # A run from before a key was there is one in which it is null.
+    differing = [key for key in every if found.get(key, "null") != expected.get(key, "null")]
+    refused = [key for key in differing if not any(_within(key, name) for name in allowed)]
+    if refused:
+        number = "1 key differs" if len(refused) == 1 else f"{len(refused)} keys differ"
+        lines = [
+            f"  {key}: the pictures or captions changed"
+            if key == _CONTENT
+            else f"  {key} was {_told(found, key)} and is now {_told(expected, key)}"
+            for key in refused
+        ]
+        raise OtherRunError(
+            "\n".join(
+                [
+                    f"{folder.parent.parent.parent} holds a run of another config, {number}: choose"
+                    " another run folder, go back, or name in resume.allow what may change",
+                    *lines,
+                ]
             )
+        )
+    return [
+        {"key": key, "was": _value(found, key), "now": _value(expected, key)} for key in differing
+    ]
+
+
+def _within(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
+
+
+def _told(identity: Mapping[str, str], key: str) -> str:
+    return identity.get(key, "not there")
+
+
+def _value(identity: Mapping[str, str], key: str) -> Any:
+    return json.loads(identity[key]) if key in identity else None
 
 
 def check_shapes(found: Weights, expected: Weights, folder: Path | str) -> None:

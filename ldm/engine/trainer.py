@@ -7,12 +7,11 @@ from a checkpoint is to start the same loop at another number.
 
 from __future__ import annotations
 
-import math
+import json
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,70 +23,28 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
-from ldm.engine import checkpoint, state
+from ldm.engine import checkpoint, disk, fault, interrupt, state
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images
 from ldm.engine.ema import Average, decay
+from ldm.engine.ending import Ending
+from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
-from ldm.engine.record import write_record
-from ldm.engine.schema import AdamW, RunConfig
-
-
-class RunError(RuntimeError):
-    """The run cannot go on; the message is one line."""
-
-
-class Task(Protocol):
-    """What a program trains: a module that turns a micro-batch into losses, and its folder
-    format.
-    """
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by stable names."""
-        ...
-
-    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Per-sample tensors of shape ``b``; ``loss`` is what is minimised, the others are
-        logged.
-        """
-        ...
-
-    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
-        """Measures on held-out data with the weights as they are; pictures go into ``folder``."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Writes the weights as they are, with everything needed to use them, into ``folder``."""
-        ...
-
-    def finish(self, folder: Path) -> None:
-        """Writes what the run is for into ``folder``, at its end: ``save``, or more."""
-        ...
-
-    def read(self, folder: Path) -> Mapping[str, Tensor]:
-        """The trained parameters of a folder that ``save`` wrote."""
-        ...
-
-
-def learning_rate(config: AdamW, seen: int, warmup: int, total: int) -> float:
-    """Learning rate of the batch that starts at image ``seen``, for lengths in images."""
-    if seen < warmup:
-        return config.lr * (seen + 1) / (warmup + 1)
-    if config.schedule == "constant":
-        return config.lr
-    done = (seen - warmup) / max(total - warmup, 1)
-    falling = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr * (config.final + (1 - config.final) * falling)
+from ldm.engine.optimizer import adamw, learning_rate
+from ldm.engine.record import SKIPPED, write_record, write_skipped
+from ldm.engine.schema import Resume, RunConfig
+from ldm.engine.task import Draws, Task, evaluating
+from ldm.engine.window import Window
 
 
 class Trainer:
-    """Runs ``task`` over ``dataset`` as ``config`` says.
+    """Runs ``task`` over ``draws`` as ``config`` says.
 
     As soon as it is made it goes on from the newest complete checkpoint of the run, if there is
     one: whatever does not fit is known before anything expensive begins.
@@ -95,7 +52,7 @@ class Trainer:
     Args:
         config: the run.
         task: an ``nn.Module`` that is a ``Task``.
-        dataset: map-style; item ``n`` is the n-th image of the run with all its draws.
+        draws: map-style; item ``n`` is the n-th image of the run with all its draws.
         collection: its training pictures are an epoch.
         accelerator: the processes and the precision.
 
@@ -108,12 +65,13 @@ class Trainer:
         self,
         config: RunConfig,
         task: Task,
-        dataset: Dataset[Any],
+        draws: Draws,
         collection: Collection,
         accelerator: Accelerator,
     ) -> None:
-        self.config, self.task, self.dataset = config, task, dataset
+        self.config, self.task, self.draws = config, task, draws
         self.epoch = epoch = len(collection.train)
+        self.left_out = collection.skipped
         self.identity = state.identity(config, collection)
         self.accelerator = accelerator
         self.batch = config.batch_size
@@ -121,20 +79,14 @@ class Trainer:
         self.total = images(config.duration, self.batch, epoch)
         self.weights = task.trained()
         self.ema = Average(self.weights) if config.ema else None
-        flat = [p for p in self.weights.values() if p.ndim < 2]
-        deep = [p for p in self.weights.values() if p.ndim >= 2]
-        settings = config.optimizer
-        self.optimizer = torch.optim.AdamW(
-            [{"params": deep}, {"params": flat, "weight_decay": 0.0}],
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
-        self.seen = 0
-        self.window: dict[str, float] = {}  # sums since the last line of the metrics, and images
-        # This process's sums, a step each, not yet in the window.
-        self.pending: list[dict[str, Tensor]] = []
+        self.optimizer = adamw(self.weights, config.optimizer)
+        # Reading a number every step makes a GPU wait for the host, and costs a CPU nothing.
+        self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
+        self.seen, self.skipped = 0, 0  # images, steps
+        self.window = Window(self.batch, accelerator)
+        self.norm: Tensor | None = None  # of the last gradient that was applied
+        self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
+        self.ending = Ending(accelerator)
         self.run = Path(config.run)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
@@ -142,17 +94,27 @@ class Trainer:
     # -- the loop --
 
     def fit(self) -> Path:
-        """Trains to the end and returns ``RUN/final``, which ``task.finish`` wrote."""
+        """Trains to the end and returns ``RUN/final``, which ``task.finish`` wrote.
+
+        Raises:
+            Interrupted: a signal asked for it, and a checkpoint is written.
+            RunError: a loss is not a number, or the disk takes no more.
+        """
+        with interrupt.REQUESTS.kept():
+            self._fit()
+            final = self._final()
+            if interrupt.REQUESTS.by:  # while that was written
+                self.ending.leave(f"training was over, and its result is in {final}")
+        return final
+
+    def _fit(self) -> None:
         config, accelerator = self.config, self.accelerator
-        if accelerator.is_main_process:
-            write_record(self.run, config)
-            self.metrics.cut(self.seen)
+        self.ending.written("the record of the run", self.run, self._start)
         # The optimiser stays where it is: AdamW counts its steps on the CPU.
         model, optimizer = accelerator.prepare(
             self.task, self.optimizer, device_placement=[True, False]
         )
         micro_batches = self._loader()
-        accumulate = self.share // self.micro
         every_checkpoint = images(config.checkpoints.every, self.batch, self.epoch)
         validation = config.validation
         every_validation = images(validation.every, self.batch, self.epoch) if validation else 0
@@ -165,44 +127,61 @@ class Trainer:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                sums: dict[str, Tensor] = {}
-                for part in range(accumulate):
-                    batch = next(micro_batches)
-                    # For dropout, whether a module or a function: what the images meet depends on
-                    # the first one's number.
-                    first = int(batch["position"][0])
-                    torch.manual_seed(int(stream(config.seed, "network", first).integers(2**63)))
-                    batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                    last = part == accumulate - 1
-                    with nullcontext() if last else accelerator.no_sync(model):
-                        terms = model(batch)
-                        # DDP averages over ranks: a share's mean becomes the global batch's.
-                        accelerator.backward(terms["loss"].sum() / self.share)
-                    for name, term in terms.items():
-                        sums[name] = sums.get(name, 0.0) + term.detach().double().sum()
-                norm = accelerator.clip_grad_norm_(
-                    self.weights.values(), config.optimizer.clip_norm
-                )
-                optimizer.step()
+                step = self._gradient(model, micro_batches)
+                number = self.seen // self.batch + 1
+                end = self.seen + self.batch >= self.total
+                due = number % config.log_every == 0 or end
+                stopping = wrong = False
+                if self.prompt or due or accelerator.num_processes == 1:
+                    wrong = self.prompt and not step.finite()
+                    stopping, wrong = self.ending.agree(wrong=wrong)
+                if wrong:
+                    self._skip(step)
+                else:
+                    optimizer.step()
+                    self.norm = step.norm
+                    self.window.pending.append(step)
                 optimizer.zero_grad()
                 self.seen += self.batch
-                if self.ema and config.ema:
+                if self.ema and config.ema and not wrong:
                     half_life = images(config.ema.half_life, self.batch, self.epoch)
                     self.ema.update(decay(self.batch, self.seen, half_life, config.ema.ramp))
-                self.pending.append(sums)
                 progress.advance(bar, self.batch)
-                step, end = self.seen // self.batch, self.seen >= self.total
-                if step % config.log_every == 0 or end:
+                if due:
                     speed = (self.seen - since) / (time.perf_counter() - clock)
-                    self._log(float(norm), rate, speed)
-                    progress.update(bar, note=f"loss {self.last_loss:.4f}  {speed:.0f} images/s")
+                    note = self._log(rate, speed)
+                    progress.update(bar, note=f"{note}  {speed:.0f} images/s")
                     clock, since = time.perf_counter(), self.seen
                 if validation and (self.seen % every_validation == 0 or end):
                     self._validate(progress)
                     clock, since = time.perf_counter(), self.seen
-                if self.seen % every_checkpoint == 0 or end:
+                if self.seen % every_checkpoint == 0 or end or stopping:
                     self._save()
-        return self._final()
+                if stopping:
+                    self.ending.leave(
+                        f"all {self.seen} images seen so far are in {self.ending.saved}"
+                    )
+
+    def _gradient(self, model: Any, micro_batches: Any) -> Step:
+        """The gradient of the next global batch, clipped."""
+        config, accelerator = self.config, self.accelerator
+        step, accumulate = Step(self.seen), self.share // self.micro
+        for part in range(accumulate):
+            drawn = next(micro_batches)
+            # For dropout, whether a module or a function: what the images meet depends on the first
+            # one's number.
+            first = int(drawn["position"][0])
+            torch.manual_seed(int(stream(config.seed, "network", first).integers(2**63)))
+            batch = {name: value.to(accelerator.device) for name, value in drawn.items()}
+            last = part == accumulate - 1
+            with nullcontext() if last else accelerator.no_sync(model):
+                terms = model(batch)
+                # DDP averages over ranks: a share's mean becomes the global batch's.
+                accelerator.backward(terms["loss"].sum() / self.share)
+            step.add(drawn, terms)
+        norm = accelerator.clip_grad_norm_(self.weights.values(), config.optimizer.clip_norm)
+        step.norm = norm.detach()
+        return step
 
     def _loader(self):
         sampler = positions(
@@ -214,7 +193,12 @@ class Trainer:
             stop=self.total,
         )
         return iter(
-            DataLoader(self.dataset, batch_sampler=sampler, num_workers=self.config.workers)  # type: ignore[arg-type]
+            DataLoader(
+                self.draws,  # type: ignore[arg-type]
+                batch_sampler=sampler,  # type: ignore[arg-type]
+                num_workers=self.config.workers,
+                worker_init_fn=interrupt.ignore,
+            )
         )
 
     def _progress(self) -> Progress:
@@ -228,75 +212,121 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
 
+    # -- a step that is no step --
+
+    def _skip(self, step: Step) -> None:
+        """Counts a step that is not applied; one too many, or the first, ends the run."""
+        found = self._evidence(step)
+        settings = self.config.nonfinite
+        if settings.action == "stop" or self.skipped == settings.at_most:
+            self._fail(found)
+        self.skipped += 1
+        told = {name: found[name] for name in ("loss", "gradient_norm")}
+        told |= {"worst": fault.worst(found, 3), "skipped_steps": self.skipped}
+        self._write(found["images"][1] + 1, skipped=told)
+
+    def _evidence(self, step: Step) -> dict[str, Any]:
+        def key(position: int) -> str:
+            return self.draws.item(position).example.key
+
+        return fault.evidence(step, self.batch, key, self.accelerator)
+
+    def _fail(self, found: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            raise ToldElsewhere()
+        file = self.run / "fault.json"
+        with disk.writing(file.name, self.run, self.ending.then()):
+            disk.write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
+        before = f"{self.skipped} steps were skipped before it; " if self.skipped else ""
+        raise RunError(
+            f"{fault.told(found)}; {before}lower optimizer.lr, or look at these pictures (all are"
+            f" in {file}); the last checkpoint is from before"
+        )
+
     # -- what is written --
 
-    def _gather(self) -> None:
-        """Moves pending losses into the window: one collective for many steps, and no host sync in
-        between. Step by step, so that the sum does not depend on when it is taken.
-        """
-        if self.pending:
-            names = list(self.pending[0])
-            rows = torch.stack([torch.stack([*sums.values()]) for sums in self.pending])
-            for row in self.accelerator.reduce(rows, "sum").tolist():
-                for name, value in (*zip(names, row, strict=True), ("images", self.batch)):
-                    self.window[name] = self.window.get(name, 0.0) + value
-            self.pending = []
-        if not math.isfinite(self.window.get("loss", 0.0)):
-            raise RunError(
-                f"the loss is {self.window['loss']} within the {self.window['images']:.0f} images"
-                f" before image {self.seen}: lower optimizer.lr, or look at these pictures;"
-                " the last checkpoint is from before"
-            )
+    def _start(self) -> None:
+        write_record(self.run, self.config, self.changes)
+        write_skipped(self.run, self.left_out)
+        self.metrics.cut(self.seen)
 
-    def _log(self, norm: float, rate: float, speed: float) -> None:
+    def _gather(self) -> None:
+        wrong = self.window.gather()
+        if wrong:
+            self._fail(self._evidence(wrong))
+
+    def _log(self, rate: float, speed: float) -> str:
+        """Writes the means since the last line; returns what the progress bar shows of them."""
         self._gather()
-        count = self.window.pop("images")
-        means = {name: total / count for name, total in self.window.items()}
-        self.last_loss, self.window = means["loss"], {}
+        means = self.window.means()
+        if not means or self.norm is None:
+            return "every step was skipped"
         self._write(
+            self.seen,
             **means,
-            gradient_norm=norm,
+            gradient_norm=float(self.norm),
             learning_rate=rate,
             images_per_second=round(speed, 2),
         )
+        return f"loss {means['loss']:.4f}"
 
-    def _write(self, **values: Any) -> None:
-        if self.accelerator.is_main_process:
-            self.metrics.write(images=self.seen, step=self.seen // self.batch, **values)
+    def _write(self, seen: int, **values: Any) -> None:
+        def write() -> None:
+            self.metrics.write(images=seen, step=seen // self.batch, **values)
+
+        self.ending.written("a line of metrics.jsonl", self.run, write)
 
     def _averaged(self):
         return self.ema.in_front() if self.ema else nullcontext()
 
     def _validate(self, progress: Progress) -> None:
-        folder = self.run / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._averaged(), _evaluating(self.task):  # type: ignore[arg-type]
-            measured = self.task.validate(self.accelerator, folder, self.seen)
+        folder, measured = self.run / "samples", {}
+        with self.ending.kept("the sample pictures", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._averaged(), evaluating(self.task):  # type: ignore[arg-type]
+                measured = self.task.validate(self.accelerator, folder, self.seen)
         if measured:
-            self._write(**measured)
+            self._write(self.seen, **measured)
             told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)
             progress.console.print(f"{self.seen:>10} images: {told}")
 
     def _save(self) -> None:
         self._gather()
-        if self.accelerator.is_main_process:
-            root = self.run / "checkpoints"
-            checkpoint.write_folder(root / checkpoint.name_of(self.seen), self._write_state)
+        root, name = self.run / "checkpoints", checkpoint.name_of(self.seen)
+
+        def write() -> None:
+            checkpoint.write_folder(root / name, self._write_state)
             checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
-        self.accelerator.wait_for_everyone()
+
+        self.ending.written(f"checkpoint {name}", root, write)
+        self.ending.agree()  # the others wait here until it is written
+        self.ending.saved = root / name
 
     def _write_state(self, folder: Path) -> None:
         with self._averaged():
             self.task.save(folder)
-        counters = {"images": self.seen, "window": self.window, "identity": self.identity}
+        counters = {
+            "images": self.seen,
+            "window": self.window.sums,
+            "skipped": self.skipped,
+            "changes": self.changes,
+            "identity": self.identity,
+        }
         state.write(folder / "training", self.weights, self.optimizer, counters)
 
     def _final(self) -> Path:
         final = self.run / "final"
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             with self._averaged():
                 checkpoint.write_folder(final, self.task.finish)
-        self.accelerator.wait_for_everyone()
+
+        self.ending.written("the result", self.run, write)
+        self.ending.agree()
+        if self.left_out:
+            self.accelerator.print(
+                f"{len(self.left_out)} pictures or rows were left out: {self.run / SKIPPED}"
+            )
         return final
 
     # -- going on --
@@ -329,26 +359,24 @@ class Trainer:
             )
 
     def _load(self, folder: Path) -> None:
-        state.check_identity(folder / "training", self.identity)
+        resume = self.config.resume
+        allowed = resume.allow if isinstance(resume, Resume) else ()
+        changes = state.changes(folder / "training", self.identity, allowed)
         counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
             averaged = self.task.read(folder)
             state.check_shapes(averaged, self.weights, folder)
             self.ema.load(averaged)
-        self.seen, self.window = counters["images"], counters["window"]
-
-
-class _evaluating:
-    """Evaluation mode, and back to training mode."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.module.train()
+        self.seen, self.window.sums = counters["images"], counters["window"]
+        if self.seen % self.batch:
+            raise CheckpointError(
+                f"{folder} lies after {self.seen} images, which are no whole batches of batch_size"
+                f" {self.batch}: choose one that divides them"
+            )
+        self.skipped, self.ending.saved = counters.get("skipped", 0), folder
+        self.changes = counters.get("changes", []) + [
+            {"images": self.seen, **change} for change in changes
+        ]
 
 
 def split_batch(config: RunConfig, world: int) -> tuple[int, int]:

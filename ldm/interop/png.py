@@ -49,6 +49,7 @@ class Parameters:
         height: pixels.
         model: name of the model.
         model_hash: hex digits that identify it.
+        lora: name of the LoRA and its scale, "NAME 1".
 
     """
 
@@ -62,6 +63,7 @@ class Parameters:
     height: int | None = None
     model: str | None = None
     model_hash: str | None = None
+    lora: str | None = None
 
     def __str__(self) -> str:
         """The text of the chunk."""
@@ -74,6 +76,7 @@ class Parameters:
             "Size": size,
             "Model hash": self.model_hash,
             "Model": self.model,
+            "Lora": self.lora,
         }
         listed = [f"{key}: {_quoted(str(v))}" for key, v in entries.items() if v is not None]
         lines = [self.prompt, _NEGATIVE + self.negative if self.negative else "", ", ".join(listed)]
@@ -101,6 +104,7 @@ class Parameters:
             height=_number(int, height),
             model=found.get("Model"),
             model_hash=found.get("Model hash"),
+            lora=found.get("Lora"),
         )
 
 

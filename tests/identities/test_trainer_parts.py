@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from ldm.data.collection import Collection
+from ldm.data.images import ImageTransform
 from ldm.data.shapes import ShapesData
 from ldm.engine import checkpoint
 from ldm.engine.config import validate
 from ldm.engine.ema import Average, decay
+from ldm.engine.optimizer import learning_rate
 from ldm.engine.parts import build, initialised, make_vae
 from ldm.engine.schema import AdamW, RunConfig, TrainConfig, VaeShape
-from ldm.engine.trainer import Trainer, learning_rate, split_batch
+from ldm.engine.trainer import Trainer, split_batch
 from runs import accelerator, train, tree
 
 # -- learning rate --
@@ -282,7 +284,7 @@ def test_weight_decay_only_on_matrices(tmp_path):
         duration="1 step",
         optimizer=AdamW(lr=0.5, weight_decay=0.25),
     )
-    collection = Collection(ShapesData(count=2))
+    collection = Collection(ShapesData(count=2), ImageTransform())
     trainer = Trainer(config, task, [], collection, accelerator())
     before = {name: p.detach().clone() for name, p in task.named_parameters()}
     for parameter in task.parameters():

@@ -1,5 +1,6 @@
 """What a user gets wrong is told in one line on stderr, ``error: ...``, with exit status 2."""
 
+import os
 import re
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ldm.data.folder import FolderData
 from ldm.engine.config import validate
 from ldm.engine.parts import process_and_objective
 from ldm.engine.schema import TrainConfig
@@ -133,7 +135,7 @@ def test_picture_size_that_the_autoencoder_cannot_halve(command, tmp_path):
 def test_a_loss_that_is_not_finite(command, tmp_path):
     config = tree(tmp_path / "run", optimizer={"lr": 1e30, "clip_norm": 1e30}, duration="40 steps")
     message = told(*command(config))
-    assert re.match(r"the loss is (nan|inf) within the \d+ images before image \d+", message)
+    assert re.match(r"the loss of step \d+ \(images \d+ to \d+\) is (nan|inf|[\d.]+e)", message)
     assert "lower optimizer.lr" in message
     assert not (tmp_path / "run" / "final").exists()
 
@@ -166,17 +168,23 @@ def test_a_truncated_picture(tmp_path, pictures):
     config.write_text(yaml.safe_dump({**tree(tmp_path / "run"), "data": data}))
     done = own_process("--config", config, cache=tmp_path / "cache")
     message = told(done.returncode, done.stderr)
-    assert message.startswith(f"{broken}: the picture cannot be read (")
-    assert message.endswith("repair or remove it")
+    assert message.startswith(f"{pictures}: 1 pictures that cannot be read (")
+    assert "): 3.png; repair or remove them, or set on_bad_sample to skip" in message
 
 
-def test_a_truncated_picture_in_a_reading_process(command, tmp_path, pictures):
-    # DataLoader wraps what a worker raises into a text of many lines.
-    (pictures / "3.png").write_bytes((pictures / "3.png").read_bytes()[:40])
+def test_a_picture_that_rots_after_it_was_looked_at(command, tmp_path, pictures):
+    """With its size and time as they were, only reading it tells; and a DataLoader wraps what a
+    worker raises into a text of many lines.
+    """
     config = tree(tmp_path / "run", workers=1, cache_latents=False, duration="2 steps")
     config["data"] = {"path": str(pictures), "held_out_fraction": 0}
+    file = pictures / "3.png"
+    assert len(FolderData(path=str(pictures)).examples) == 8
+    state, data = file.stat(), file.read_bytes()
+    file.write_bytes(bytes(len(data)))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     message = told(*command(config))
-    assert message.startswith(f"{pictures / '3.png'}: the picture cannot be read (")
+    assert message.startswith(f"{file}: the picture cannot be read (")
 
 
 # -- folders of models --

@@ -210,8 +210,14 @@ def test_a_key_of_another_kind_names_that_kind(file):
         ("data.count=0", "data: shapes: count=0 makes no picture, set it to at least 1"),
         ("data=[{kind: shapes, count: x}]", "key 'data.0.count' is 'x': input should be a valid"),
         ("data=[3]", "key 'data.0' is 3: input should be keys and values"),
-        ("data.kind=shape", "key 'data.kind' is 'shape': known kinds: 'folder', 'emoji', 'shapes'"),
-        ("data=[{kind: a}]", "key 'data.0.kind' is 'a': known kinds: 'folder', 'emoji', 'shapes'"),
+        (
+            "data.kind=shape",
+            "key 'data.kind' is 'shape': known kinds: 'folder', 'webdataset', 'parquet',",
+        ),
+        (
+            "data=[{kind: a}]",
+            "key 'data.0.kind' is 'a': known kinds: 'folder', 'webdataset', 'parquet',",
+        ),
         ("duration=soon", "duration: 'soon' is no duration: write '20k steps', '2M images' or"),
         ("duration=3 parsecs", "duration: '3 parsecs' is no duration: write '20k steps'"),
         ("duration=-3 steps", "duration: '-3 steps' is no duration: write '20k steps'"),

@@ -13,6 +13,8 @@ from ldm.engine.checkpoint import CheckpointError
 from programs import own_process, told
 from runs import train, tree
 
+CONTENT = "data.content: the pictures or captions changed"
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
@@ -42,17 +44,77 @@ def going_on(run: Path, **changes) -> dict:
     [
         (
             {"unet": {"block_out_channels": [16, 48]}},
-            "unet.block_out_channels was [16, 32] and is now [16, 48]",
+            ["unet.block_out_channels was [16, 32] and is now [16, 48]"],
         ),
-        ({"batch_size": 8}, "batch_size was 16 and is now 8"),
-        ({"optimizer": {"lr": 5e-4}}, "optimizer.lr was 0.0001 and is now 0.0005"),
-        ({"data": {"seed": 1}}, "data.seed was 0 and is now 1"),
-        ({"objective": {"target": "v"}}, 'objective.target was null and is now "v"'),
+        ({"batch_size": 8}, ["batch_size was 16 and is now 8"]),
+        ({"data": {"seed": 1}}, [CONTENT, "data.seed was 0 and is now 1"]),
+        (
+            {"optimizer": {"lr": 5e-4, "final": 0.1}, "objective": {"target": "v"}},
+            [
+                'objective.target was null and is now "v"',
+                "optimizer.final was 0.0 and is now 0.1",
+                "optimizer.lr was 0.0001 and is now 0.0005",
+            ],
+        ),
+        ({"ema": None}, ["ema.half_life was", "ema.ramp was 0.05 and is now not there"]),
     ],
 )
 def test_a_run_folder_holds_one_run(command, run, changes, told_of):
-    message = told(*command(going_on(run, **changes)))
-    assert message.startswith(f"{run} holds a run of another config, {told_of}: choose another")
+    before = (run / "environment.json").read_text()
+    message, *lines = told(*command(going_on(run, **changes)), lines=1 + len(told_of)).splitlines()
+    number = "1 key differs" if len(told_of) == 1 else f"{len(told_of)} keys differ"
+    assert message == (
+        f"{run} holds a run of another config, {number}: choose another run folder, go back, or"
+        " name in resume.allow what may change"
+    )
+    for line, expected in zip(lines, told_of, strict=True):
+        assert line.startswith(f"  {expected}")
+    assert (run / "environment.json").read_text() == before
+
+
+def test_what_is_allowed_may_change_and_is_recorded(command, run):
+    changed = going_on(run, optimizer={"lr": 5e-4, "final": 0.1}, text_dropout=0.2)
+    # All that differs has to be named, and only what is not is told.
+    lines = told(*command(changed, "resume.allow=[optimizer]"), lines=2).splitlines()
+    assert lines[1] == "  text_dropout was 0.1 and is now 0.2"
+    allow = "resume.allow=[optimizer, text_dropout]"
+    for _ in range(2):  # once more from its own checkpoint, where nothing differs any longer
+        status, output = command(changed, allow, "duration=5 steps")
+        assert status == 0, output
+        recorded = json.loads((run / "environment.json").read_text())["changes"]
+        assert recorded == [
+            {"images": 48, "key": "optimizer.final", "was": 0.0, "now": 0.1},
+            {"images": 48, "key": "optimizer.lr", "was": 0.0001, "now": 0.0005},
+            {"images": 48, "key": "text_dropout", "was": 0.1, "now": 0.2},
+        ]
+    rates = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in rates] == [1e-4, 1e-4, 1e-4, 5e-4, 5e-4]
+    assert command(changed, "duration=6 steps")[0] == 0  # it is the same run from now on
+
+
+def test_another_batch_size_has_to_divide_what_was_seen(command, run):
+    config = going_on(run, batch_size=12, duration="96 images")
+    assert command(config, "resume.allow=[batch_size]")[0] == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [16, 32, 48, 60, 72, 84, 96]
+    config = going_on(run, batch_size=36, duration="144 images")
+    message = told(*command(config, "resume.allow=[batch_size]"))
+    assert message.startswith(f"{run}/checkpoints/images-000000000096 lies after 96 images, which")
+    assert message.endswith("are no whole batches of batch_size 36: choose one that divides them")
+
+
+def test_allowing_what_is_no_key(command, run):
+    message = told(*command(going_on(run), "resume.allow=[optimizer.lrr]"))
+    assert message == (
+        "resume.allow: 'optimizer.lrr' is no key that a run is held to;"
+        " did you mean 'optimizer.lr'?"
+    )
+    message = told(*command(going_on(run), "resume=sometimes"))
+    assert message.endswith("key 'resume' is 'sometimes': input should be 'auto' or 'never'")
+
+
+def test_processes_and_micro_batch_are_free(command, run):
+    assert command(going_on(run, micro_batch_size=4))[0] == 0
 
 
 def test_pictures_that_changed_are_noticed(command, pictures, tmp_path):
@@ -62,8 +124,12 @@ def test_pictures_that_changed_are_noticed(command, pictures, tmp_path):
     config["data"] = settings["data"]
     assert command(config)[0] == 0
     (pictures / "3.txt").write_text("another caption")
-    message = told(*command({**config, "duration": "2 steps"}))
-    assert "holds a run of another config, pictures and captions changed" in message
+    config["duration"] = "2 steps"
+    assert told(*command(config), lines=2).endswith(f"\n  {CONTENT}")
+    status, output = command(config, "resume.allow=[data]")
+    assert status == 0, output
+    (change,) = json.loads((tmp_path / "run" / "environment.json").read_text())["changes"]
+    assert change["key"] == "data.content" and change["was"] != change["now"]
 
 
 def test_weights_of_another_shape_are_named(run):

@@ -1,11 +1,13 @@
 """Pictures of every mode and shape arrive as the square RGB tensor that they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ldm.data.images import ImageTransform, flatten, to_pixels
+from ldm.data.images import ImageTransform, View, flatten, to_pixels
 from ldm.data.source import DataError
 from ldm.diffusion import stream
 
@@ -21,7 +23,7 @@ def draw(index: int = 0) -> np.random.Generator:
 
 
 def pixel(image: Image.Image, **options: object) -> tuple[int, ...]:
-    tensor = ImageTransform(size=1, **options)(image, None)
+    tensor = ImageTransform(size=1, **options)(image)
     return tuple(tensor[:, 0, 0].tolist())
 
 
@@ -77,18 +79,18 @@ def test_soft_edges_keep_the_colour_when_scaled() -> None:
     """Transparent pixels are black below; none of that black may reach the edge."""
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     image.paste((255, 255, 255, 255), (0, 0, 3, 8))
-    assert (ImageTransform(size=4)(image, None) == 255).all()
+    assert (ImageTransform(size=4)(image) == 255).all()
 
 
 def test_no_resampling_when_the_size_fits() -> None:
     image = noise(32, 32)
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    result = ImageTransform(size=32)(image, None)
+    result = ImageTransform(size=32)(image)
     assert torch.equal(result, expected)
     assert result.dtype == torch.uint8 and result.is_contiguous()
     wide = noise(38, 32)
     middle = torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, :, 3:35]
-    assert torch.equal(ImageTransform(size=32)(wide, None), middle)
+    assert torch.equal(ImageTransform(size=32)(wide), middle)
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 32), (32, 64), (3, 50), (200, 1), (7, 7)])
@@ -96,7 +98,7 @@ def test_covers_and_cuts_the_middle(width: int, height: int) -> None:
     """A linear ramp stays linear, and its middle stays in the middle."""
     ramp = np.tile(np.linspace(0, 255, width, dtype=np.float32), (height, 1))
     image = Image.fromarray(ramp.round().astype(np.uint8)).convert("RGB")
-    result = ImageTransform(size=16)(image, None)
+    result = ImageTransform(size=16)(image)
     assert result.shape == (3, 16, 16)
     side = min(width, height)
     if width > height:
@@ -106,7 +108,7 @@ def test_covers_and_cuts_the_middle(width: int, height: int) -> None:
 
 def test_thin_strips_stay_small() -> None:
     """Scaled before it is cut, this would be a picture of 1.9 gigapixels."""
-    assert ImageTransform(size=64)(Image.new("L", (30000, 1), 9), None).unique().tolist() == [9]
+    assert ImageTransform(size=64)(Image.new("L", (30000, 1), 9)).unique().tolist() == [9]
 
 
 def test_random_crop_takes_every_place() -> None:
@@ -116,20 +118,20 @@ def test_random_crop_takes_every_place() -> None:
     transform = ImageTransform(size=4, crop="random")
     counts = [0, 0, 0]
     for index in range(300):
-        result = transform(image, draw(index))
+        result = transform(image, transform.view(draw(index)))
         counts[next(i for i, crop in enumerate(crops) if torch.equal(result, crop))] += 1
     assert min(counts) > 70
-    assert torch.equal(transform(image, None), crops[1])
+    assert torch.equal(transform(image), crops[1])
 
 
 def test_flip_is_one_of_two_variants() -> None:
     image, transform = noise(9, 8), ImageTransform(size=8, flip=True)
-    straight, mirrored = transform.apply(image, 0), transform.apply(image, 1)
+    straight, mirrored = transform(image), transform(image, View(mirrored=True))
     assert torch.equal(straight.flip(-1), mirrored)
-    assert torch.equal(transform(image, None), straight)
+    assert torch.equal(transform(image), straight)
     flips = 0
     for index in range(400):
-        result = transform(image, draw(index))
+        result = transform(image, transform.view(draw(index)))
         flips += torch.equal(result, mirrored)
         assert torch.equal(result, mirrored) != torch.equal(result, straight)
     assert 160 < flips < 240
@@ -149,11 +151,13 @@ def test_which_transforms_a_cache_may_keep() -> None:
 def test_random_background_is_for_transparent_pictures() -> None:
     transform = ImageTransform(size=4, random_background=0.5)
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    colours = {tuple(transform(clear, draw(i))[:, 0, 0].tolist()) for i in range(200)}
+    colours = {
+        tuple(transform(clear, transform.view(draw(i)))[:, 0, 0].tolist()) for i in range(200)
+    }
     assert 80 < len(colours) < 120 and (255, 255, 255) in colours
-    assert (transform(clear, None) == 255).all()
+    assert (transform(clear) == 255).all()
     opaque = noise(4, 4)
-    assert torch.equal(transform(opaque, draw(1)), ImageTransform(size=4)(opaque, None))
+    assert torch.equal(transform(opaque, transform.view(draw(1))), ImageTransform(size=4)(opaque))
 
 
 def test_shift_fills_with_the_background() -> None:
@@ -166,7 +170,7 @@ def test_shift_fills_with_the_background() -> None:
     places = {(y, x): padded[:, y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
     seen = set()
     for index in range(300):
-        result = transform(image, draw(index)).numpy()
+        result = transform(image, transform.view(draw(index))).numpy()
         seen.add(next(place for place, part in places.items() if np.array_equal(part, result)))
     assert len(seen) == 25
 
@@ -174,8 +178,10 @@ def test_shift_fills_with_the_background() -> None:
 def test_settings_do_not_move_each_others_draws() -> None:
     image = noise(12, 8)
     for index in range(20):
-        plain = ImageTransform(size=8, crop="random")(image, draw(index))
-        flipped = ImageTransform(size=8, crop="random", flip=True)(image, draw(index))
+        one = ImageTransform(size=8, crop="random")
+        other = replace(one, flip=True)
+        plain = one(image, one.view(draw(index)))
+        flipped = other(image, other.view(draw(index)))
         assert torch.equal(flipped, plain) or torch.equal(flipped, plain.flip(-1))
 
 

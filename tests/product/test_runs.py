@@ -1,76 +1,19 @@
 """A run is a pure function of its config and its data: killed, split, cached or not."""
 
-import hashlib
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from runs import ROOT, train, tree
-
-RECORDED = ROOT / "tests" / "recorded_run.py"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": str(ROOT / "tests"),
-}
+from launched import ENVIRONMENT, digests, finish, logged, losses, start, steps, wait_for
+from runs import train, tree
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
-
-
-def logged(run: Path, key: str) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
-
-
-def losses(run: Path) -> list[float]:
-    return logged(run, "loss")
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(folder.rglob("*.safetensors"))
-    assert len(files) >= 5  # three networks, raw weights, optimiser
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-
-
-def start(config: dict, record: Path, *, processes: int = 1) -> subprocess.Popen:
-    record.mkdir(parents=True, exist_ok=True)
-    file = record / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command += ["--master_port", "29571"]
-    command += [str(RECORDED), str(file), str(record)]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_for(happened, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while not happened():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
@@ -83,10 +26,6 @@ def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
     finish(start(tree(whole, **settings), tmp_path / "a"))
     config, checkpoints = tree(broken, **settings), broken / "checkpoints"
 
-    def steps() -> int:
-        file = broken / "metrics.jsonl"
-        return len(file.read_text().splitlines()) if file.exists() else 0
-
     def staging() -> bool:
         # Inside the write: some files of the staging folder are there, its manifest is not.
         for folder in checkpoints.glob(".staging-*"):
@@ -96,9 +35,9 @@ def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
 
     inside = 0
     for moment in (
-        lambda: steps() >= 10,
-        lambda: steps() >= 24 and staging(),
-        lambda: steps() >= 45,
+        lambda: steps(broken) >= 10,
+        lambda: steps(broken) >= 24 and staging(),
+        lambda: steps(broken) >= 45,
     ):
         process = start(config, tmp_path / "b")
         wait_for(moment, process)

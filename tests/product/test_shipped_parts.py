@@ -26,7 +26,7 @@ def held_out():
     source = EmojiData()
     rows = [i for i, example in enumerate(source.examples) if example.held_out][::3][:64]
     transform = ImageTransform(size=64)
-    pixels = torch.stack([to_pixels(transform(source.load(i), None)) for i in rows])
+    pixels = torch.stack([to_pixels(transform(source.load(i))) for i in rows])
     return pixels, [source.examples[i].captions[0] for i in rows]
 
 

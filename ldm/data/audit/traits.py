@@ -1,0 +1,197 @@
+"""What the decoded pictures of a source are like; kept by digest, so that it is asked only once.
+
+The index says whether a picture can be read and how large it is. The traits say the rest: how the
+file stores it (mode, frames, rotation, colour profile), and what training sees of it (a hash of the
+pixels, and a look that similar pictures share).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import pyarrow as pa
+from PIL import Image, ImageStat
+from rich.console import Console
+from rich.progress import Progress
+
+from ldm.data.audit.alike import look_of
+from ldm.data.images import flatten
+from ldm.data.index import Indexed
+from ldm.data.picture import decode
+from ldm.data.source import Source, cache_root
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # raise it when the meaning of a column changes
+_CHUNK = 512
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_WHITE = (255, 255, 255)
+_BLANK = 1.0  # levels of 255 that the colours of a blank picture deviate, where JPEG is its reason
+
+_SCHEMA = pa.schema(
+    [
+        ("digest", pa.binary(32)),
+        ("format", pa.string()),
+        ("mode", pa.string()),
+        ("animated", pa.bool_()),
+        ("turned", pa.bool_()),
+        ("transparent", pa.bool_()),
+        ("profiled", pa.bool_()),
+        ("blank", pa.bool_()),
+        ("pixels", pa.binary(16)),
+        ("bits", pa.uint64()),
+        ("thumb", pa.binary(192)),
+    ]
+)
+
+
+class Traits(NamedTuple):
+    """What one picture is like; the columns of the tables.
+
+    Args:
+        format: Pillow's name of the file's format; "" of pictures drawn by code.
+        mode: Pillow's name of how the file stores colours.
+        animated: whether there are frames behind the first.
+        turned: whether EXIF turns it.
+        transparent: whether any pixel is not opaque.
+        profiled: whether its colours have a profile other than sRGB.
+        blank: whether it has a single colour.
+        pixels: hash of the size and the upright RGB pixels over white: what training sees.
+        bits: of its look, see ``ldm.data.audit.alike``.
+        thumb: of its look.
+    """
+
+    format: str
+    mode: str
+    animated: bool
+    turned: bool
+    transparent: bool
+    profiled: bool
+    blank: bool
+    pixels: bytes
+    bits: int
+    thumb: bytes
+
+
+def traits_of(source: Source, digests: list[bytes]) -> pa.Table:
+    """One row per example of ``source``, in order, with the columns of ``Traits``.
+
+    What is new is decoded, in threads; what was found is kept below ``cache_root()`` even if that
+    is cut short.
+
+    Args:
+        source: its ``load`` is called in several threads.
+        digests: of its examples.
+
+    Raises:
+        DataError: a picture cannot be read any more.
+    """
+    about = f"{_FORMAT} {PIL.__version__} {source.name}"
+    name = hashlib.sha256(about.encode(errors="backslashreplace")).hexdigest()[:24]
+    file = cache_root() / "audit" / f"{name}.arrow"
+    known = _read(file) if file.exists() else _SCHEMA.empty_table()
+    have = set(known["digest"].to_pylist())
+    new: dict[bytes, int] = {}
+    for number, digest in enumerate(digests):
+        if digest not in have:
+            new.setdefault(digest, number)
+    if new:
+        batches: list[pa.RecordBatch] = known.to_batches()
+        try:
+            _examine(source, new, batches)
+        finally:
+            known = pa.Table.from_batches(batches, _SCHEMA)
+            _write(known, file)
+    row = {digest: number for number, digest in enumerate(known["digest"].to_pylist())}
+    return known.take(np.array([row[digest] for digest in digests], np.int64))
+
+
+def _examine(source: Source, new: dict[bytes, int], batches: list[pa.RecordBatch]) -> None:
+    """Appends the traits of ``new``, digests and places in ``source``, to ``batches``."""
+    console = Console(stderr=True)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        Progress(console=console, transient=True) as progress,
+    ):
+        bar = progress.add_task(f"examining the pictures of {source.name}", total=len(new))
+        todo = list(new.items())
+        for start in range(0, len(todo), _CHUNK):
+            chunk = todo[start : start + _CHUNK]
+            found = pool.map(lambda entry: _traits(source, entry[1]), chunk)
+            rows = [(digest, *traits) for (digest, _), traits in zip(chunk, found, strict=True)]
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            batches.append(pa.RecordBatch.from_arrays(_arrays(columns), schema=_SCHEMA))
+            progress.advance(bar, len(chunk))
+
+
+def _arrays(columns: Iterable[list]) -> list[pa.Array]:
+    return [pa.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        with pa.ipc.open_file(file.read_bytes()) as reader:
+            if reader.schema == _SCHEMA:
+                return reader.read_all()
+    except (OSError, pa.ArrowException) as error:
+        log.warning("%s cannot be read and is made anew: %s", file, error)
+    return _SCHEMA.empty_table()
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.stem}-{os.getpid()}.partial")
+    try:
+        with pa.ipc.new_file(str(partial), _SCHEMA) as writer:
+            writer.write_table(table)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _traits(source: Source, index: int) -> Traits:
+    kept, animated, turned, profiled = "", False, False, False
+    if isinstance(source, Indexed):
+        data = source.file(index)
+        image = decode(data, source.where(source.examples.key(index)))
+        with Image.open(io.BytesIO(data)) as header:
+            kept, mode = header.format or "", header.mode
+            # The further pictures in a photograph of a telephone are previews.
+            animated = kept != "MPO" and bool(getattr(header, "is_animated", False))
+            turned = header.getexif().get(_ORIENTATION, 1) in range(2, 9)
+            profiled = _profiled(header)
+    else:
+        image = source.load(index)
+        mode = image.mode
+    transparent = image.has_transparency_data and _see_through(image)
+    rgb = flatten(image, _WHITE)
+    pixels = hashlib.blake2b(f"{rgb.size}".encode(), digest_size=16)
+    pixels.update(rgb.tobytes())
+    blank = max(ImageStat.Stat(rgb).stddev) < _BLANK
+    look = look_of(rgb)
+    return Traits(
+        kept, mode, animated, turned, transparent, profiled, blank, pixels.digest(), *look
+    )
+
+
+def _see_through(image: Image.Image) -> bool:
+    lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
+    return isinstance(lowest, (int, float)) and lowest < 255
+
+
+def _profiled(image: Image.Image) -> bool:
+    """Whether colours would have to be converted; grey has none."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "P", "CMYK"):
+        return False
+    # Profiles name themselves in one byte a character (version 2) or in two (version 4).
+    return b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile

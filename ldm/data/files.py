@@ -1,0 +1,95 @@
+"""Which files a path means: one, all below a folder, or a pattern with braces and wildcards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from ldm.data.folder import natural
+from ldm.data.source import DataError
+
+_WILD = re.compile(r"[*?\[{]")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
+
+def find(path: str, suffix: str) -> tuple[Path, list[Path]]:
+    """The files that ``path`` means, in natural order, and the folder that their names count from.
+
+    Args:
+        path: a file; a folder, of which every file below it that ends in ``suffix`` is meant; or a
+            pattern: ``train-{000..099}.tar``, ``{a,b}/*.tar``. Every name that braces alone spell
+            out must be there.
+        suffix: ``".tar"``.
+
+    Raises:
+        DataError: there is no such file, or it is not on this machine.
+    """
+    if "://" in path or path.startswith("pipe:"):
+        raise DataError(f"{path}: only files of this machine are read, download them first")
+    here = Path(path).expanduser()
+    if here.is_dir():
+        names = [name for name in below(here) if name.lower().endswith(suffix)]
+        files = [here / name for name in sorted(names, key=natural)]
+        if not files:
+            raise DataError(f"{here}: no {suffix} file in this folder or below it")
+        return here, files
+    if here.exists():
+        return here.parent, [here]
+    if not _WILD.search(path):
+        raise DataError(f"{here}: this file or folder does not exist, check data.path")
+    found = dict.fromkeys(name for text in braces(str(here)) for name in _spelled(text))
+    names = sorted(found, key=natural)
+    if not names:
+        raise DataError(f"{here}: no file matches this pattern, check data.path")
+    missing = [name for name in names if not os.path.isfile(name)]
+    if missing:
+        raise DataError(
+            f"{here}: {len(missing)} of {len(names)} files do not exist, the first is {missing[0]}"
+        )
+    # Names count from the folder in front of the first wildcard, whatever matches today.
+    wild = next(n for n, part in enumerate(here.parts) if _WILD.search(part))
+    return Path(*here.parts[:wild]), [Path(name) for name in names]
+
+
+def below(folder: Path) -> list[str]:
+    """Paths of all files below ``folder`` that are not hidden, ``/`` between the parts, unsorted.
+    Links to files are followed, for the files of a download may be links into its cache.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})")
+
+    found = []
+    for here, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        place = Path(here).relative_to(folder)
+        found += [(place / name).as_posix() for name in names if not name.startswith(".")]
+    return found
+
+
+def braces(text: str) -> list[str]:
+    """``a-{08..10}.tar`` -> ``a-08.tar``, ``a-09.tar``, ``a-10.tar``; ``{x,y}`` -> ``x``, ``y``.
+
+    Raises:
+        DataError: a range ends before it begins.
+    """
+    match = re.search(r"\{([^{}]*)\}", text)
+    if not match:
+        return [text]
+    words = match[1].split(",")
+    if span := _RANGE.fullmatch(match[1]):
+        first, last = span.groups()
+        if int(last) < int(first):
+            raise DataError(f"{text}: the range {match[0]} ends before it begins")
+        words = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    before, after = text[: match.start()], text[match.end() :]
+    return [name for word in words for name in braces(f"{before}{word}{after}")]
+
+
+def _spelled(text: str) -> list[str]:
+    return glob.glob(text, recursive=True) if glob.has_magic(text) else [text]

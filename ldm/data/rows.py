@@ -1,0 +1,143 @@
+"""Examples in columns: a million of them are a memory-mapped table, not a million objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ldm.data.source import Example, Problem, in_fraction
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # unique and stable within its source
+        ("captions", pa.list_(pa.string())),
+        ("a", pa.int64()),  # where the picture lies: what the three mean is the source's affair
+        ("b", pa.int64()),
+        ("c", pa.int64()),
+        ("digest", pa.binary(32)),  # SHA-256 of the picture file
+        ("width", pa.int32()),  # pixels, upright
+        ("height", pa.int32()),
+        ("problem", pa.string()),  # why the row cannot be trained on, or ""
+    ]
+)
+
+
+class Row(NamedTuple):
+    """What a layout says about one picture before its bytes are looked at.
+
+    Args:
+        key: unique and stable within its source, also what errors name (a relative path).
+        captions: at least one, unless there is a problem.
+        place: where the picture lies: three numbers that only its source understands.
+        problem: a phrase that says what is wrong and what to do ("has no caption, ..."), or "".
+    """
+
+    key: str
+    captions: tuple[str, ...]
+    place: tuple[int, int, int] = (0, 0, 0)
+    problem: str = ""
+
+
+class Rows(Sequence[Example]):
+    """The good rows of tables of ``SCHEMA``, as a sequence of examples; the others are
+    ``problems``.
+
+    Args:
+        tables: one a file of the source (or one in all), in order.
+        held_out_fraction: share held out, chosen by the hash of a picture's bytes, so that a copy
+            of a held-out picture is held out as well.
+        salt: what the choice depends on besides the hash.
+    """
+
+    def __init__(
+        self, tables: Sequence[pa.Table], held_out_fraction: float, salt: str = "folder"
+    ) -> None:
+        good, self.problems, self.part = [], list[Problem](), list[int]()
+        for number, table in enumerate(tables):
+            for batch in table.to_batches():
+                fine = pc.equal(batch.column("problem"), "")
+                if fine.true_count < len(batch):  # what is filtered is copied out of the map
+                    bad = batch.filter(pc.invert(fine)).select(["key", "problem"])
+                    self.problems += [Problem(r["key"], r["problem"]) for r in bad.to_pylist()]
+                    batch = batch.filter(fine)
+                if len(batch):
+                    good.append(batch)
+                    self.part.append(number)
+        self._batches = good
+        self._starts = np.cumsum([0, *map(len, good)])
+        self._fraction, self._salt = held_out_fraction, salt
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        captions = tuple(self._cell("captions", index))
+        return Example(self._cell("key", index), captions, bool(self.held_out[index]))
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Number of the batch that row ``index`` is in, and its place there."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return batch, index - int(self._starts[batch])
+
+    def _cell(self, column: str, index: int):
+        batch, row = self._find(index)
+        return self._batches[batch].column(column)[row].as_py()
+
+    def _column(self, name: str) -> np.ndarray:
+        if not self._batches:
+            return np.empty(0)
+        return np.concatenate([b.column(name).to_numpy() for b in self._batches])
+
+    def place(self, index: int) -> tuple[int, tuple[int, int, int]]:
+        """Number of the table that row ``index`` came from, and where its picture lies."""
+        batch, row = self._find(index)
+        columns = self._batches[batch]
+        a, b, c = (columns.column(name)[row].as_py() for name in "abc")
+        return self.part[batch], (a, b, c)
+
+    def key(self, index: int) -> str:
+        """Key of row ``index``."""
+        return self._cell("key", index)
+
+    def digest(self, index: int) -> str:
+        """Hex SHA-256 of the bytes of the picture file."""
+        return self._cell("digest", index).hex()
+
+    def scan(self) -> Iterator[tuple[str, tuple[str, ...], bytes]]:
+        """Key, captions and digest of every row, in order; much faster than one by one."""
+        for batch in self._batches:
+            columns = [batch.column(name).to_pylist() for name in ("key", "captions", "digest")]
+            for key, captions, digest in zip(*columns, strict=True):
+                yield key, tuple(captions), digest
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Width and height of every picture, upright, int32 ``n 2``."""
+        return np.stack([self._column("width"), self._column("height")], 1).astype(np.int32)
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """Whether each is never trained on, bool ``n``."""
+        found = np.zeros(len(self), bool)
+        if self._fraction:
+            row = 0
+            for batch in self._batches:
+                for digest in batch.column("digest"):
+                    name = f"{self._salt} {digest.as_py().hex()}"
+                    found[row] = in_fraction(name, self._fraction)
+                    row += 1
+        return found

@@ -1,0 +1,67 @@
+"""What a training program hands to the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm.data.collection import Item
+
+
+class Task(Protocol):
+    """What a program trains: a module that turns a micro-batch into losses, and its folder
+    format.
+    """
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by stable names."""
+        ...
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Per-sample tensors of shape ``b``; ``loss`` is what is minimised, the others are
+        logged.
+        """
+        ...
+
+    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+        """Measures on held-out data with the weights as they are; pictures go into ``folder``."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights as they are, with everything needed to use them, into ``folder``."""
+        ...
+
+    def finish(self, folder: Path) -> None:
+        """Writes what the run is for into ``folder``, at its end: ``save``, or more."""
+        ...
+
+    def read(self, folder: Path) -> Mapping[str, Tensor]:
+        """The trained parameters of a folder that ``save`` wrote."""
+        ...
+
+
+class Draws(Protocol):
+    """The images of a run, in order, by position: how many came before."""
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """The image with all its draws; ``position``, and where there are any the time ``u``."""
+        ...
+
+    def item(self, position: int) -> Item:
+        """What the image is made from."""
+        ...
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back to training mode."""
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()

@@ -1,0 +1,89 @@
+"""LoRA files into the networks of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from torch import Tensor
+
+from ldm.interop import lora
+from ldm.models.lora import check_fit
+
+
+class LoraLoader(StableDiffusionLoraLoaderMixin):
+    """diffusers' loader on this library's reader of files.
+
+    ``unload_lora_weights``, ``fuse_lora``, ``unfuse_lora``, ``set_adapters`` and the rest are
+    diffusers' own.
+    """
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | PathLike[str] | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        *,
+        weight_name: str | None = None,
+        subfolder: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Puts a LoRA into U-Net and text encoder.
+
+        Files of this machine are read by ``ldm.interop.lora``: diffusers' and kohya's format, with
+        the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
+        files. What is not on this machine is a repository of the Hub and is left to diffusers.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a file, its folder, or its tensors (then alpha is
+                the rank, unless they are kohya's).
+            adapter_name: by default the first of ``default_0``, ``default_1``, ... that is free.
+            hotswap: replace the adapter of that name in place (U-Net only).
+            weight_name: which file of the folder.
+            subfolder: where in the folder.
+            kwargs: of diffusers.
+
+        Raises:
+            ValueError: the file is no LoRA, or one for other networks; the message is one line.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        if isinstance(source, Mapping):
+            read, told = lora.parse(source), "these weights"
+        elif Path(source).exists():
+            read, told = lora.read(Path(source) / subfolder, weight_name), str(source)
+        else:
+            super().load_lora_weights(
+                source,
+                adapter_name,
+                hotswap,
+                weight_name=weight_name,
+                subfolder=subfolder,
+                **kwargs,
+            )
+            return
+        for part, updates in read.items():
+            try:
+                check_fit(updates, getattr(self, part))
+            except ValueError as error:
+                raise ValueError(f"{told} is not for this {part}: {error}") from None
+        taken = {name for names in self.get_list_adapters().values() for name in names}
+        if adapter_name in taken and not hotswap:
+            raise ValueError(f"there is an adapter {adapter_name!r} already: choose another name")
+        numbered = (f"default_{number}" for number in range(len(taken) + 1))
+        name = adapter_name or next(name for name in numbered if name not in taken)
+        tensors, metadata = lora.to_diffusers(read)
+        load = {"unet": self.load_lora_into_unet, "text_encoder": self.load_lora_into_text_encoder}
+        for part in read:  # diffusers would warn of every network that a LoRA leaves alone
+            load[part](
+                tensors,
+                None,
+                getattr(self, part),
+                adapter_name=name,
+                metadata=metadata,
+                _pipeline=self,
+                low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
+                hotswap=hotswap,
+            )

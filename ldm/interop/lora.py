@@ -1,0 +1,294 @@
+"""LoRA files: the low-rank updates of a pipeline's networks, in the two formats people use.
+
+diffusers, a folder with ``pytorch_lora_weights.safetensors``:
+
+    unet.MODULE.lora_A.weight   .lora_B.weight   .lora_magnitude_vector
+    text_encoder.text_model.MODULE.lora_linear_layer.down.weight   .up.weight
+
+with peft's config of each network as JSON in the header, key ``lora_adapter_metadata``; where it is
+missing, alpha is the rank. kohya (A1111, ComfyUI, sd-scripts), one file:
+
+    lora_unet_MODULE.lora_down.weight   .lora_up.weight   .alpha   .dora_scale
+    lora_te_text_model_MODULE...
+
+with every ``.`` of MODULE an ``_``; where alpha is missing it is the rank. Both scale by alpha / r
+(Hu et al. 2021, eq. 3) and put DoRA's magnitudes (Liu et al. 2024, eq. 5) on outputs, so nothing is
+lost from one to the other. Only safetensors are read: pickled weights run code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.utils.state_dict_utils import (
+    StateDictType,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.models.lora import Update, Updates
+
+Lora = Mapping[str, Updates]
+"""Updates of ``unet`` and ``text_encoder``; modules of the latter without ``text_model.``, which
+transformers 5.6 dropped."""
+
+Format = Literal["diffusers", "kohya"]
+
+FILE = "pytorch_lora_weights.safetensors"
+_METADATA = "lora_adapter_metadata"
+_TOWER = "text_model."
+_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
+# In kohya's names "_" is also what stands for ".": these are the words that have one of their own.
+_WORDS = re.compile(
+    "conv_norm_out|conv_shortcut|conv_in|conv_out|proj_in|proj_out|time_emb_proj|time_embedding"
+    "|add_embedding|linear_1|linear_2|down_blocks|mid_block|up_blocks|transformer_blocks|to_q|to_k"
+    "|to_v|to_out|text_model|self_attn|q_proj|k_proj|v_proj|out_proj|[a-z0-9]+"
+)
+_FOREIGN_BLOCKS = re.compile("input_blocks|middle_block|output_blocks")
+
+
+def read(path: str | PathLike[str], file: str | None = None) -> Lora:
+    """The updates of a LoRA file in either format.
+
+    Args:
+        path: the file, or its folder.
+        file: which one of the folder; by default ``FILE``, else its only safetensors.
+
+    Raises:
+        ValueError: there is no such file, or it holds something else; the message is one line.
+    """
+    chosen = _choose(Path(path), file)
+    try:
+        with safe_open(chosen, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            header = (opened.metadata() or {}).get(_METADATA)
+        metadata = json.loads(header) if header else {}
+    except (OSError, SafetensorError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
+    try:
+        return parse(tensors, metadata)
+    except ValueError as error:
+        raise ValueError(f"{chosen}: {error}") from None
+
+
+def _choose(path: Path, file: str | None) -> Path:
+    if path.is_file():
+        chosen = path
+    elif not path.is_dir():
+        raise ValueError(f"{path}: there is no such file or folder")
+    elif file is not None or (path / FILE).is_file():
+        chosen = path / (file or FILE)
+    else:
+        every = sorted(path.glob("*.safetensors"))
+        if len(every) != 1:
+            names = ", ".join(one.name for one in every) or "none"
+            raise ValueError(f"{path} holds no {FILE}, and not one other safetensors ({names})")
+        chosen = every[0]
+    if chosen.suffix != ".safetensors":
+        raise ValueError(f"{chosen} is no .safetensors, and nothing else is read")
+    return chosen
+
+
+def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> Lora:
+    """The updates in the tensors of a file; ``metadata`` as in its header (diffusers only).
+
+    Raises:
+        ValueError: a tensor is not one of a LoRA for a U-Net and one CLIP text encoder.
+    """
+    if tensors and all(key.startswith("lora_") for key in tensors):
+        return _from_kohya(tensors)
+    return _from_diffusers(tensors, metadata or {})
+
+
+def _updates(part: str, pieces: Mapping[str, dict[str, Any]]) -> dict[str, Update]:
+    """``pieces`` holds by module: ``down``, ``up``, ``alpha`` and perhaps ``magnitude``."""
+    found = {}
+    for name, piece in pieces.items():
+        if missing := [k for k in ("down", "up") if k not in piece]:
+            raise ValueError(f"{part}.{name} lacks its {missing[0]} weight")
+        try:
+            found[name] = Update(**{"alpha": float(len(piece["down"])), **piece})
+        except ValueError as error:
+            raise ValueError(f"{part}.{name}: {error}") from None
+    return found
+
+
+# -- diffusers --
+
+
+def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Lora:
+    lora: dict[str, Updates] = {}
+    for part in ("unet", "text_encoder"):
+        mine = {
+            k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")
+        }
+        # Names of earlier versions of diffusers; those of today stay as they are.
+        if part == "unet":
+            mine = convert_unet_state_dict_to_peft(mine)
+        else:
+            mine = convert_state_dict_to_peft(mine, StateDictType.DIFFUSERS_OLD)
+            mine = {name.removeprefix(_TOWER): value for name, value in mine.items()}
+        pieces: dict[str, dict[str, Any]] = {}
+        for key, value in mine.items():
+            match = re.fullmatch(r"(.+)\.lora_(A|B|magnitude_vector)(\.weight)?", key)
+            if match is None:
+                raise ValueError(f"{part}.{key} is no tensor of a LoRA that is known here")
+            kind = {"A": "down", "B": "up"}.get(match[2], "magnitude")
+            pieces.setdefault(match[1], {})[kind] = value
+        config = {k[len(part) + 1 :]: v for k, v in metadata.items() if k.startswith(part + ".")}
+        if config:
+            for name, piece in pieces.items():
+                piece["alpha"] = _alpha(config, name, len(piece.get("down", ())))
+        if pieces:
+            lora[part] = _updates(part, pieces)
+    known = tuple(f"{part}." for part in lora)
+    if not lora or not all(key.startswith(known) for key in tensors):
+        other = next((key for key in tensors if not known or not key.startswith(known)), "nothing")
+        raise ValueError(f"this is no LoRA of a U-Net and a CLIP text encoder: it holds {other}")
+    return lora
+
+
+def _alpha(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """What peft's ``config`` says for one module."""
+    patterns = {k.removeprefix(_TOWER): v for k, v in (config.get("alpha_pattern") or {}).items()}
+    alpha = float(
+        patterns.get(get_pattern_key(list(patterns), name), config.get("lora_alpha", rank))
+    )
+    return alpha * rank**0.5 if config.get("use_rslora") else alpha  # rsLoRA: alpha / sqrt(r)
+
+
+def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and ``lora_adapter_metadata`` of a file in diffusers' format.
+
+    Raises:
+        ValueError: some modules of a network have magnitudes and some have not; peft's config knows
+            only all or none.
+    """
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, Any] = {}
+    for part, updates in lora.items():
+        text = part == "text_encoder"
+        # The text encoder's under the names of diffusers' own scripts: of peft's names diffusers
+        # knows only attention (a LoRA on fc1 alone would not load), and of a magnitude without
+        # ".weight" transformers finds no parameter and draws a new one.
+        down, up = ("linear_layer.down", "linear_layer.up") if text else ("A", "B")
+        for name, update in updates.items():
+            stem = f"{part}.{_TOWER if text else ''}{name}.lora_"
+            tensors[f"{stem}{down}.weight"] = update.down
+            tensors[f"{stem}{up}.weight"] = update.up
+            if update.magnitude is not None:
+                ending = "magnitude_vector" + (".weight" if text else "")
+                tensors[stem + ending] = update.magnitude
+        dora = [update.magnitude is not None for update in updates.values()]
+        if any(dora) and not all(dora):
+            raise ValueError(f"{part} has DoRA in {sum(dora)} of {len(dora)} modules: not in all")
+        ranks = {name: update.rank for name, update in updates.items()}
+        alphas = {name: update.alpha for name, update in updates.items()}
+        rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
+        config = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+            "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+            "target_modules": list(updates),
+            "use_dora": any(dora),
+        }
+        metadata |= {f"{part}.{key}": value for key, value in config.items()}
+    return tensors, metadata
+
+
+# -- kohya --
+
+
+def _from_kohya(tensors: Mapping[str, Tensor]) -> Lora:
+    pieces: dict[str, dict[str, dict[str, Any]]] = {}
+    kinds = {
+        "lora_down.weight": "down",
+        "lora_up.weight": "up",
+        "alpha": "alpha",
+        "dora_scale": "magnitude",
+    }
+    for key, value in tensors.items():
+        stem, _, kind = key.partition(".")
+        prefix = next((p for p in _KOHYA if stem.startswith(p)), None)
+        if prefix is None or kind not in kinds or _FOREIGN_BLOCKS.search(stem):
+            raise ValueError(
+                f"{key} is of no LoRA for a U-Net of Stable Diffusion 1 or 2 and its text encoder"
+                " (LoHa, LoKr and SDXL are not supported)"
+            )
+        name = ".".join(_WORDS.findall(stem.removeprefix(prefix))).removeprefix(_TOWER)
+        piece = pieces.setdefault(_KOHYA[prefix], {}).setdefault(name, {})
+        piece[kinds[kind]] = float(value) if kind == "alpha" else value
+    for part, modules in pieces.items():
+        for name, piece in modules.items():
+            if "magnitude" in piece and "up" in piece:
+                m, up = piece["magnitude"], piece["up"]
+                if len(m) != len(up):
+                    raise ValueError(
+                        f"{part}.{name}: DoRA along inputs (dora_scale is {tuple(m.shape)} for"
+                        f" {len(up)} outputs), and peft knows outputs alone"
+                    )
+                piece["magnitude"] = m.reshape(-1) if up.ndim == 2 else m.reshape(1, -1, 1, 1)
+    return {part: _updates(part, modules) for part, modules in pieces.items()}
+
+
+def to_kohya(lora: Lora) -> dict[str, Tensor]:
+    """Tensors of a file in kohya's format, with the true alpha of every module.
+
+    Stock diffusers reads these right except for DoRA, whose ``dora_scale`` it leaves out with a
+    warning, and for alphas that differ within a network: it takes the most frequent one.
+    """
+    tensors = {}
+    for part, updates in lora.items():
+        prefix = "lora_te_" + _TOWER if part == "text_encoder" else "lora_unet_"
+        for name, update in updates.items():
+            stem = (prefix + name).replace(".", "_")
+            tensors[f"{stem}.lora_down.weight"] = update.down
+            tensors[f"{stem}.lora_up.weight"] = update.up
+            exact = torch.tensor(update.alpha, dtype=torch.float64)
+            # Everybody writes float32; an alpha of 0.1 would not be the same number.
+            tensors[f"{stem}.alpha"] = exact.float() if exact.float() == exact else exact
+            if update.magnitude is not None:
+                tensors[f"{stem}.dora_scale"] = update.magnitude.reshape(
+                    -1, *(1,) * (update.down.ndim - 1)
+                )
+    return tensors
+
+
+# -- files --
+
+
+def write(lora: Lora, path: str | PathLike[str], to: Format = "diffusers") -> Path:
+    """Writes a LoRA and returns its file.
+
+    Args:
+        lora: what to write, in the dtype that it has.
+        path: the file if it ends in ``.safetensors``, else a folder for ``FILE``.
+        to: the format.
+
+    Raises:
+        ValueError: the format cannot express it (``to_diffusers``).
+    """
+    path = Path(path)
+    header = {"format": "pt"}
+    if to == "kohya":
+        tensors = to_kohya(lora)
+    else:
+        tensors, metadata = to_diffusers(lora)
+        header[_METADATA] = json.dumps(metadata, indent=1, sort_keys=True)
+    file = path if path.suffix == ".safetensors" else path / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file, header)
+    return file

@@ -1,0 +1,93 @@
+"""Runs in processes of their own, to be killed, and what they leave."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from runs import ROOT
+
+RECORDED = ROOT / "tests" / "recorded_run.py"
+TRAIN = ROOT / "training" / "train.py"
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+}
+
+
+def logged(run: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def losses(run: Path) -> list[float]:
+    return logged(run, "loss")
+
+
+def steps(run: Path) -> int:
+    """Lines of the metrics so far."""
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) >= 5  # three networks, raw weights, optimiser
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def launch(*command: str | Path, processes: int = 1, **settings) -> subprocess.Popen:
+    """A program under ``torchrun`` where it is to be several processes."""
+    line = [sys.executable]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        line += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        line += ["--master_port", str(port)]
+    line += [str(part) for part in command]
+    settings = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) | settings
+    return subprocess.Popen(line, env=ENVIRONMENT, text=True, **settings)
+
+
+def start(config: dict, record: Path, *, processes: int = 1, **settings) -> subprocess.Popen:
+    """A run that writes down into ``record`` what it consumes."""
+    record.mkdir(parents=True, exist_ok=True)
+    file = record / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return launch(RECORDED, file, record, processes=processes, **settings)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for(happened, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def ranks(process: subprocess.Popen) -> dict[int, int]:
+    """Process ids of what ``torchrun`` started, by rank."""
+    found = {}
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in map(int, children):
+        environment = Path(f"/proc/{child}/environ").read_text().split("\0")
+        for entry in environment:
+            if entry.startswith("RANK="):
+                found[int(entry.removeprefix("RANK="))] = child
+    return found

@@ -1,0 +1,471 @@
+"""``ldm data check``: every kind of bad input is named, nothing is lost, fixes can be undone."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from bad_data import BAD, COPIES, ODD, cut, encoded, photo, put, rows
+from ldm.cli import app
+from ldm.data.audit.alike import DISTANCE, distance, groups, look_of
+from ldm.data.audit.check import Expected, check
+from ldm.data.audit.quarantine import quarantine, undo
+from ldm.data.audit.report import Report
+from ldm.data.buckets import Buckets
+from ldm.data.folder import FolderData
+from ldm.data.shapes import ShapesData
+from ldm.data.source import DataError
+from ldm.models.tokenizer import save_tokenizer, train_tokenizer
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="pipes, links and names in Latin-1"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+]
+GOOD = "good.png"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one good picture."""
+    put(tmp_path / "data", GOOD, photo(0), "a caption of its own")
+    return tmp_path / "data"
+
+
+def report(folder: Path, **options: object) -> Report:
+    data = FolderData(path=str(folder), **{"held_out_fraction": 0.0, **options})
+    return check(data, "folder", Expected(80, Buckets(64, 2)))
+
+
+def found(report: Report) -> dict[str, list[str]]:
+    return {finding.kind: sorted(finding.keys) for finding in report.findings}
+
+
+@pytest.mark.parametrize("name", [*BAD, *ODD])
+def test_each_kind_is_named_exactly(name: str, folder: Path) -> None:
+    make, kind, keys, detail = {**BAD, **ODD}[name]
+    make(folder)
+    result = report(folder)
+    assert found(result) == {kind: keys}
+    (finding,) = result.findings
+    assert (finding.severity == "error") == (name in BAD) == (result.status(strict=False) == 2)
+    assert detail in next(iter(finding.details.values()), "")
+    assert finding.what and finding.cure
+    assert json.loads(json.dumps(result.json()))["findings"][0]["keys"] == list(finding.keys)
+
+
+def test_all_kinds_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    expected: dict[str, set[str]] = {}
+    good = 0
+    for number, (make, kind, keys, _) in enumerate(BAD.values()):
+        below = root / f"{number}"
+        put(below, GOOD, photo(1000 + number))
+        make(below)
+        good += 1 + (below / "row.png").exists()
+        expected.setdefault(kind, set()).update(f"{number}/{key}" for key in keys)
+    result = report(root)
+    errors = {f.kind: set(f.keys) for f in result.findings if f.severity == "error"}
+    assert errors == expected
+    assert len(BAD) >= 40 and len(BAD) + len(ODD) >= 70
+    assert result.train == good == len(BAD) + 17
+    # Whatever looks like a picture was counted as good, or was named.
+    named = set().union(*errors.values())
+    usable = {example.key for example in FolderData(path=str(root)).examples}
+    there = {
+        os.fsencode(file.relative_to(root)).decode(errors="backslashreplace")
+        for file in root.rglob("*")
+        if not file.name.endswith((".txt", ".caption", ".jsonl", ".csv", ".parquet"))
+        and not (file.is_dir() and not file.is_symlink())
+    }
+    assert usable | (named & there) == there and not usable & named
+    assert len(usable) == good
+
+
+UNUSABLE = {
+    "no folder": (lambda folder: None, "this folder does not exist"),
+    "a file": (lambda folder: folder.write_text(""), "this is a file"),
+    "no picture": (lambda folder: folder.mkdir(), "no picture in this folder"),
+    "no caption": (lambda folder: put(folder, GOOD, photo(0), None), "1 pictures but no captions"),
+    "no column": (lambda folder: rows(folder, {"file_name": "x", "label": 3}), "no column 'text'"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_cannot_be_read_as_a_whole(name: str, tmp_path: Path) -> None:
+    make, message = UNUSABLE[name]
+    make(tmp_path / "data")
+    status, content = run(tmp_path / "data")
+    assert status == 2
+    (finding,) = content["findings"]
+    assert finding["kind"] == "unusable"
+    assert message in finding["details"][str(tmp_path / "data")]
+
+
+def run(folder: Path | str, *options: str) -> tuple[int, dict]:
+    """Exit status and JSON of the command, which prints nothing else."""
+    result = CliRunner().invoke(app, ["data", "check", str(folder), "--json", "-", *options])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_exit_status(folder: Path) -> None:
+    settings = ("--size", "80", "--held-out", "0")
+    assert run(folder, *settings, "--strict")[0] == 0
+    put(folder, "grey.png", photo(1).convert("L"))
+    assert run(folder, *settings, "--strict")[0] == 0  # a note
+    put(folder, "blank.png", Image.new("RGB", (90, 90)))
+    assert run(folder, *settings)[0] == 0
+    assert run(folder, *settings, "--strict")[0] == 1
+    put(folder, "empty.png", b"")
+    status, content = run(folder, *settings)
+    assert status == 2
+    assert content["version"] == 1
+    assert content["counts"] == {"error": 1, "warning": 1, "note": 1}
+    assert content["pictures"] == {"usable": 3, "train": 3, "held_out": 0}
+    assert sum(aspect["pictures"] for aspect in content["aspects"]) == 3
+    assert sum(bucket["pictures"] for bucket in content["buckets"]) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--fix", "convert"),
+        ("--out", "x"),
+        ("--also", "small"),
+        ("--fix", "quarantine", "--also", "grey"),
+        ("--fix", "everything"),
+        ("--size", "16"),
+        ("--held-out", "2"),
+        ("--tokenizer", "nowhere"),
+    ],
+)
+def test_calls_that_make_no_sense_are_one_line(options: tuple[str, ...], folder: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "check", str(folder), *options])
+    assert result.exit_code == 2
+    assert "rror" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_terminal(folder: Path) -> None:
+    for n in range(5):
+        put(folder, f"\x1b[31m{n}.png", b"")
+    put(folder, "1.png", photo(1))
+    put(folder, "2.png", photo(1))
+    result = CliRunner().invoke(app, ["data", "check", str(folder), "--size", "80"])
+    assert result.exit_code == 2
+    for line in (
+        "error   5 pictures that cannot be read  [pictures-that-cannot-be-read]",
+        "         ?[31m0.png (the file is empty)",
+        "         and 2 more",
+        "warning 2 pictures whose files are the same  [exact-duplicates]",
+        "         1.png = 2.png",
+        "     10:9 to 3:2         3 ########################################",
+        "       64x64    1.00         3",
+        "not checked: the length of the captions: no --tokenizer is given",
+        "1 kinds of errors, 1 kinds of warnings, 0 kinds of notes",
+    ):
+        assert line in result.stdout.splitlines()
+    assert "\x1b" not in result.stdout
+
+
+def test_captions_longer_than_the_text_encoder_sees(folder: Path, tmp_path: Path) -> None:
+    save_tokenizer(train_tokenizer(["a caption of its own"] * 2, 600, 8), tmp_path / "tokenizer")
+    put(folder, "x.png", photo(1), "a b c d e f g h")
+    put(folder, "y.png", photo(2), "a b c d e f")
+    status, content = run(folder, "--size", "80", "--tokenizer", str(tmp_path / "tokenizer"))
+    (finding,) = content["findings"]
+    assert finding["kind"] == "long-captions" and finding["keys"] == ["x.png"]
+    assert finding["details"] == {"x.png": "2 tokens are cut"}
+    assert (status, content["unchecked"], content["settings"]["tokens"]) == (0, [], 8)
+
+
+def test_a_second_check_opens_no_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(6):
+        put(folder, f"{n}.png", photo(n))
+    first = report(folder).json()
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
+        assert report(folder).json() == first
+    put(folder, "new.png", photo(20))
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a: opened.append(a) or original(*a))
+    assert report(folder).train == 8
+    assert len(opened) == 3  # by the index; for the pixels; for what the header says
+
+
+def test_near_duplicates_recall_and_precision() -> None:
+    """Eleven kinds of copies of 100 pictures, among them all: 1,200 pictures."""
+    base = [photo(n, 120, 90) for n in range(100)]
+    looks = [look_of(image) for image in base]
+    owner = list(range(100))
+    for make in COPIES.values():
+        looks += [look_of(make(image)) for image in base]
+        owner += range(100)
+    bits = np.array([look.bits for look in looks], np.uint64)
+    thumbs = np.stack([np.frombuffer(look.thumb, np.uint8) for look in looks])
+    group = groups(bits, thumbs)
+    recall = {
+        name: float((group[100 * n : 100 * n + 100] == np.arange(100)).mean())
+        for n, name in enumerate(COPIES, 1)
+    }
+    assert min(recall.values()) >= 0.97, recall
+    assert np.mean(list(recall.values())) >= 0.99
+    same = group[:, None] == group[None]
+    true = np.equal.outer(owner, owner)
+    np.fill_diagonal(same, False)
+    assert (same & true).sum() / same.sum() == 1
+
+
+def test_pairs_are_those_of_comparing_all() -> None:
+    draw = np.random.default_rng(0)
+    bits = draw.integers(0, 2**63, 400, dtype=np.uint64)
+    for n in range(200):  # up to 14 flipped bits
+        flips = draw.choice(64, n % 15, replace=False)
+        bits[200 + n] = bits[n] ^ np.bitwise_or.reduce(
+            np.uint64(1) << flips.astype(np.uint64), initial=np.uint64(0)
+        )
+    one = draw.integers(0, 256, (1, 192), dtype=np.uint8)
+    group = groups(bits, np.repeat(one, 400, axis=0))
+    near = distance(bits[:, None], bits[None]) <= DISTANCE
+    expected = np.array([np.flatnonzero(row)[0] for row in near])
+    assert (group == expected).all()
+    assert (group[200:] == np.arange(200)).sum() == 135
+
+
+def test_drawings_of_other_colours_are_no_copies() -> None:
+    looks = [look_of(ShapesData(count=200).load(i).convert("RGB")) for i in range(200)]
+    heart = Image.new("RGB", (64, 64), "white")
+    for colour in ("red", "blue", "green"):
+        heart.paste(colour, (20, 12, 44, 50))
+        looks.append(look_of(heart))
+    bits = np.array([look.bits for look in looks], np.uint64)
+    thumbs = np.stack([np.frombuffer(look.thumb, np.uint8) for look in looks])
+    assert (groups(bits, thumbs) == np.arange(203)).all()
+
+
+def test_leaks_into_the_held_out_pictures(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for n in range(40):
+        put(root, f"a{n}.png", photo(n, 90, 90), f"picture {n}")
+        put(root, f"b{n}.bmp", photo(n, 90, 90))
+        put(root, f"c{n}.png", cut(photo(n, 90, 90), 0.03, 0, 0, 0), f"picture {n}")
+    result = report(root, held_out_fraction=0.3)
+    held = {e.key for e in FolderData(path=str(root), held_out_fraction=0.3).examples if e.held_out}
+    assert 20 < len(held) < 50
+    copies, near = set(), set()
+    for n in range(40):
+        a, b, c = f"a{n}.png", f"b{n}.bmp", f"c{n}.png"
+        copies |= {x for x, y in ((a, b), (b, a)) if x in held and y not in held}
+        near |= {x for x in (a, b) if x in held and c not in held and {a, b} <= held}
+        near |= {c} if c in held and not {a, b} <= held else set()
+    leaks = {f.kind: f for f in result.findings if f.kind.startswith("leaked")}
+    assert set(leaks["leaked-copies"].keys) == copies
+    assert set(leaks["leaked-near-duplicates"].keys) == near
+    same = [d for d in leaks["leaked-near-duplicates"].details.values() if "same caption" in d]
+    assert same and all(d.startswith(("a", "c")) for d in same)
+
+
+def tree(root: Path) -> dict[str, bytes | str | None]:
+    return {
+        str(file.relative_to(root)): os.readlink(file) if file.is_symlink()
+        else file.read_bytes() if file.is_file() else None
+        for file in root.rglob("*")
+    }  # fmt: skip
+
+
+def corpus(root: Path) -> None:
+    """Offenders of every kind that can be moved, and captions that two pictures share."""
+    put(root, GOOD, photo(0))
+    put(root, "sub/bad.png", b"")
+    put(root, "sub/one.png", photo(1), None)
+    put(root, "sub/one.jpg", b"", None)
+    (root / "sub/one.txt").write_text("two pictures share this one")
+    put(root, "bare.png", photo(2), None)
+    (root / "alone.caption").write_text("no picture")
+    (root / "link.png").symlink_to("nowhere")
+    rows(root / "rows", {"file_name": "broken.png", "text": "x"}, {"file_name": "no", "text": "x"})
+    put(root / "rows", "broken.png", b"...", None)
+    (root / "table").mkdir()
+    text = (
+        '\ufefffile_name,text\r\nrow.png,"two\r\nlines"\r\nno.png,"a ""b""\r\nc"\r\nrow.png,x\r\n'
+    )
+    put(root, "table/row.png", photo(3), None)
+    (root / "table/metadata.csv").write_text(text, encoding="utf-8", newline="")
+
+
+def test_quarantine_and_back(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    corpus(root)
+    before = tree(root)
+    status, content = run(root, "--fix", "quarantine")
+    assert (status, content["fix"]["left"]) == (0, {})
+    moved = {
+        "sub/bad.png", "sub/bad.png.txt", "sub/one.jpg", "bare.png", "alone.caption", "link.png",
+        "rows/broken.png",
+    }  # fmt: skip
+    tables = {"rows/metadata.jsonl", "table/metadata.csv"}
+    assert set(content["fix"]["done"]) == moved | tables
+    after = tree(root)
+    assert {key for key in before if key not in after} == moved
+    for key in moved | tables:
+        assert after[f".quarantine/1/{key}"] == before[key]
+    assert after["table/metadata.csv"].decode() == (
+        '\ufefffile_name,text\r\nrow.png,"two\r\nlines"\r\nrow.png,x\r\n'
+    )
+    status, content = run(root, "--size", "80")
+    assert (status, content["pictures"]["usable"]) == (0, 4)
+    # What goes bad later goes beside the first, and all of it comes back.
+    put(root, "sub/bad.png", b"again")
+    run(root, "--fix", "quarantine")
+    assert (root / ".quarantine/2/sub/bad.png").read_bytes() == b"again"
+    assert not (root / "sub/bad.png").exists()
+    status, content = run(root, "--fix", "undo")
+    assert status == 2  # two pictures of one name: the newer has the place
+    assert list(content["fix"]["left"]) == ["sub/bad.png.txt", "sub/bad.png"]
+    assert (root / ".quarantine/1/sub/bad.png").read_bytes() == b""
+    (root / "sub/bad.png").unlink()
+    (root / "sub/bad.png.txt").unlink()
+    assert run(root, "--fix", "undo")[0] == 0
+    assert tree(root) == before
+
+
+def test_an_edited_table_is_not_written_over(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    corpus(root)
+    run(root, "--fix", "quarantine")
+    table = root / "rows/metadata.jsonl"
+    table.write_text('{"file_name": "row.png", "text": "mine"}\n')
+    status, content = run(root, "--fix", "undo")
+    assert (status, list(content["fix"]["left"])) == (2, ["rows/metadata.jsonl"])
+    assert "mine" in table.read_text()
+
+
+class Interrupted(BaseException):
+    """As a key or a power cut would."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("steps", range(9))
+def test_an_interruption_can_be_undone(
+    steps: int, after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    corpus(root)
+    before = tree(root)
+    data = FolderData(path=str(root))
+    offenders = {problem.key: problem.reason for problem in data.problems}
+    left = [steps]
+
+    def stopping(move):
+        def stopped(self: Path, target: Path) -> None:
+            left[0] -= 1
+            if left[0] < 0 and not after:
+                raise Interrupted
+            move(self, target)
+            if left[0] < 0:
+                raise Interrupted
+
+        return stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopping(Path.rename))
+        patch.setattr(Path, "replace", stopping(Path.replace))
+        with pytest.raises(Interrupted):
+            quarantine(data, offenders)
+    with (root / ".quarantine/log.jsonl").open("a") as log:
+        log.write('{"from": "good.png", "to": ".quar')  # a line that was being written
+    left[0] = max(0, steps - 1)
+    with monkeypatch.context() as patch:  # the way back is interrupted too
+        patch.setattr(Path, "replace", stopping(Path.replace))
+        try:
+            undo(root)
+        except Interrupted:
+            undo_again = True
+        else:
+            undo_again = False
+    if undo_again:
+        undo(root)
+    assert tree(root) == before
+
+
+def test_a_log_that_points_out_of_the_folder_is_refused(folder: Path) -> None:
+    for name in ("../out.png", "/out.png", "sub/../../out.png"):
+        (folder / ".quarantine").mkdir(exist_ok=True)
+        (folder / ".quarantine/x").write_text("")
+        entry = {"from": name, "to": ".quarantine/x", "why": ""}
+        (folder / ".quarantine/log.jsonl").write_text(json.dumps(entry) + "\n")
+        with pytest.raises(DataError, match="log.jsonl:1: points out of the folder"):
+            undo(folder)
+    (folder / ".quarantine/log.jsonl").unlink()
+    with pytest.raises(DataError, match="there is no log"):
+        undo(folder)
+
+
+def test_copies_can_be_put_aside_and_one_of_each_stays(folder: Path) -> None:
+    for n, name in enumerate("abc"):
+        put(folder, f"{name}.png", photo(5), f"number {n}")
+    put(folder, "d.bmp", photo(5))
+    put(folder, "e.png", cut(photo(5), 0.02, 0, 0, 0))
+    kinds = ["exact-duplicates", "pixel-duplicates", "near-duplicates"]
+    also = [option for kind in kinds for option in ("--also", kind)]
+    status, content = run(folder, "--size", "64", "--fix", "quarantine", *also)
+    assert status == 0 and len(content["fix"]["done"]) == 8
+    assert [e.key for e in FolderData(path=str(folder)).examples] == ["a.png", GOOD]
+
+
+def test_a_copy_as_plain_pngs(folder: Path, tmp_path: Path) -> None:
+    put(folder, "sub/x.jpg", encoded(photo(1).convert("CMYK"), "JPEG"))
+    put(folder, "bad.png", b"")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put(folder, "turned.png", encoded(photo(2), "PNG", exif=exif))
+    before = tree(folder)
+    out = tmp_path / "plain"
+    status, _ = run(folder, "--fix", "convert", "--out", str(out))
+    assert status == 0 and tree(folder) == before
+    copy, data = FolderData(path=str(out)), FolderData(path=str(folder))
+    assert not copy.problems
+    assert {e.key: e.captions for e in copy.examples} == {
+        GOOD: ("a caption of its own",),
+        "sub/x.jpg.png": ("what x shows in words",),
+        "turned.png": ("what turned shows in words",),
+    }
+    keys = [e.key for e in data.examples]
+    for i, example in enumerate(copy.examples):
+        image = copy.load(i)
+        assert (image.mode, dict(image.getexif())) == ("RGB", {})
+        original = data.load(keys.index(example.key.replace("jpg.png", "jpg"))).convert("RGB")
+        assert np.array_equal(np.asarray(image), np.asarray(original))
+    result = CliRunner().invoke(
+        app, ["data", "check", str(folder), "--fix", "convert", "--out", str(out)]
+    )
+    assert result.exit_code == 2 and "is there already" in result.stderr
+
+
+def test_the_sheet(folder: Path, tmp_path: Path) -> None:
+    for n in range(12):
+        put(folder, f"{n}.png", photo(n, 60 + 10 * n, 90))
+    put(folder, "bad.png", b"")
+    run(folder, "--sheet", str(tmp_path / "sheets/sheet.png"))
+    page = Image.open(tmp_path / "sheets/sheet.png")
+    assert page.width == 8 * 136
+    assert page.height == 2 * (128 + 30) + 8 + 158 + 8
+
+
+def test_pictures_that_are_drawn() -> None:
+    data = ShapesData(count=60)
+    result = check(data, "shapes", Expected(64, Buckets(64)))
+    assert result.train + result.held_out == 60
+    assert {finding.severity for finding in result.findings} <= {"warning", "note"}
+    assert result.buckets == [((64, 64), 60)]

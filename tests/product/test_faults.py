@@ -1,0 +1,421 @@
+"""What befalls a run: signals, a full disk, losses that are no numbers. Each time it ends in one
+line, nothing is half-written, and the same command goes on to the same bits.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ldm.data import cache
+from ldm.engine import checkpoint, state
+from ldm.engine.encoded import Encoded, LatentDraws
+from ldm.engine.interrupt import STOPPED
+from ldm.engine.text_to_image import TextToImageTask
+from ldm.engine.trainer import Trainer
+from programs import told
+from runs import ROOT, program, train, tree
+
+SETTINGS = dict(
+    duration="6 steps",
+    validation={"every": "2 steps", "images": 4, "levels": 2, "prompts": ["a circle"], "steps": 2},
+    checkpoints={"every": "3 steps", "keep": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run that nothing befell."""
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LDM_CACHE", str(root / "cache"))
+        train(root / "run", **SETTINGS)
+    return root / "run"
+
+
+def lines(run: Path) -> list[dict]:
+    """``metrics.jsonl`` without what depends on the machine's speed."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in found]
+
+
+def digests(run: Path) -> dict[str, str]:
+    folder = checkpoint.folders(run / "checkpoints")[-1]
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) >= 5  # three networks, raw weights, optimiser
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def same_end(run: Path, whole: Path) -> None:
+    assert digests(run) == digests(whole)
+    assert lines(run) == lines(whole)
+    for folder in ("final", "checkpoints/images-000000000096"):
+        assert checkpoint.problem(run / folder) is None
+    # Nothing half-named.
+    assert not [p for p in run.rglob("*") if p.name.startswith(".")]
+    pictures = sorted(p.name for p in (whole / "samples").iterdir())
+    assert sorted(p.name for p in (run / "samples").iterdir()) == pictures
+
+
+def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
+    """``action()`` before the ``number``-th call of ``owner.name``."""
+    real, calls = getattr(owner, name), []
+
+    def call(*arguments, **named):
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+# -- signals --
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "by", "left_at"),
+    [
+        (TextToImageTask, "forward", 4, signal.SIGTERM, 64),
+        (TextToImageTask, "forward", 2, signal.SIGUSR1, 32),
+        (TextToImageTask, "forward", 6, signal.SIGINT, 96),  # the last step
+        (TextToImageTask, "validate", 1, signal.SIGTERM, 48),
+        (state, "write", 1, signal.SIGINT, 64),
+        (Encoded, "_moments", 1, signal.SIGTERM, None),
+        (cache, "save_file", 2, signal.SIGINT, None),
+        (TextToImageTask, "finish", 1, signal.SIGTERM, 96),
+    ],
+)
+def test_a_signal_loses_nothing(
+    command, monkeypatch, tmp_path, whole, owner, name, number, by, left_at
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        on_call(patch, owner, name, number, lambda: os.kill(os.getpid(), by))
+        status, output = command(tree(run, **SETTINGS))
+    assert status == STOPPED == 75 and "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if line.startswith("stopped: ")]
+    assert line.startswith(f"stopped: {by.name} came")
+    assert line.endswith("run the same command again to go on")
+    left = checkpoint.folders(run / "checkpoints")
+    assert [checkpoint.problem(folder) for folder in left] == [None] * len(left)
+    if left_at is None:
+        assert left == []
+    else:
+        assert left[-1].name == checkpoint.name_of(left_at)
+    assert not list((tmp_path / "cache").rglob(".*"))
+    assert command(tree(run, **SETTINGS))[0] == 0
+    same_end(run, whole)
+
+
+def test_a_second_signal_ends_at_once():
+    script = """
+import os, signal, sys, time
+from ldm.engine import interrupt
+with interrupt.REQUESTS.kept():
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)  # what a launcher hands on in the same moment
+    assert interrupt.REQUESTS.by == "SIGTERM"
+    interrupt.ECHO = 0
+    print("still here", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "still here\n"), done.stderr
+
+
+def test_what_was_ignored_from_the_start_stays_ignored():
+    script = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup, or "&" in a script
+from ldm.engine.interrupt import REQUESTS
+with REQUESTS.kept():
+    os.kill(os.getpid(), signal.SIGINT)
+    assert REQUESTS.by is None and signal.getsignal(signal.SIGTERM) == REQUESTS._caught
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
+
+
+def test_help_tells_the_status(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the program sets it
+    with pytest.raises(SystemExit):
+        program("train").main()
+    assert f"{STOPPED}  SIGTERM, SIGINT (Ctrl-C) or SIGUSR1" in capsys.readouterr().out
+
+
+# -- a full disk --
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """``full(owner, name, number, size)``: from the number-th call of ``owner.name`` to its end no
+    file of the process can grow beyond ``size`` bytes.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def arrange(owner, name: str, number: int, size: int) -> None:
+        real, calls = getattr(owner, name), []
+
+        def call(*arguments, **named):
+            calls.append(1)
+            if len(calls) != number:
+                return real(*arguments, **named)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            try:
+                return real(*arguments, **named)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        monkeypatch.setattr(owner, name, call)
+
+    yield arrange
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def sizes() -> list[int]:
+    # From the manifest's few kilobytes and the tokenizer's files to the raw weights.
+    return [0, 100, 1_000, 4_000, 20_000, 100_000, 200_000]
+
+
+@pytest.mark.parametrize("size", sizes())
+def test_a_checkpoint_for_which_there_is_no_room(command, full, tmp_path, whole, size):
+    run = tmp_path / "run"
+    full(checkpoint, "write_folder", 2, size)
+    message = told(*command(tree(run, **SETTINGS)))
+    root = run / "checkpoints"
+    assert message.startswith(
+        f"checkpoint images-000000000096 cannot be written in {root}: File too large ("
+    )
+    assert "GiB free there); the run ends, and what was there before is whole" in message
+    assert message.endswith(
+        f"make room, and the same command goes on from {root}/images-000000000048"
+    )
+    assert [p.name for p in root.iterdir()] == ["images-000000000048"]
+    assert checkpoint.problem(root / "images-000000000048") is None
+    assert not (run / "final").exists()
+    assert command(tree(run, **SETTINGS))[0] == 0
+    same_end(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "what", "after"),
+    [
+        ("_start", 1, "the record of the run", 0),
+        ("_write", 1, "a line of metrics.jsonl", 0),
+        ("_write", 5, "a line of metrics.jsonl", 48),  # two lines each from steps 2 and 4
+        ("_validate", 2, "the sample pictures", 48),
+        ("_final", 1, "the result", 96),
+    ],
+)
+def test_other_files_for_which_there_is_no_room(
+    command, full, tmp_path, whole, name, number, what, after
+):
+    run = tmp_path / "run"
+    full(Trainer, name, number, 10)
+    message = told(*command(tree(run, **SETTINGS)))
+    assert message.startswith(f"{what} cannot be written in {run}")
+    assert "File too large" in message or "No space left on device" in message
+    there = f"from {run}/checkpoints/{checkpoint.name_of(after)}"
+    assert message.endswith(there if after else "from its start, as it has no checkpoint yet")
+    assert not [p for p in run.rglob("*") if p.name.startswith(".")]
+    if (run / "metrics.jsonl").exists():
+        lines(run)  # whole ones
+    assert command(tree(run, **SETTINGS))[0] == 0
+    same_end(run, whole)
+
+
+def test_a_cache_for_which_there_is_no_room(command, full, tmp_path, whole):
+    run = tmp_path / "run"
+    full(cache, "save_file", 1, 100)
+    message = told(*command(tree(run, **SETTINGS)))
+    assert message.startswith(f"the cache cannot be written in {tmp_path / 'cache'}: File too")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert command(tree(run, **SETTINGS))[0] == 0
+    same_end(run, whole)
+
+
+def test_a_disk_that_is_really_full(tmp_path, whole):
+    """A file system of its own that ends in the second checkpoint, and is enlarged."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(root)]).returncode:
+        pytest.skip("mounting is not allowed here")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree(root / "run", **SETTINGS)))
+    one = sum(
+        f.stat().st_size
+        for f in (whole / "checkpoints" / "images-000000000048").rglob("*")
+        if f.is_file()
+    )
+    train = f"{sys.executable} {ROOT}/training/train.py --config {tmp_path}/c.yaml"
+    script = f"""
+        mount -t tmpfs -o size={int(1.6 * one)} none {root} || exit 1
+        {train}
+        echo status $? >&2
+        cp -a {root}/run {tmp_path}/first
+        mount -o remount,size=1G {root}
+        exec {train}
+        status=$?; cp -a {root}/run {tmp_path}/second; exit $status
+    """.replace("exec ", "")
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-c", script],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "LDM_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, _, rest = done.stderr.partition("status 2\n")
+    assert "Traceback" not in done.stderr and "error: " not in rest
+    message = told(2, first)
+    assert "No space left on device (" in message and "iB free there)" in message
+    assert message.endswith(f"goes on from {root}/run/checkpoints/images-000000000048")
+    left = tmp_path / "first" / "checkpoints"
+    assert [p.name for p in left.iterdir()] == ["images-000000000048"]
+    assert checkpoint.problem(left / "images-000000000048") is None
+    same_end(tmp_path / "second", whole)
+
+
+def test_an_error_that_is_not_the_disks_keeps_its_traceback(command, monkeypatch, tmp_path):
+    def broken(*_):
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(state, "write", broken)
+    status, output = command(tree(tmp_path / "run", **SETTINGS))
+    assert status == 1 and "Traceback" in output
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+# -- losses that are no numbers --
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """``poisoned({position: value})``: the noise of that image of the run is ``value``."""
+    real = LatentDraws.__getitem__
+
+    def arrange(values: dict[int, float]) -> None:
+        def item(self, position):
+            found = real(self, position)
+            if position in values:
+                found["noise"] = torch.full_like(found["noise"], values[position])
+            return found
+
+        monkeypatch.setattr(LatentDraws, "__getitem__", item)
+
+    return arrange
+
+
+def plain_run(run: Path, **changes) -> dict:
+    settings = dict(duration="8 steps", checkpoints={"every": "1 step", "keep": 9})
+    return tree(run, **(settings | changes))
+
+
+@pytest.mark.parametrize("every", ["step", "log"])
+def test_a_step_that_is_not_finite_is_named(command, monkeypatch, poisoned, tmp_path, every):
+    """At once on a CPU; where reading it would stop a GPU, when the losses are read anyway."""
+    run = tmp_path / "run"
+    if every == "log":
+        late = property(lambda self: False, lambda self, value: None)
+        monkeypatch.setattr(Trainer, "prompt", late, raising=False)
+    poisoned({37: float("nan"), 41: float("inf")})
+    config = plain_run(run, micro_batch_size=4, log_every=8, checkpoints={"every": "2 steps"})
+    message = told(*command(config))
+    found = json.loads((run / "fault.json").read_text())
+    by_position = {sample["position"]: sample for sample in found["samples"]}
+    assert list(by_position) == list(range(32, 48))
+    nan, inf = by_position.pop(37), by_position.pop(41)
+    third = max(by_position.values(), key=lambda sample: sample["loss"])
+    assert message == (
+        "the loss of step 3 (images 32 to 47) is nan and its gradient norm nan; worst of its 16"
+        f' images: position 37 "{nan["key"]}" at u = {nan["u"]:.4f} has loss nan;'
+        f' position 41 "{inf["key"]}" at u = {inf["u"]:.4f} has loss nan;'
+        f' position {third["position"]} "{third["key"]}" at u = {third["u"]:.4f} has loss'
+        f" {third['loss']:.4g}; lower optimizer.lr, or look at these pictures (all are in"
+        f" {run}/fault.json); the last checkpoint is from before"
+    )
+    assert (found["step"], found["images"]) == (3, [32, 47])
+    assert (found["loss"], found["gradient_norm"]) == ("nan", "nan")
+    assert [p.name for p in checkpoint.folders(run / "checkpoints")] == [checkpoint.name_of(32)]
+
+
+def raw(run: Path, images: int) -> dict[str, str]:
+    folder = run / "checkpoints" / checkpoint.name_of(images)
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_a_skipped_step_leaves_everything_as_it_was(command, poisoned, tmp_path):
+    run = tmp_path / "run"
+    poisoned({5: float("nan"), 37: float("nan"), 70: float("nan")})
+    skip = {"action": "skip", "at_most": 3}
+    status, output = command(plain_run(run, nonfinite=skip))
+    assert status == 0, output
+    assert raw(run, 32) == raw(run, 48) and raw(run, 64) == raw(run, 80)
+    assert raw(run, 48) != raw(run, 64)
+    skipped = {line["images"]: line["skipped"] for line in lines(run) if "skipped" in line}
+    assert [(at, told["skipped_steps"]) for at, told in skipped.items()] == [
+        (16, 1),
+        (48, 2),
+        (80, 3),
+    ]
+    assert skipped[48]["worst"][0]["position"] == 37 and skipped[48]["worst"][0]["loss"] == "nan"
+    assert set(skipped[48]["worst"][0]) == {"position", "key", "u", "loss"}
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+    means = [line["images"] for line in lines(run) if "loss" in line]
+    assert means == [32, 64, 96, 112, 128]
+    # Going on from anywhere, before the first step and inside the skipping too, changes nothing.
+    for images in (16, 32, 48, 64):
+        again = tmp_path / f"again-{images}"
+        shutil.copytree(run, again)
+        for folder in checkpoint.folders(again / "checkpoints"):
+            if folder.name > checkpoint.name_of(images):
+                shutil.rmtree(folder)
+        assert command(plain_run(again, nonfinite=skip))[0] == 0
+        assert raw(again, 128) == raw(run, 128)
+        assert lines(again) == lines(run)
+
+
+def test_one_skipped_step_too_many(command, poisoned, tmp_path):
+    run = tmp_path / "run"
+    poisoned({5: float("nan"), 37: float("nan"), 70: float("nan")})
+    stop = plain_run(run)
+    assert told(*command(stop)).startswith("the loss of step 1 (images 0 to 15) is nan")
+    config = plain_run(run, nonfinite={"action": "skip", "at_most": 2})
+    for _ in range(2):  # what was skipped is counted over the whole run, not since it was started
+        message = told(*command(config))
+        assert message.startswith("the loss of step 5 (images 64 to 79) is nan")
+        assert "; 2 steps were skipped before it; lower optimizer.lr" in message
+        assert checkpoint.folders(run / "checkpoints")[-1].name == checkpoint.name_of(64)
+
+
+def test_every_program_names_its_pictures(command, monkeypatch, tmp_path):
+    from ldm.engine.autoencoder import PictureDraws
+
+    config = plain_run(tmp_path / "run", ema=None)
+    config = {key: value for key, value in config.items() if key not in ("text", "unet")}
+    real = PictureDraws.__getitem__
+
+    def item(self, position):
+        found = real(self, position)
+        return found if position != 20 else {**found, "pixels": found["pixels"] * float("nan")}
+
+    monkeypatch.setattr(PictureDraws, "__getitem__", item)
+    message = told(*command(config, name="train_autoencoder"))
+    sample = json.loads((tmp_path / "run" / "fault.json").read_text())["samples"][4]
+    assert sample == {"position": 20, "key": sample["key"], "u": None, "loss": "nan"}
+    assert f'position 20 "{sample["key"]}" has loss nan' in message

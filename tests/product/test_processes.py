@@ -1,0 +1,135 @@
+"""A run of two processes that a fault or a signal meets on one of them: both end at one step."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launched import ENVIRONMENT, TRAIN, digests, finish, launch, losses, ranks, steps, wait_for
+from ldm.engine import checkpoint
+from runs import tree
+
+OWN_TRACEBACK = 'train.py", line'  # torchrun always shows one of its own
+SETTINGS = dict(duration="40 steps", checkpoints={"every": "30 steps", "keep": 2})
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+
+
+def config(tmp_path: Path, name: str, **changes) -> Path:
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(tree(tmp_path / name, **(SETTINGS | changes))))
+    return file
+
+
+def test_a_signal_to_one_of_two_processes(tmp_path):
+    finish(launch(TRAIN, "--config", config(tmp_path, "whole"), processes=2))
+    file, run = config(tmp_path, "left"), tmp_path / "left"
+    process = launch(TRAIN, "--config", file, processes=2)
+    wait_for(lambda: steps(run) >= 8, process)
+    os.kill(ranks(process)[1], signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1  # torchrun's own status
+    assert output.count("stopped: ") == 1 and "error: " not in output, output
+    assert OWN_TRACEBACK not in output
+    (left,) = checkpoint.folders(run / "checkpoints")
+    assert checkpoint.problem(left) is None
+    seen = int(left.name.removeprefix("images-"))
+    assert 8 * 16 <= seen < 30 * 16 and f"all {seen} images seen so far are in {left}" in output
+    assert len(losses(run)) == seen // 16
+    assert f"going on from {left}" in finish(launch(TRAIN, "--config", file, processes=2))
+    last = "checkpoints/images-000000000640"
+    assert digests(run / last) == digests(tmp_path / "whole" / last)
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_the_launcher_and_its_processes_get_the_signal(tmp_path):
+    """As from a terminal, or from Slurm: torchrun hands on what each process already has."""
+    file, run = config(tmp_path, "left", workers=1, cache_latents=False), tmp_path / "left"
+    process = launch(TRAIN, "--config", file, processes=2, start_new_session=True)
+    wait_for(lambda: steps(run) >= 4, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert output.count("stopped: SIGTERM came; all ") == 1 and "error: " not in output, output
+    (left,) = checkpoint.folders(run / "checkpoints")
+    assert checkpoint.problem(left) is None and f"are in {left}: run the same" in output
+
+
+def test_a_loss_that_is_no_number_on_one_of_two_processes(tmp_path):
+    """Skipped by both, or told by one."""
+    script = tmp_path / "poisoned.py"
+    script.write_text(POISONED)
+    skip = {"action": "skip", "at_most": 1}
+    file = config(tmp_path, "run", duration="6 steps", nonfinite=skip)
+    process = launch(script, "--config", file, processes=2)
+    output, _ = process.communicate(timeout=120)
+    assert output.count("error: ") == 1 and "stopped: " not in output, output
+    # Position 44 is the second process's share of the step; the first one tells.
+    assert "the loss of step 5 (images 64 to 79) is nan" in output and "position 76" in output
+    assert "; 1 steps were skipped before it" in output
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and '"skipped_steps": 1' in lines[2] and '"position": 44' in lines[2]
+
+
+POISONED = """
+import torch
+from ldm.engine.encoded import LatentDraws
+from runs import program
+
+real = LatentDraws.__getitem__
+
+def item(self, position):
+    found = real(self, position)
+    if position in (44, 76):
+        found["noise"] = torch.full_like(found["noise"], float("nan"))
+    return found
+
+LatentDraws.__getitem__ = item
+program("train").main()
+"""
+
+
+def test_a_full_disk_of_two_processes(tmp_path):
+    script = tmp_path / "full.py"
+    script.write_text(FULL)
+    file, root = config(tmp_path, "run"), tmp_path / "run" / "checkpoints"
+    process = launch(script, "--config", file, "checkpoints.every=2 steps", processes=2)
+    output, _ = process.communicate(timeout=120)
+    assert output.count("error: ") == 1 and OWN_TRACEBACK not in output, output
+    assert "error: checkpoint images-000000000064 cannot be written" in output
+    assert f"goes on from {root}/images-000000000032" in output
+    assert [p.name for p in root.iterdir()] == ["images-000000000032"]
+
+
+FULL = """
+import errno
+from ldm.engine import state
+from runs import program
+
+real = state.write
+
+def write(folder, weights, optimizer, counters):
+    real(folder, weights, optimizer, counters)
+    if counters["images"] == 64:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+state.write = write
+program("train").main()
+"""
+
+
+def test_a_process_that_is_killed_leaves_no_traceback_of_another(tmp_path):
+    file, run = config(tmp_path, "run"), tmp_path / "run"
+    process = launch(TRAIN, "--config", file, processes=2)
+    wait_for(lambda: steps(run) >= 4, process)
+    os.kill(ranks(process)[1], signal.SIGKILL)
+    start = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - start < 60
+    assert output.count("error: another process of the run has ended") == 1
+    assert OWN_TRACEBACK not in output
