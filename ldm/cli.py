@@ -166,6 +166,7 @@ def export(
     import diffusers
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     from ldm.pipeline import LatentDiffusionPipeline
 
@@ -175,7 +176,7 @@ def export(
         dtype = torch.float16 if half else torch.float32
         pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
         pipe.save_pretrained(out)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         _fail(error)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
@@ -188,6 +189,8 @@ def convert_lora(
     to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
 ) -> None:
     """Converts a LoRA between diffusers' format and kohya's (A1111, ComfyUI)."""
+    from safetensors import SafetensorError
+
     from ldm.interop import lora
 
     target = out if out.suffix == ".safetensors" else out / lora.FILE
@@ -196,7 +199,7 @@ def convert_lora(
     try:
         updates = lora.read(source)
         written = lora.write(updates, out, to.value)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         _fail(error)
     for part, modules in updates.items():
         ranks = sorted({update.rank for update in modules.values()})

@@ -36,7 +36,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Builds the parts of ``config``, trains them, and returns the folder of the result."""
     if config.score and config.images.buckets:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
-    collection = collect(config)
+    collection = collect(config, accelerator)
     parts = build(config, collection.captions())
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
@@ -62,7 +62,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         if not is_model(config, parts):
             base = Path(config.run) / "base"
             if accelerator.is_main_process:
-                save_base(task, base)
+                with writing("the base", base.parent, "the same command writes it again"):
+                    save_base(task, base)
     prompt = collection.train[0].caption(None)
     command = [str(Path(sys.executable).with_name("ldm")), "sample", prompt, "--model", str(base)]
     if lora:

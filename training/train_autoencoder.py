@@ -23,7 +23,7 @@ from ldm.engine.trainer import Trainer
 
 def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     """Builds the autoencoder of ``config``, trains it, and returns the folder of the result."""
-    collection = collect(config)
+    collection = collect(config, accelerator)
     vae = make(config).to(accelerator.device)
     task = AutoencoderTask(config, vae, collection)
     latent_side(vae, config.images)  # refuses a size that the network cannot halve

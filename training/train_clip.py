@@ -39,7 +39,7 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         raise ConfigError(
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
-    collection = collect(config)
+    collection = collect(config, accelerator)
     tokenizer = train_tokenizer(collection.captions(), config.vocab_size, config.max_length)
     clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
     task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator)

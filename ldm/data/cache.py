@@ -33,6 +33,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 Rows = Mapping[str, Tensor]
+_SHARD_BYTES = 2**28  # what is kept in memory, and lost by a kill
 _KEYS = "keys"  # the column of a shard that holds them
 
 
@@ -86,9 +87,12 @@ class TensorCache:
             try:
                 with safe_open(file, "np") as shard:
                     mine = np.ascontiguousarray(shard.get_tensor(_KEYS)).view("S16")[:, 0]
-            except (SafetensorError, OSError) as error:
-                log.warning("%s cannot be read and is made again: %s", file, error)
+            except SafetensorError as error:
+                log.warning("%s is broken and is made again: %s", file, error)
                 file.unlink(missing_ok=True)
+                continue
+            except OSError as error:  # may be whole, and of use to others
+                log.warning("%s cannot be read, what is in it is made again: %s", file, error)
                 continue
             keys.append(mine)
             rows = np.arange(len(mine), dtype=np.int64)
@@ -149,21 +153,27 @@ class TensorCache:
         most one unfinished shard each.
         """
         wanted = np.array(keys, "S16")
-        mine = self.missing(wanted)[rank::world].tolist()
+        # Whose an entry is depends on its number alone: others may be writing already.
+        missing = self.missing(wanted)
+        mine = missing[missing % world == rank].tolist()
         if mine:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _progress(disable=rank > 0) as progress:
                 bar = progress.add_task(f"caching {what}", total=len(mine), speed="")
-                for part in _parts(mine, shard_rows):
-                    chunks = []
-                    for some in _parts(part, batch):
-                        rows = make(some)
-                        chunks.append({name: value.cpu() for name, value in rows.items()})
-                        progress.advance(bar, len(some))
-                        speed = progress.tasks[bar].speed
-                        progress.update(bar, speed=f"{speed:.0f}/s" if speed else "")
-                    columns = {name: torch.cat([c[name] for c in chunks]) for name in chunks[0]}
-                    self._write(wanted[part], columns)
+                numbers, chunks, size = list[int](), list[dict[str, Tensor]](), 0
+                for some in _parts(mine, min(batch, shard_rows)):
+                    rows = {name: value.cpu() for name, value in make(some).items()}
+                    numbers += some
+                    chunks.append(rows)
+                    size += sum(value.nbytes for value in rows.values())
+                    progress.advance(bar, len(some))
+                    speed = progress.tasks[bar].speed
+                    progress.update(bar, speed=f"{speed:.0f}/s" if speed else "")
+                    full = len(numbers) + batch > shard_rows or size > _SHARD_BYTES
+                    if full or numbers[-1] == mine[-1]:
+                        columns = {name: torch.cat([c[name] for c in chunks]) for name in rows}
+                        self._write(wanted[numbers], columns)
+                        numbers, chunks, size = [], [], 0
             self.refresh()
         return len(mine)
 

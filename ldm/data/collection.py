@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -123,8 +123,16 @@ class Collection:
     ) -> None:
         given = sources if isinstance(sources, Sequence) else [sources]
         self.sources = list[Source]()
+        self._grouped: list[Any] = []
         for source in given:
+            if isinstance(source, SourceGroup):
+                self._grouped += source.sources
             self.sources += source.sources if isinstance(source, SourceGroup) else [source]
+        if not self.sources:
+            raise DataError("data: there is no source, name at least one")
+        for source in self.sources:
+            if source.weight is not None and not source.weight >= 0:
+                raise DataError(f"{source.name}: weight {source.weight} is no share, set 0 or more")
         self.skipped: list[tuple[str, Problem]] = []
         columns = []
         for number, source in enumerate(self.sources):
@@ -144,7 +152,10 @@ class Collection:
         out = np.concatenate([source.held_out for source in self.sources]).astype(bool)
         usable = (every.shapes > 0).all(1)
         self.train, self.held_out = every.where(~out & usable), every.where(out & usable)
-        if not len(self.train):
+        if not any(
+            source.weight != 0 and (self.train.source == number).any()
+            for number, source in enumerate(self.sources)
+        ):
             raise DataError(f"data: none of {len(every)} pictures is left to train on")
 
     @property
@@ -158,6 +169,8 @@ class Collection:
         """Hex SHA-256 of what is trained on: keys, captions and pictures of files, in order."""
         digest = hashlib.sha256()
         for number, source in enumerate(self.sources):
+            if source in self._grouped:  # its settings stand in a file, not in the config
+                digest.update(repr((source.weight, source.grammar)).encode())
             mine = np.zeros(len(source.examples), bool)
             mine[self.train.index[self.train.source == number]] = True
             for keep, entry in zip(mine.tolist(), _entries(source), strict=True):

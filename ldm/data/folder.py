@@ -90,7 +90,7 @@ class FolderData(Indexed):
     def _rows(self, files: dict[str, tuple[int, int]], strays: list[Row]) -> Iterator[Row]:
         """One row per picture in natural order (``2.png`` before ``10.png``), then the problems."""
         pictures = {key for key in files if key.lower().endswith(READABLE)}
-        if not pictures:
+        if not pictures and not strays:
             raise DataError(
                 f"{self.root}: no picture in this folder or below it, "
                 f"put {', '.join(READABLE[:5])} ... there with captions as {LAYOUTS}"

@@ -10,13 +10,14 @@ not looked at again.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -78,13 +79,24 @@ def index(part: Part) -> pa.Table:
         digest.update(repr(entry).encode())
     folder = cache_root() / "index"
     file = folder / f"{lineage}-{digest.hexdigest()[:24]}.arrow"
-    if not file.exists():
-        older = sorted(folder.glob(f"{lineage}-*.arrow"), key=lambda f: f.stat().st_mtime_ns)
-        known = _facts(older[-1]) if part.reusable and older else {}
-        _write(part, file, known)
-        for stale in older:
-            stale.unlink(missing_ok=True)
-    return _open(file)
+    if file.exists():
+        try:
+            return _open(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            log.warning("%s cannot be read and is made anew: %s", file, error)
+    older = [old for old in folder.glob(f"{lineage}-*.arrow") if old != file]
+    known = _facts(max(older, key=_time)) if part.reusable and older else {}
+    table = _write(part, file, known)
+    for stale in older:
+        stale.unlink(missing_ok=True)
+    return table
+
+
+def _time(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:  # another process has just replaced it
+        return 0
 
 
 class Indexed:
@@ -111,7 +123,10 @@ class Indexed:
     @cached_property
     def examples(self) -> Rows:
         """One example per picture that can be trained on."""
-        return Rows([index(part) for part in self.parts], self.held_out_fraction)
+        rows = Rows([index(part) for part in self.parts], self.held_out_fraction)
+        # What they were listed from is a Python object per file: only the way to the bytes stays.
+        vars(self)["parts"] = [replace(part, files=(), rows=tuple) for part in self.parts]
+        return rows
 
     @property
     def problems(self) -> Sequence[Problem]:
@@ -207,7 +222,12 @@ def _facts(file: Path) -> dict[tuple[str, int, int, int], Facts]:
     }
 
 
-def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]) -> None:
+def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]) -> pa.Table:
+    """Makes the index of ``part``; it is kept as ``file`` unless something could not be read that
+    may be readable another time.
+    """
+    passing: list[str] = []
+
     def examined(row: Row) -> tuple[Row, Facts]:
         found = known.get((row.key, *row.place))
         if found is not None or row.problem:
@@ -215,6 +235,8 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
         try:
             return row, look(part.read(row))
         except (OSError, DataError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOENT:
+                passing.append(row.key)  # rights, a network: that changes no time of the file
             return row, Facts(bytes(32), 0, 0, unreadable(_reason(error)))
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +258,11 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
                     if some:
                         writer.write_batch(_batch(some))
                 progress.advance(bar, len(both))
+        if passing:
+            log.warning("%d files of %s could not be read this time", len(passing), part.path)
+            return _open(partial)  # stays mapped when its name is gone
         partial.replace(file)
+        return _open(file)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -118,6 +118,8 @@ def rotate(root: Path, keep: int, images: int) -> None:
     every = folders(root)
     passed = [folder for folder in every if folder.name <= name_of(images)]
     for folder in [*passed[:-keep], *every[len(passed) :]]:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # in use elsewhere: no reason to end a run that has just been saved
+            log.warning("checkpoint %s cannot be removed", folder)
     for staging in root.glob(".staging-*"):
         shutil.rmtree(staging, ignore_errors=True)

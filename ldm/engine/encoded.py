@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -92,7 +93,7 @@ class Encoded:
     def _prepare_latents(self, collection: Collection) -> None:
         items = collection.train
         # What a view cannot change: a flip is a second entry, a bucket a space of its own.
-        settings = (self.transform.background, "float32")
+        settings = (self.transform.background, PIL.__version__, "float32")
         weights = fingerprint(self.codec.vae)
         for shape in np.unique(items.shapes, axis=0).tolist():
             shape = (shape[0], shape[1])
@@ -105,9 +106,15 @@ class Encoded:
             self._build(cache, keys, partial(self._moments, wanted), what)
 
     def _prepare_text(self, captions: list[str]) -> None:
-        vocabulary = sorted(self.conditioner.tokenizer.get_vocab().items())
+        conditioner, tokenizer = self.conditioner, self.conditioner.tokenizer
+        tokenizer.backend_tokenizer.no_truncation()  # of the last call, no part of the tokenizer
+        tokenizer.backend_tokenizer.no_padding()
         space = fingerprint(
-            "tokens", vocabulary, self.conditioner.length, self.conditioner.text_encoder, "float32"
+            "tokens",
+            tokenizer.backend_tokenizer.to_str(),
+            (tokenizer.pad_token_id, conditioner.length),
+            conditioner.text_encoder,
+            "float32",
         )
         self.text = TensorCache(cache_root() / "text", space)
         self._build(
@@ -131,6 +138,8 @@ class Encoded:
         cache.build(keys, make, what=what, batch=self.batch, rank=rank, world=world)
         accelerator.wait_for_everyone()
         cache.refresh()
+        # Where another run removed or lost something meanwhile, each makes what it lacks.
+        cache.build(keys, make, what=what, batch=self.batch)
 
     @torch.no_grad()
     def _moments(self, wanted: _Wanted, rows: Sequence[int]) -> dict[str, Tensor]:

@@ -12,9 +12,13 @@ from ldm.engine.schema import AdamW
 
 
 def adamw(weights: Mapping[str, nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
-    """The optimiser of ``weights``; vectors (norms and biases) do not decay."""
-    flat = [p for p in weights.values() if p.ndim < 2]
-    deep = [p for p in weights.values() if p.ndim >= 2]
+    """The optimiser of ``weights``; vectors (norms, biases, DoRA's magnitudes) do not decay."""
+
+    def flat_one(name: str) -> bool:
+        return weights[name].ndim < 2 or "lora_magnitude_vector" in name
+
+    flat = [p for name, p in weights.items() if flat_one(name)]
+    deep = [p for name, p in weights.items() if not flat_one(name)]
     return torch.optim.AdamW(
         [{"params": deep}, {"params": flat, "weight_decay": 0.0}],
         lr=settings.lr,

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -20,9 +21,10 @@ from torch import nn
 
 from ldm.data.buckets import table
 from ldm.data.collection import Collection
-from ldm.data.source import DataError
+from ldm.data.source import DataError, cache_root
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, load, plain
+from ldm.engine.disk import writing
 from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
@@ -87,9 +89,14 @@ def _launched_on_one_thread() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1
 
 
-def collect(config: RunConfig) -> Collection:
-    """The pictures of ``config``; which are left out, and why, goes into the run folder later."""
-    return Collection(config.data, config.images, config.on_bad_sample)
+def collect(config: RunConfig, accelerator: Accelerator | None = None) -> Collection:
+    """The pictures of ``config``; which are left out, and why, goes into the run folder later.
+
+    One process of each machine looks at them first, and the others find its index.
+    """
+    first = accelerator.local_main_process_first() if accelerator else nullcontext()
+    with first, writing("the index of the data", cache_root(), "the same command begins again"):
+        return Collection(config.data, config.images, config.on_bad_sample)
 
 
 class Program(Generic[C]):

@@ -8,7 +8,9 @@ All float32 (AdamW's own step counts included), under the names of the parameter
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,9 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
 # rate towards it).
 _FREE = {
     "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
-    "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score",
+    "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score", "on_bad_sample",
 }  # fmt: skip
+_PATH = re.compile(r"data(\.\d+)?\.path")
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
 
 
@@ -83,10 +86,25 @@ def identity(config: RunConfig, collection: Collection) -> dict[str, str]:
     flat = {_CONTENT: json.dumps(collection.summary())}
     for key, value in plain(config).items():
         if key not in _FREE:
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            flat |= {f"{key}.{name}".rstrip("."): json.dumps(part) for name, part in parts}
-    flat.pop("data.path", None)  # a folder may move
-    return flat
+            flat |= _flat(key, value)
+    # A folder may move.
+    return {key: value for key, value in flat.items() if not _PATH.fullmatch(key)}
+
+
+def number(identity: Mapping[str, str]) -> int:
+    """A number of 63 bits that two different identities hardly share."""
+    text = json.dumps(dict(identity), sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _flat(key: str, value: Any) -> dict[str, str]:
+    """``{"a": 1, "b": 2}`` under ``key.a`` and ``key.b``; a list of such under ``key.0.a``, ..."""
+    if isinstance(value, dict):
+        return {f"{key}.{name}": json.dumps(part) for name, part in value.items()}
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        numbered = (_flat(f"{key}.{number}", part) for number, part in enumerate(value))
+        return {name: text for part in numbered for name, text in part.items()}
+    return {key: json.dumps(value)}
 
 
 def changes(

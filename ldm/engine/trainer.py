@@ -152,11 +152,13 @@ class Trainer:
                     note = self._log(rate, speed)
                     progress.update(bar, note=f"{note}  {speed:.0f} images/s")
                     clock, since = time.perf_counter(), self.seen
+                if stopping:  # first of all: there may be little time
+                    self._save()
                 if validation and (self.seen % every_validation == 0 or end):
                     self._validate(progress)
                     clock, since = time.perf_counter(), self.seen
-                if self.seen % every_checkpoint == 0 or end or stopping:
-                    self._save()
+                if not stopping and (self.seen % every_checkpoint == 0 or end):
+                    stopping = self._save()
                 if stopping:
                     self.ending.leave(
                         f"all {self.seen} images seen so far are in {self.ending.saved}"
@@ -281,8 +283,10 @@ class Trainer:
 
     def _validate(self, progress: Progress) -> None:
         folder, measured = self.run / "samples", {}
-        with self.ending.kept("the sample pictures", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        what = "the sample pictures"
+        self.ending.written(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+        # Pictures are written by one process once all have measured.
+        with self.ending.kept(what, folder):
             with self._averaged(), evaluating(self.task):  # type: ignore[arg-type]
                 measured = self.task.validate(self.accelerator, folder, self.seen)
         if measured:
@@ -290,7 +294,8 @@ class Trainer:
             told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)
             progress.console.print(f"{self.seen:>10} images: {told}")
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Writes a checkpoint; returns whether any process was asked to stop meanwhile."""
         self._gather()
         root, name = self.run / "checkpoints", checkpoint.name_of(self.seen)
 
@@ -299,8 +304,9 @@ class Trainer:
             checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
 
         self.ending.written(f"checkpoint {name}", root, write)
-        self.ending.agree()  # the others wait here until it is written
+        stopping, _ = self.ending.agree()  # the others wait here until it is written
         self.ending.saved = root / name
+        return stopping
 
     def _write_state(self, folder: Path) -> None:
         with self._averaged():
@@ -324,9 +330,8 @@ class Trainer:
         self.ending.written("the result", self.run, write)
         self.ending.agree()
         if self.left_out:
-            self.accelerator.print(
-                f"{len(self.left_out)} pictures or rows were left out: {self.run / SKIPPED}"
-            )
+            told = f"{len(self.left_out)} pictures or rows were left out"
+            self.accelerator.print(f"{told}: {self.run / SKIPPED}")
         return final
 
     # -- going on --
@@ -349,14 +354,16 @@ class Trainer:
             raise CheckpointError(
                 f"{root}: none of its checkpoints is whole; remove it to start the run anew"
             )
-        everywhere = self.accelerator.gather(
-            torch.tensor([self.seen], device=self.accelerator.device)
-        )
-        if len(everywhere.unique()) > 1:
+        mine = torch.tensor([[self.seen, state.number(self.identity)]])
+        everywhere = self.accelerator.gather(mine.to(self.accelerator.device))
+        found, runs = everywhere.unbind(1)
+        if len(found.unique()) > 1:
             raise CheckpointError(
-                f"the processes find different checkpoints in {root} (after {everywhere.tolist()}"
+                f"the processes find different checkpoints in {root} (after {found.tolist()}"
                 " images): the run folder must be shared by all machines"
             )
+        if len(runs.unique()) > 1:
+            raise ConfigError("data: all machines need the same pictures, and these differ")
 
     def _load(self, folder: Path) -> None:
         resume = self.config.resume

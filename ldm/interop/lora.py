@@ -74,6 +74,8 @@ def read(path: str | PathLike[str], file: str | None = None) -> Lora:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             header = (opened.metadata() or {}).get(_METADATA)
         metadata = json.loads(header) if header else {}
+        if not isinstance(metadata, dict):
+            raise ValueError(f"{_METADATA} is no JSON object")
     except (OSError, SafetensorError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
@@ -229,6 +231,8 @@ def _from_kohya(tensors: Mapping[str, Tensor]) -> Lora:
                 " (LoHa, LoKr and SDXL are not supported)"
             )
         name = ".".join(_WORDS.findall(stem.removeprefix(prefix))).removeprefix(_TOWER)
+        if (kind == "alpha" and value.numel() != 1) or (kind != "alpha" and value.ndim == 0):
+            raise ValueError(f"{key} has the shape {tuple(value.shape)}, which no {kind} has")
         piece = pieces.setdefault(_KOHYA[prefix], {}).setdefault(name, {})
         piece[kinds[kind]] = float(value) if kind == "alpha" else value
     for part, modules in pieces.items():
