@@ -244,6 +244,15 @@ def test_processes_share_the_work(tmp_path):
         same(cache, 10)
 
 
+def test_a_process_that_comes_late_still_makes_its_share(tmp_path):
+    """It finds some entries made already: whose the others are must not depend on that."""
+    first, second = Maker(), Maker()
+    TensorCache(tmp_path, "s").build(keys(7), first, what="rows", rank=0, world=2)
+    TensorCache(tmp_path, "s").build(keys(7), second, what="rows", rank=1, world=2)
+    assert (sorted(first.asked), sorted(second.asked)) == ([0, 2, 4, 6], [1, 3, 5])
+    same(TensorCache(tmp_path, "s"), 7)
+
+
 def test_keys_are_of_content_and_of_one_length():
     assert len({key_of("a", "bc"), key_of("ab", "c"), key_of("abc"), key_of("")}) == 4
     assert {len(key) for key in keys(100)} == {16}
