@@ -9,12 +9,13 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ldm.commands import data
+from ldm.commands.failure import fail
 
 
 class LoraFormat(StrEnum):
@@ -31,11 +32,6 @@ app.add_typer(data.app, name="data")
 @app.callback()
 def main() -> None:
     """Latent text-to-image diffusion."""
-
-
-def _fail(message: object) -> NoReturn:
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def _targets(out: Path, count: int) -> list[Path]:
@@ -57,9 +53,9 @@ def _targets(out: Path, count: int) -> list[Path]:
 
 def _check_folder(model: Path) -> None:
     if not model.is_dir():
-        _fail(f"--model {model}: there is no such folder")
+        fail(f"--model {model}: there is no such folder")
     if not (model / "model_index.json").is_file():
-        _fail(f"--model {model} holds no model_index.json: it is not a pipeline folder")
+        fail(f"--model {model} holds no model_index.json: it is not a pipeline folder")
 
 
 @app.command()
@@ -90,13 +86,13 @@ def sample(
     if size is not None:
         found = re.fullmatch(r"(\d+)x(\d+)", size)
         if found is None:
-            _fail(f"--size must look like 512x512, not {size!r}")
+            fail(f"--size must look like 512x512, not {size!r}")
         width, height = int(found[1]), int(found[2])
     _check_folder(model)
     if count < 1:
-        _fail(f"--count must be at least 1, not {count}")
+        fail(f"--count must be at least 1, not {count}")
     if lora is not None and not lora.exists():
-        _fail(f"--lora {lora}: there is no such file or folder")
+        fail(f"--lora {lora}: there is no such file or folder")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -117,7 +113,7 @@ def sample(
         try:
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
-            _fail(f"--device {device}: {error}")
+            fail(f"--device {device}: {error}")
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
         images = pipe(
             prompts,
@@ -149,7 +145,7 @@ def sample(
             write_png(image, target, parameters)
             console.print(str(target), highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -161,7 +157,7 @@ def export(
     """Writes a pipeline folder without a run's training state, in full or half precision."""
     _check_folder(model)
     if (out / "model_index.json").exists():
-        _fail(f"{out} already holds a pipeline: remove it, or choose another folder")
+        fail(f"{out} already holds a pipeline: remove it, or choose another folder")
 
     import diffusers
     import torch
@@ -177,7 +173,7 @@ def export(
         pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
         pipe.save_pretrained(out)
     except (ValueError, OSError, SafetensorError) as error:
-        _fail(error)
+        fail(error)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
 
@@ -195,12 +191,12 @@ def convert_lora(
 
     target = out if out.suffix == ".safetensors" else out / lora.FILE
     if target.exists():
-        _fail(f"{target} is there already: remove it, or choose another name")
+        fail(f"{target} is there already: remove it, or choose another name")
     try:
         updates = lora.read(source)
         written = lora.write(updates, out, to.value)
     except (ValueError, OSError, SafetensorError) as error:
-        _fail(error)
+        fail(error)
     for part, modules in updates.items():
         ranks = sorted({update.rank for update in modules.values()})
         print(f"{part}: {len(modules)} modules of rank {', '.join(map(str, ranks))}")

@@ -1,5 +1,6 @@
 """The training programs as a user starts them, and what they say of a mistake."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def in_this_process(
                     sys.excepthook(*sys.exc_info())
                 except Exit as left:
                     status = left.args[0]
+                for worker in multiprocessing.active_children():
+                    worker.kill()  # it ignores SIGTERM, and would keep these tests from ending
             finally:
                 REQUESTS.rest()
         return status, capsys.readouterr().err

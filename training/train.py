@@ -37,7 +37,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.score and config.images.buckets:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
     collection = collect(config, accelerator)
-    parts = build(config, collection.captions())
+    captions = collection.captions()
+    parts = build(config, captions)
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
     for network in (parts.vae, parts.text_encoder, parts.unet):
@@ -54,7 +55,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     trainer = Trainer(config, task, draws, collection, accelerator)
     then = "the same command goes on with what is in the cache already"
     with writing("the cache", cache_root(), then):
-        encoded.prepare(collection)
+        encoded.prepare(collection, captions)
     final = trainer.fit()
     base, lora = final, None
     if config.lora:

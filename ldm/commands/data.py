@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from ldm.commands.failure import fail
 
 if TYPE_CHECKING:
     from ldm.data.audit.quarantine import Outcome
@@ -42,11 +43,6 @@ class Fix(StrEnum):
 @app.callback()
 def data() -> None:
     """Looks at data sets."""
-
-
-def _fail(message: object) -> NoReturn:
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def source_of(
@@ -144,14 +140,14 @@ def check(
     from ldm.data.buckets import Buckets
 
     if (fix is Fix.convert) != (out is not None):
-        _fail("--fix convert and --out need each other")
+        fail("--fix convert and --out need each other")
     if also and fix is not Fix.quarantine:
-        _fail("--also goes with --fix quarantine")
+        fail("--also goes with --fix quarantine")
     for kind in also or ():
         if kind not in MOVABLE:
-            _fail(f"--also {kind}: not one of {', '.join(MOVABLE)}")
+            fail(f"--also {kind}: not one of {', '.join(MOVABLE)}")
     if not 0 <= held_out <= 1:
-        _fail(f"--held-out {held_out} is not in [0, 1]")
+        fail(f"--held-out {held_out} is not in [0, 1]")
     # The report names every such picture; Pillow would do so as well, and less clearly.
     warnings.filterwarnings("ignore", module="PIL")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -180,7 +176,7 @@ def check(
             done = "written" if fix is Fix.convert else "put aside"
             _finish(outcome, done, json_out, report.json())
     except (ValueError, OSError) as error:
-        _fail(error)
+        fail(error)
     _write_json(report.json(), json_out)
     raise typer.Exit(report.status(strict))
 
@@ -191,11 +187,11 @@ def _tokens(folder: Path) -> tuple[Count, int]:
 
     transformers.utils.logging.set_verbosity_error()  # "longer than the maximum": that is asked
     if not folder.is_dir():
-        _fail(f"--tokenizer {folder}: there is no such folder")
+        fail(f"--tokenizer {folder}: there is no such folder")
     loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     limit = loaded.model_max_length
     if limit > 2**20:  # how transformers writes "none"
-        _fail(f"--tokenizer {folder}: it has no model_max_length, so no text is too long for it")
+        fail(f"--tokenizer {folder}: it has no model_max_length, so no text is too long for it")
     return lambda texts: [len(ids) for ids in loaded(list(texts))["input_ids"]], limit
 
 
@@ -208,7 +204,7 @@ def _fix(fix: Fix, source: Source, report: Report, also: list[str], out: Path | 
         assert out is not None
         return Outcome([f"{convert(source, out)} pictures in {out}"])
     if not isinstance(source, FolderData):
-        _fail("--fix quarantine is for folders of pictures")
+        fail("--fix quarantine is for folders of pictures")
     offenders = {}
     for finding in report.findings:
         if finding.severity == "error" or finding.kind in also:

@@ -10,6 +10,7 @@ from rich.text import Text
 from ldm.data.audit.check import bucket_sizes
 from ldm.data.audit.report import Finding, Report
 from ldm.data.buckets import table
+from ldm.data.source import printable
 
 _SHOWN = 3
 _BAR = 40
@@ -22,7 +23,7 @@ def show(report: Report) -> None:
     usable = report.train + report.held_out
     console.print(
         Text(
-            f"{_line(report.name)} ({report.kind}): {usable:,} usable pictures, "
+            f"{printable(report.name)} ({report.kind}): {usable:,} usable pictures, "
             f"{report.train:,} to train on and {report.held_out:,} held out"
         )
     )
@@ -47,7 +48,7 @@ def show(report: Report) -> None:
 def _finding(console: Console, finding: Finding) -> None:
     style = _STYLE[finding.severity]
     head = Text(f"{finding.severity:<8}", style)
-    head.append(f"{len(finding.keys):,} {_line(finding.what)}")
+    head.append(f"{len(finding.keys):,} {printable(finding.what)}")
     head.append(f"  [{finding.kind}]", "dim")
     console.print(head)
     if finding.groups:
@@ -56,18 +57,15 @@ def _finding(console: Console, finding: Finding) -> None:
         lines = list(finding.keys)
     for key, line in zip(finding.keys, lines[:_SHOWN], strict=False):
         detail = finding.details.get(key, "") if not finding.groups else ""
-        console.print(Text(f"         {_line(line)}{f' ({_line(detail)})' if detail else ''}"))
+        console.print(
+            Text(f"         {printable(line)}{f' ({printable(detail)})' if detail else ''}")
+        )
     if len(lines) > _SHOWN:
         console.print(f"         and {len(lines) - _SHOWN:,} more")
     if finding.cure:
-        console.print(Text(f"         {_line(finding.cure)}", "italic"))
+        console.print(Text(f"         {printable(finding.cure)}", "italic"))
 
 
 def _more(group: Sequence[str]) -> str:
     rest = len(group) - _SHOWN
     return f" and {rest:,} more" if rest > 0 else ""
-
-
-def _line(text: str) -> str:
-    """One line, whatever the names hold: no control sequence reaches the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.data.images import ImageTransform, Shape
 from ldm.data.rows import Rows
-from ldm.data.source import DataError, Example, Problem, Source, SourceGroup
+from ldm.data.source import DataError, Example, Problem, Source, SourceGroup, printable
 
 TOO_SMALL = (
     "pictures smaller than a step of the buckets; remove them, or set images.buckets.upscale"
@@ -203,8 +203,7 @@ def describe(name: str, problems: Sequence[Problem]) -> str:
     """
     what, _, cure = problems[0].reason.partition("; ")
     alike = [problem.key for problem in problems if problem.reason == problems[0].reason]
-    shown = ", ".join(alike[:3]) + (", ..." if len(alike) > 3 else "")
-    shown = "".join(c if c.isprintable() else "?" for c in shown)  # one line, whatever the names
+    shown = printable(", ".join(alike[:3])) + (", ..." if len(alike) > 3 else "")
     others = len(problems) - len(alike)
     more = f" (and {others} other problems)" if others else ""
     return (

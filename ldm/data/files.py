@@ -5,13 +5,50 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from ldm.data.folder import natural
+from ldm.data.index import Indexed, Part
 from ldm.data.source import DataError
 
 _WILD = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
+
+class Files(Indexed):
+    """What sources have in common that are files of many pictures each; a base of their configs.
+
+    A config gives ``path``, the ``suffix`` of its files, and the part of one.
+    """
+
+    path: str
+    suffix: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """What an error about the whole of it begins with."""
+        return str(Path(self.path).expanduser())
+
+    def where(self, key: str) -> str:
+        """The path of the file, and the picture in it."""
+        return str(self._found[0] / key)
+
+    @cached_property
+    def parts(self) -> Sequence[Part]:
+        """One per file, so that a new one leaves the index of the others alone."""
+        root, files = self._found
+        return [self._part(file, file.relative_to(root).as_posix()) for file in files]
+
+    @cached_property
+    def _found(self) -> tuple[Path, list[Path]]:
+        return find(self.path, self.suffix)
+
+    def _part(self, file: Path, name: str) -> Part:
+        """The part that is ``file``, whose path below the root of all is ``name``."""
+        raise NotImplementedError
 
 
 def find(path: str, suffix: str) -> tuple[Path, list[Path]]:

@@ -51,12 +51,9 @@ class Rows(Sequence[Example]):
         tables: one a file of the source (or one in all), in order.
         held_out_fraction: share held out, chosen by the hash of a picture's bytes, so that a copy
             of a held-out picture is held out as well.
-        salt: what the choice depends on besides the hash.
     """
 
-    def __init__(
-        self, tables: Sequence[pa.Table], held_out_fraction: float, salt: str = "folder"
-    ) -> None:
+    def __init__(self, tables: Sequence[pa.Table], held_out_fraction: float) -> None:
         good, self.problems, self.part = [], list[Problem](), list[int]()
         for number, table in enumerate(tables):
             for batch in table.to_batches():
@@ -70,7 +67,7 @@ class Rows(Sequence[Example]):
                     self.part.append(number)
         self._batches = good
         self._starts = np.cumsum([0, *map(len, good)])
-        self._fraction, self._salt = held_out_fraction, salt
+        self._fraction = held_out_fraction
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -137,7 +134,7 @@ class Rows(Sequence[Example]):
             row = 0
             for batch in self._batches:
                 for digest in batch.column("digest"):
-                    name = f"{self._salt} {digest.as_py().hex()}"
-                    found[row] = in_fraction(name, self._fraction)
+                    # One name in all layouts: the same picture is held out in each.
+                    found[row] = in_fraction(f"folder {digest.as_py().hex()}", self._fraction)
                     row += 1
         return found

@@ -142,6 +142,11 @@ class Drawn:
         return self.examples[index].captions
 
 
+def printable(text: str) -> str:
+    """``text`` as one line, whatever a name in it holds: no control sequence reaches a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def in_fraction(name: str, fraction: float) -> bool:
     """Whether ``name`` falls into a fixed pseudo-random ``fraction`` of all names, the same on
     every machine.

@@ -14,16 +14,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm.data.captions import Grammar
-from ldm.data.files import find
-from ldm.data.index import Indexed, Part, state_of
+from ldm.data.files import Files
+from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.rows import Row
 from ldm.data.source import DataError
@@ -61,7 +61,7 @@ _groups = _Groups(256 * 2**20)
 
 
 @dataclass(frozen=True)
-class TableData(Indexed):
+class TableData(Files):
     """Captioned pictures in local parquet files; the config *is* the source.
 
     The key of a picture is ``file.parquet:row``, rows counted from 1.
@@ -85,24 +85,7 @@ class TableData(Indexed):
     grammar: Grammar | None = None
     weight: float | None = None
 
-    @property
-    def name(self) -> str:
-        """What an error about the whole of it begins with."""
-        return str(Path(self.path).expanduser())
-
-    def where(self, key: str) -> str:
-        """The path of the file, and the row in it."""
-        return str(self._found[0] / key)
-
-    @cached_property
-    def _found(self) -> tuple[Path, list[Path]]:
-        return find(self.path, ".parquet")
-
-    @cached_property
-    def parts(self) -> Sequence[Part]:
-        """One per file, so that a new one leaves the index of the others alone."""
-        root, files = self._found
-        return [self._part(file, file.relative_to(root).as_posix()) for file in files]
+    suffix: ClassVar[str] = ".parquet"
 
     def _part(self, file: Path, name: str) -> Part:
         return Part(

@@ -15,15 +15,15 @@ import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, ClassVar, Literal, NamedTuple
 
 from ldm.data.captions import Grammar
-from ldm.data.files import below, find
-from ldm.data.index import Indexed, Part, state_of
+from ldm.data.files import Files, below, find
+from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row, Rows
@@ -59,7 +59,7 @@ class _Sample:
 
 
 @dataclass(frozen=True)
-class TarData(Indexed):
+class TarData(Files):
     """Captioned pictures in local tars; the config *is* the source.
 
     The key of a picture is ``shard.tar/key``.
@@ -82,14 +82,7 @@ class TarData(Indexed):
     grammar: Grammar | None = None
     weight: float | None = None
 
-    @property
-    def name(self) -> str:
-        """What an error about the whole of it begins with."""
-        return str(Path(self.path).expanduser())
-
-    def where(self, key: str) -> str:
-        """The path of the tar, and the key in it."""
-        return str(self._found[0] / key)
+    suffix: ClassVar[str] = ".tar"
 
     @cached_property
     def _found(self) -> tuple[Path, list[Path]]:
@@ -98,13 +91,7 @@ class TarData(Indexed):
         if packed or _packed(self.path):
             first = folder / min(packed) if packed else folder
             raise DataError(f"{first}: a compressed tar has no random access, decompress it")
-        return find(self.path, ".tar")
-
-    @cached_property
-    def parts(self) -> Sequence[Part]:
-        """One per tar, so that a new one leaves the index of the others alone."""
-        root, files = self._found
-        return [self._part(file, file.relative_to(root).as_posix()) for file in files]
+        return find(self.path, self.suffix)
 
     def _part(self, file: Path, name: str) -> Part:
         return Part(

@@ -77,8 +77,10 @@ class Encoded:
         self.latents_cached = config.cache_latents and config.images.deterministic
         self.text_cached = config.cache_text and "text_encoder" not in config.train
 
-    def prepare(self, collection: Collection) -> None:
-        """Fills the caches with what a run over ``collection`` will ask for, in all processes."""
+    def prepare(self, collection: Collection, captions: list[str]) -> None:
+        """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
+        in all processes.
+        """
         if self.text_cached and collection.endless:
             log.warning(
                 "captions vary endlessly, so the text encoder runs at every step: set"
@@ -88,7 +90,7 @@ class Encoded:
         if self.latents_cached:
             self._prepare_latents(collection)
         if self.text_cached:
-            self._prepare_text(collection.captions())
+            self._prepare_text(captions)
 
     def _prepare_latents(self, collection: Collection) -> None:
         items = collection.train
