@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,8 +73,12 @@ def in_this_process(
                     sys.excepthook(*sys.exc_info())
                 except Exit as left:
                     status = left.args[0]
+                # Readers ignore SIGTERM and would keep these tests from ending; torch must not hear.
+                heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for worker in multiprocessing.active_children():
-                    worker.kill()  # it ignores SIGTERM, and would keep these tests from ending
+                    worker.kill()
+                    worker.join()
+                signal.signal(signal.SIGCHLD, heard)
             finally:
                 REQUESTS.rest()
         return status, capsys.readouterr().err
