@@ -5,6 +5,7 @@ Groups of commands have a module each in ``ldm.commands``.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from enum import StrEnum
@@ -78,6 +79,9 @@ def sample(
     ] = None,
     lora_scale: Annotated[float, typer.Option(help="How much of the LoRA; 1 is as trained.")] = 1.0,
     size: Annotated[str | None, typer.Option(help="WxH in pixels.")] = None,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="Make --out a data set: add metadata.jsonl.")
+    ] = False,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:
@@ -93,6 +97,8 @@ def sample(
         fail(f"--count must be at least 1, not {count}")
     if lora is not None and not lora.exists():
         fail(f"--lora {lora}: there is no such file or folder")
+    if captions and out.suffix.lower() == ".png":
+        fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -143,6 +149,10 @@ def sample(
                 lora=None if lora is None else f"{lora.resolve().stem} {lora_scale:g}",
             )
             write_png(image, target, parameters)
+            if captions:
+                row = {"file_name": target.name, "text": parameters.prompt}
+                with (target.parent / "metadata.jsonl").open("a") as rows:
+                    rows.write(json.dumps(row, ensure_ascii=False) + "\n")
             console.print(str(target), highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
         fail(error)

@@ -36,6 +36,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Builds the parts of ``config``, trains them, and returns the folder of the result."""
     if config.score and config.images.buckets:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
+    if config.score and config.score.before and config.model is None:
+        raise ConfigError("score.before draws from what a run starts from: give model")
     collection = collect(config, accelerator)
     captions = collection.captions()
     parts = build(config, captions)
@@ -73,13 +75,20 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     accelerator.print(f"the {'LoRA' if lora else 'pipeline'} is in {final}; draw with:")
     accelerator.print(f"  {shlex.join(command)}")
     if config.score and accelerator.is_main_process:
-        pipe = LatentDiffusionPipeline.from_pretrained(base)
+        pipes = {"drawn": LatentDiffusionPipeline.from_pretrained(base)}
         if lora:
-            pipe.load_lora_weights(lora)
+            pipes["drawn"].load_lora_weights(lora)
+        if config.score.before:
+            pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
+        for pipe in pipes.values():
+            pipe.to(accelerator.device)
         with writing("the score", Path(config.run), "the same command draws it again"):
-            hits = score(pipe.to(accelerator.device), config, collection.train, Path(config.run))
-        print(f"nearest training picture (pixels) is the one asked for: {hits}")
-        print(f"drawn and true pictures side by side: {config.run}/samples.png")
+            scores = score(pipes, config, collection.train, Path(config.run))
+        print("nearest training picture (pixels) is the one asked for:")
+        for source, models in scores.items():
+            for model, hits in models.items():
+                print(f"  {source}, {model}: {hits}")
+        print(f"{' | '.join(pipes)} | true pictures side by side: {config.run}/samples.png")
     return final
 
 

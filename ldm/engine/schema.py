@@ -188,8 +188,9 @@ class Score:
     """Nearest-picture retrieval at the end of a run (``ldm.engine.score``).
 
     Args:
-        captions: how many training captions are drawn.
+        captions: how many training captions of every source are drawn.
         shown: how many of them go into ``samples.png``.
+        before: score ``model`` as well, which the run started from.
         seed: image i is drawn from seed + i.
         steps: sampler steps.
         guidance: guidance scale.
@@ -198,6 +199,7 @@ class Score:
 
     captions: Positive = 256
     shown: Positive = 16
+    before: bool = False
     seed: int = 0
     steps: Positive = 30
     guidance: float = 3.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ldm.data.collection import Items, spread
 from ldm.data.images import to_pixels
@@ -15,49 +17,83 @@ from ldm.engine.schema import Score, TrainConfig
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.pipeline import LatentDiffusionPipeline
 
+Scores = dict[str, dict[str, Proportion]]
+"""Share of hits by source, and there by model."""
+
 
 def score(
-    pipe: LatentDiffusionPipeline, config: TrainConfig, items: Items, run: Path
-) -> Proportion:
-    """Draws first captions of ``items`` and counts whose nearest picture is their own.
+    pipes: Mapping[str, LatentDiffusionPipeline], config: TrainConfig, items: Items, run: Path
+) -> Scores:
+    """Draws first captions of every source of ``items`` and counts whose nearest picture is their
+    own.
 
     The space is that of pixels: Euclidean distance between pictures as the config transforms them,
-    among *all* of ``items``. Also writes ``run/samples.png`` (drawn and true side by side) and
-    ``run/score.json``.
+    among *all* of ``items``. Also writes ``run/samples.png`` (what each model draws, and the true
+    picture, side by side) and ``run/score.json``.
+
+    Args:
+        pipes: the models by name; all draw the same captions from the same seeds.
+        config: sampler and counts are those of ``config.score``.
+        items: what was trained on.
+        run: folder of the run.
     """
     settings = config.score or Score()
-    chosen = spread(range(len(items)), settings.captions)
-    count = len(chosen)
-    captions = [items[i].caption(None) for i in chosen]
+    numbers = {
+        name: spread([n for n, s in enumerate(items.source.tolist()) if s == k], settings.captions)
+        for k, name in enumerate(_names(items))
+    }
+    numbers = {name: mine for name, mine in numbers.items() if mine}
+    chosen = [n for mine in numbers.values() for n in mine]
+    captions = [items[n].caption(None) for n in chosen]
     gallery = torch.stack([to_pixels(config.images(item.load())) for item in items])
-    drawn = (
-        pipe(
-            captions,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            sampler=settings.sampler,
-            seed=settings.seed,
-            batch_size=config.micro_batch_size or 64,
-            output_type="pt",
-            height=config.images.size,
-            width=config.images.size,
-        )
-        .images.float()
-        .cpu()
-    )
-    rank = ranks(drawn * 2 - 1, gallery, torch.tensor(chosen))
-    hits = Proportion.of(int((rank == 0).sum()), count)
-    shown = spread(range(count), settings.shown)
+    drawn = {model: _draw(pipe, captions, config) for model, pipe in pipes.items()}
+    rank = {model: ranks(x, gallery, torch.tensor(chosen)) for model, x in drawn.items()}
+
+    found: Scores = {}
+    record, shown, first = [], [], 0
+    for name, mine in numbers.items():
+        found[name], entry = {}, {"source": name}
+        for model in pipes:
+            own = rank[model][first : first + len(mine)]
+            hits = found[name][model] = Proportion.of(int((own == 0).sum()), len(mine))
+            top5 = Proportion.of(int((own < 5).sum()), len(mine))
+            entry[model] = {"top1": hits._asdict(), "top5": top5._asdict()}
+        record.append(entry)
+        shown += [first + n for n in spread(range(len(mine)), settings.shown)]
+        first += len(mine)
     cells: list[list[Image.Image]] = [
-        [pictures.to_image(drawn[n] * 2 - 1), pictures.to_image(gallery[chosen[n]])] for n in shown
+        [*(pictures.to_image(x[n]) for x in drawn.values()), pictures.to_image(gallery[chosen[n]])]
+        for n in shown
     ]
     page = pictures.sheet(cells, [captions[n] for n in shown], columns=4)
     pictures.save(page, run / "samples.png")
-    record = {
-        "measure": "nearest training picture by pixels is the one the caption names",
-        "gallery": len(items),
-        "top1": hits._asdict(),
-        "top5": Proportion.of(int((rank < 5).sum()), count)._asdict(),
-    }
-    (run / "score.json").write_text(json.dumps(record, indent=1))
-    return hits
+    measure = "nearest training picture by pixels is the one the caption names"
+    scores = {"measure": measure, "gallery": len(items), "scores": record}
+    (run / "score.json").write_text(json.dumps(scores, indent=1))
+    return found
+
+
+def _names(items: Items) -> list[str]:
+    """The sources' names, told apart by number where two are called the same."""
+    names = [source.name for source in items.sources]
+    return [
+        name if names.count(name) == 1 else f"{name} ({number + 1})"
+        for number, name in enumerate(names)
+    ]
+
+
+def _draw(pipe: LatentDiffusionPipeline, captions: list[str], config: TrainConfig) -> Tensor:
+    """Pictures in [-1, 1], ``n 3 h w``, picture n from the n-th seed."""
+    settings = config.score or Score()
+    images = pipe(
+        captions,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        batch_size=config.micro_batch_size or 64,
+        output_type="pt",
+        height=config.images.size,
+        width=config.images.size,
+    ).images
+    return images.float().cpu() * 2 - 1

@@ -204,15 +204,15 @@ def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path
                 base,
                 duration="4 steps",
                 validation={"every": "4 steps", "images": 0, "prompts": prompts, "steps": 3},
-                score={"captions": 4, "steps": 2, "shown": 2},
+                score={"captions": 4, "steps": 2, "shown": 2, "before": True},
             ),
         ),
     )
     module, scored = program("train"), []
     judge = module.score
-    module.score = lambda pipe, *rest: (scored.append(pipe), judge(pipe, *rest))[1]
+    module.score = lambda pipes, *rest: (scored.append(pipes), judge(pipes, *rest))[1]
     final = module.train(config, accelerator())
-    (pipe,) = scored
+    pipe = scored[0]["drawn"]
     pipe.set_progress_bar_config(disable=True)
 
     def page() -> np.ndarray:
@@ -223,6 +223,7 @@ def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path
 
     shown = np.asarray(Image.open(tmp_path / "run" / "samples" / "images-000000000064.png"))
     assert pipe.get_list_adapters() and np.array_equal(page(), shown)
+    assert not scored[0]["before"].get_list_adapters()
     pipe.unload_lora_weights()
     assert not np.array_equal(page(), shown)
     assert (tmp_path / "run" / "score.json").exists() and (final / lora.FILE).exists()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm.cli import app
+from ldm.data.folder import FolderData
 from ldm.interop.png import Parameters, read_png, write_png
 from ldm.sampling import SAMPLERS
 
@@ -274,9 +275,25 @@ def test_cli_numbers_many(model: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_cli_draws_a_data_set(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "drawn"
+    common = ("--model", model, "--steps", 1, "--captions", "--out", folder)
+    assert run('a "red"\nhat', "кот", *common, "--count", 2).exit_code == 0
+    assert run("c", *common).exit_code == 0
+    found = FolderData(str(folder)).examples
+    assert [(e.key, e.captions) for e in found] == [
+        ("0000.png", ('a "red" hat',)),
+        ("0001.png", ('a "red" hat',)),
+        ("0002.png", ("кот",)),
+        ("0003.png", ("кот",)),
+        ("0004.png", ("c",)),
+    ]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (("--model", "MODEL", "--captions"), "--out must be a folder, not"),
         (("--model", "/nowhere/at/all"), "there is no such folder"),
         (("--model", "EMPTY"), "holds no model_index.json"),
         (("--model", "MODEL", "--sampler", "eular"), "did you mean 'euler'?"),
