@@ -83,6 +83,7 @@ _OPPOSITE: dict[Relation, Relation] = {
 }  # fmt: skip
 _NUMBERS = ("no", "one", "two", "three", "four", "five")
 _MARGIN = 0.03
+_POSITION_JITTER = 0.03
 _RENDERER = 1  # part of every digest: raise it when the same scene is drawn differently
 _OVERSAMPLING = 8
 
@@ -245,15 +246,19 @@ def _place(x: float, y: float) -> Point:
     return round(x, 4), round(y, 4)
 
 
+def middle(position: Position, size: Size) -> Point:
+    """Where the centre of a lone thing of ``size`` at ``position`` lies, but for its jitter."""
+    row, column = divmod(get_args(Position).index(position), 3)
+    reach = 0.5 - RADII[size] - _MARGIN - _POSITION_JITTER
+    return 0.5 + (column - 1) * reach, 0.5 + (row - 1) * reach
+
+
 def _one(draws: _Draws, background: Background, pair: tuple[Colour, Shape]) -> Scene:
     size = draws.choose(get_args(Size))
     position = draws.choose((*("in the centre",) * 4, *get_args(Position)))
-    row, column = divmod(get_args(Position).index(position), 3)
-    reach = 0.5 - RADII[size] - _MARGIN  # of the centre, from the middle of the picture
-    jitter = 0.03
     x, y = (
-        0.5 + way * (reach - jitter) + draws.between(-jitter, jitter)
-        for way in (column - 1, row - 1)
+        along + draws.between(-_POSITION_JITTER, _POSITION_JITTER)
+        for along in middle(position, size)
     )
     thing = Thing(*pair, size, *_place(x, y))
     return Scene(background, (thing,), position=position)
