@@ -18,6 +18,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from ldm.diffusion import stream
+
 
 class Figure(NamedTuple):
     """A measured number with its 95 % interval.
@@ -77,7 +79,7 @@ def frechet_limit(drawn: Tensor, truth: Moments, seed: int = 0, points: int = 10
     n = len(drawn)
     if n < 8:
         raise ValueError(f"the limit of a Frechet distance needs at least 8 pictures, not {n}")
-    draw = np.random.default_rng(seed)
+    draw = stream(seed, "frechet limit", 0)
     sizes = np.linspace(n / 4, n, points).round().astype(int)
     values = [
         frechet(Moments.of(drawn[torch.from_numpy(draw.permutation(n)[:size])]), truth)
@@ -155,7 +157,7 @@ def bootstrap(
 ) -> Figure:
     """``statistic`` of ``values`` (first axis: independent trials) with its percentile interval."""
     n = len(values)
-    draw = np.random.default_rng(seed)
+    draw = stream(seed, "bootstrap", 0)
     again = [statistic(values[torch.from_numpy(draw.integers(0, n, n))]) for _ in range(draws)]
     low, high = np.quantile(again, [0.025, 0.975])
     return Figure(statistic(values), float(low), float(high), n)

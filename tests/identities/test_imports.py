@@ -1,7 +1,7 @@
 """The rooms of the house: what may import what, and how large a file may grow.
 
-training -> ldm.engine -> ldm.{pipeline, data, evaluation} -> ldm.interop -> ldm.{models, guidance,
-sampling} -> ldm.diffusion -> torch; the command line, with its commands, is on top. Each room may
+training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.interop -> ldm.{models,
+guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is on top. Each room may
 use those below it, and itself, but none beside it.
 """
 
@@ -20,7 +20,8 @@ LEVELS = [
     {"ldm.cli"},
     {"ldm.commands"},
     {"ldm.engine"},
-    {"ldm.pipeline", "ldm.data", "ldm.evaluation"},
+    {"ldm.evaluation"},  # it reads what a source's captions promise back from a picture
+    {"ldm.pipeline", "ldm.data"},
     {"ldm.interop"},  # the formats of others, which pipeline and engine read and write
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
