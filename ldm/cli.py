@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from ldm.commands import data
+from ldm.commands.evaluate import evaluate
 from ldm.commands.failure import fail
 
 
@@ -28,6 +29,7 @@ class LoraFormat(StrEnum):
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(data.app, name="data")
+app.command()(evaluate)
 
 
 @app.callback()

@@ -32,14 +32,18 @@ def write_record(run: Path, config: RunConfig, changes: list[dict[str, Any]]) ->
     run.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     write_text(run / "config.yaml", text)
-    record = {
+    record = environment() | {"changes": changes}
+    write_text(run / "environment.json", json.dumps(record, indent=1))
+
+
+def environment() -> dict[str, Any]:
+    """What numbers were made with: git revision, Python, machine, versions of packages."""
+    return {
         "git": _revision(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "changes": changes,
     }
-    write_text(run / "environment.json", json.dumps(record, indent=1))
 
 
 def write_skipped(run: Path, skipped: Sequence[tuple[str, Problem]]) -> None:

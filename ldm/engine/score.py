@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ldm.data.collection import Items, spread
 from ldm.data.images import to_pixels
 from ldm.engine import pictures
+from ldm.engine.measure import Drawing, draw_with
 from ldm.engine.schema import Score, TrainConfig
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.pipeline import LatentDiffusionPipeline
@@ -46,7 +46,15 @@ def score(
     chosen = [n for mine in numbers.values() for n in mine]
     captions = [items[n].caption(None) for n in chosen]
     gallery = torch.stack([to_pixels(config.images(item.load())) for item in items])
-    drawn = {model: _draw(pipe, captions, config) for model, pipe in pipes.items()}
+    drawing = Drawing(
+        settings.steps,
+        settings.guidance,
+        settings.sampler,
+        settings.seed,
+        batch=config.micro_batch_size or 64,
+    )
+    side = config.images.size
+    drawn = {model: draw_with(pipe, drawing, side)(captions) for model, pipe in pipes.items()}
     rank = {model: ranks(x, gallery, torch.tensor(chosen)) for model, x in drawn.items()}
 
     found: Scores = {}
@@ -80,20 +88,3 @@ def _names(items: Items) -> list[str]:
         name if names.count(name) == 1 else f"{name} ({number + 1})"
         for number, name in enumerate(names)
     ]
-
-
-def _draw(pipe: LatentDiffusionPipeline, captions: list[str], config: TrainConfig) -> Tensor:
-    """Pictures in [-1, 1], ``n 3 h w``, picture n from the n-th seed."""
-    settings = config.score or Score()
-    images = pipe(
-        captions,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        sampler=settings.sampler,
-        seed=settings.seed,
-        batch_size=config.micro_batch_size or 64,
-        output_type="pt",
-        height=config.images.size,
-        width=config.images.size,
-    ).images
-    return images.float().cpu() * 2 - 1

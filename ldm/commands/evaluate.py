@@ -1,0 +1,122 @@
+"""``ldm evaluate DIR``: what a model draws for fixed captions, measured."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ldm.commands.failure import fail
+
+if TYPE_CHECKING:
+    from ldm.evaluation.suites import Report
+
+
+class Suite(StrEnum):
+    """What is measured."""
+
+    shapes = "shapes"
+    shapes_new = "shapes-new"
+    emoji = "emoji"
+    transfer = "transfer"
+    quality = "quality"
+
+
+_SWEPT = {"steps": int, "guidance": float}
+
+
+def _sweep(text: str | None) -> tuple[str, list[Any]]:
+    if text is None:
+        return "", [None]
+    name, equals, values = text.partition("=")
+    if name not in _SWEPT or not equals:
+        fail(f"--sweep {text!r}: write steps=4,8,16,50 or guidance=1,2,3,5")
+    try:
+        return name, [_SWEPT[name](value) for value in values.split(",")]
+    except ValueError:
+        fail(f"--sweep {text!r}: the values are no numbers")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Pipeline folder.")],
+    suite: Annotated[
+        list[Suite] | None, typer.Option(help="What to measure; may be repeated. All by default.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Captions of each suite; its own number by default.")
+    ] = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Space of features: pixels, pixels:SIDE, clip:FOLDER, inception, folder:FOLDER;"
+            " may be repeated. pixels:16, and the model's own picture tower if it has one."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 30,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 3.0,
+    sampler: Annotated[str, typer.Option(help="Named sampler.")] = "ddim",
+    sweep: Annotated[
+        str | None, typer.Option(help="steps=4,8,16,50 or guidance=1,2,3,5: one column each.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
+    out: Annotated[
+        Path, typer.Option(help="Folder for figures.json, table.md, sheets and charts.")
+    ] = Path("runs/evaluation"),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+) -> None:
+    """Measures what the model in DIR draws for fixed captions, with 95 % intervals.
+
+    shapes: scenes whose colours, shapes, places and numbers a checker reads back from the picture;
+    shapes-new the same for (colour, shape) pairs that no model is trained on. emoji: is the nearest
+    of all emoji the one that was asked for. transfer: emoji held out in one of their two styles.
+    quality: Frechet and kernel distance to the training pictures, precision and recall, CLIP score.
+    """
+    name, values = _sweep(sweep)
+    if not (model / "model_index.json").is_file():
+        fail(f"{model} holds no model_index.json: it is not a pipeline folder")
+    if count is not None and count < 8:
+        fail(f"--count must be at least 8, not {count}")
+
+    # Only now: torch and diffusers take seconds to import, and --help should not.
+    import diffusers
+    import transformers
+
+    from ldm.engine.measure import Drawing, Measurer, heads, rows
+    from ldm.evaluation.features import FeatureError
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    console = Console()
+    reports: dict[str, list[Report]] = {}
+    drawings = [
+        Drawing(**{"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed,
+                   "batch": batch, **({name: value} if name else {})})
+        for value in values
+    ]  # fmt: skip
+    try:
+        measurer = Measurer(model, space, device)
+        for chosen in suite or list(Suite):
+            for drawing in drawings:
+                told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
+                with console.status(told):
+                    found = measurer.measure(chosen.value, drawing, count)
+                reports.setdefault(chosen.value, []).append(found)
+            _print(console, chosen.value, heads(drawings, name), rows(reports[chosen.value]))
+        measurer.write(out, reports, drawings, name)
+    except (FeatureError, ValueError, OSError) as error:
+        fail(error)
+    console.print(str(out), highlight=False, soft_wrap=True)
+
+
+def _print(console: Console, suite: str, heads: list[str], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=f"{suite}, 95 % intervals", title_justify="left")
+    for head in heads:
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,200 @@
+"""Models measured by suites of captions: what is opened once, and what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.data.collection import spread
+from ldm.data.images import ImageTransform, to_pixels
+from ldm.engine import pictures
+from ldm.engine.disk import write_text
+from ldm.engine.record import environment
+from ldm.evaluation import suites
+from ldm.evaluation.distances import Figure
+from ldm.evaluation.features import clip, clip_score, space
+from ldm.evaluation.retrieval import Proportion
+from ldm.evaluation.suites import Draw, Emoji, Report
+from ldm.models.codec import Codec
+from ldm.pipeline import LatentDiffusionPipeline
+
+_COUNT = {"shapes": 1000, "shapes-new": 1000, "emoji": 500, "quality": 2000}
+_SHOWN = 32
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    Args:
+        steps: of the sampler.
+        guidance: scale.
+        sampler: named sampler.
+        seed: picture i is drawn from seed + i.
+        batch: pictures at a time, which changes none of them.
+    """
+
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int
+    batch: int
+
+
+def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing, side: int | None = None) -> Draw:
+    """Draws captions as ``drawing`` says."""
+
+    def draw(captions: Sequence[str]) -> Tensor:
+        images = pipe(
+            list(captions),
+            num_inference_steps=drawing.steps,
+            guidance_scale=drawing.guidance,
+            sampler=drawing.sampler,
+            seed=drawing.seed,
+            batch_size=drawing.batch,
+            output_type="pt",
+            height=side,
+            width=side,
+        ).images
+        return images.float().cpu() * 2 - 1
+
+    return draw
+
+
+class Measurer:
+    """One model, and what its suites share.
+
+    Args:
+        model: pipeline folder.
+        spaces: of features; by default ``pixels:16`` and the model's own picture tower.
+        device: None takes a GPU if there is one.
+    """
+
+    def __init__(self, model: Path, spaces: Sequence[str] | None, device: str | None) -> None:
+        self.model = model
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.judged = (model / "image_encoder" / "config.json").is_file()
+        named = spaces or ["pixels:16", *([f"clip:{model}"] if self.judged else [])]
+        self.spaces = [space(spec, self.device) for spec in named]
+        self.pipe = LatentDiffusionPipeline.from_pretrained(model).to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.codec = Codec(self.pipe.vae)
+        side = self.pipe.unet.config.sample_size * self.codec.factor
+        self.transform = ImageTransform(size=side)
+
+    @cached_property
+    def emoji(self) -> Emoji:
+        """Both styles at the model's size."""
+        return Emoji(lambda image: to_pixels(self.transform(image)))
+
+    def measure(self, suite: str, drawing: Drawing, count: int | None = None) -> Report:
+        """The figures of ``suite``; ``count`` captions instead of its own number."""
+        draw, count = draw_with(self.pipe, drawing), count or _COUNT.get(suite, 0)
+        if suite in ("shapes", "shapes-new"):
+            return suites.prompt_accuracy(
+                draw, suites.scenes(count, held_out=suite == "shapes-new")
+            )
+        if suite == "emoji":
+            return suites.retrieval(draw, self.emoji, self.spaces, count)
+        if suite == "transfer":
+            return suites.transfer(draw, self.emoji, self.spaces, self.reconstruct, count or None)
+        if suite == "quality":
+            chosen = spread(self.emoji.trained, count)
+            texts = [self.emoji.caption(n) for n in chosen]
+            truth = self.emoji.gallery[torch.tensor(self.emoji.trained)]
+            return suites.quality(
+                draw, texts, truth, self.spaces, self.fit if self.judged else None
+            )
+        raise ValueError(f"there is no suite {suite!r}")
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pictures ``n 3 h w`` through the autoencoder."""
+        parts = [
+            self.codec.decode(self.codec.encode(part.to(self.device)).mean).cpu()
+            for part in x.split(64)
+        ]
+        return torch.cat(parts).clamp(-1, 1)
+
+    @torch.no_grad()
+    def fit(self, captions: Sequence[str], drawn: Tensor) -> Tensor:
+        """CLIP score of each caption and its picture, by the model's own towers."""
+        towers = clip(str(self.model)).to(self.device)
+        found = []
+        for texts, x in zip(
+            [captions[n : n + 64] for n in range(0, len(captions), 64)],
+            drawn.split(64),
+            strict=True,
+        ):
+            ids = self.pipe.tokenizer(
+                list(texts), padding="max_length", truncation=True, return_tensors="pt"
+            ).input_ids
+            found.append(clip_score(towers, ids.to(self.device), x.to(self.device)).cpu())
+        return torch.cat(found)
+
+    def write(
+        self, out: Path, reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing],
+        swept: str,
+    ) -> None:  # fmt: skip
+        """``figures.json``, ``table.md`` and a sheet of the first drawing of every suite."""
+        out.mkdir(parents=True, exist_ok=True)
+        record = {
+            "model": self.model.resolve().name,
+            "environment": environment(),
+            "measured": [
+                {
+                    "suite": suite,
+                    "drawing": asdict(drawing),
+                    "figures": {k: v._asdict() for k, v in report.figures.items()},
+                }
+                for suite, several in reports.items()
+                for drawing, report in zip(drawings, several, strict=True)
+            ],
+        }
+        write_text(out / "figures.json", json.dumps(record, indent=1))
+        write_text(out / "table.md", markdown(reports, drawings, swept))
+        for suite, several in reports.items():
+            shown = spread(range(len(several[0].captions)), _SHOWN)
+            cells = [[suites.picture(report.drawn[n]) for report in several] for n in shown]
+            captions = [several[0].captions[n] for n in shown]
+            page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
+            pictures.save(page, out / f"{suite}.png")
+
+
+def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
+    """Name, sample size, and the value of every drawing with its interval, of each figure."""
+    return [
+        (key, str(figure.n), *(_short(report.figures[key]) for report in reports))
+        for key, figure in reports[0].figures.items()
+    ]
+
+
+def heads(drawings: Sequence[Drawing], swept: str) -> list[str]:
+    """Those of ``rows``."""
+    columns = [f"{swept} {getattr(d, swept)}" if swept else "measured" for d in drawings]
+    return ["figure", "n", *columns]
+
+
+def _short(figure: Figure | Proportion) -> str:
+    if isinstance(figure, Proportion):
+        value, low, high = (f"{100 * share:.1f}" for share in figure[:3])
+        return f"{value} % [{low}, {high}]"
+    return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"
+
+
+def markdown(
+    reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing], swept: str
+) -> str:
+    """One table: a line a figure, a column a drawing, 95 % intervals in brackets."""
+    top = ["suite", *heads(drawings, swept)]
+    lines = [" | ".join(top), "|".join("---" for _ in top)]
+    lines += [
+        " | ".join((suite, *row)) for suite, several in reports.items() for row in rows(several)
+    ]
+    return "".join(f"| {line} |\n" for line in lines)

@@ -1,0 +1,254 @@
+"""What a model draws for fixed captions, measured.
+
+    suite(draw, ...) -> Report:   captions -> pictures -> figures with 95 % intervals
+
+Every suite has captions of its own, the same for every model, and tells its ceiling and its floor
+where those are not plain. Nothing in a suite was trained on what it measures, but a space of
+features may have been (``ldm.evaluation.features``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.collection import spread
+from ldm.data.emoji import EmojiData, Group, Style
+from ldm.data.shapes import Scene, ShapesData, captions
+from ldm.evaluation.distances import (
+    Figure,
+    Moments,
+    bootstrap,
+    frechet,
+    frechet_limit,
+    jackknife,
+    kid,
+    mean,
+    precision_recall,
+)
+from ldm.evaluation.features import Space
+from ldm.evaluation.retrieval import Proportion, ranks
+from ldm.evaluation.shapes import Verdict, compare, read
+
+Draw = Callable[[Sequence[str]], Tensor]
+"""Captions to pictures ``n 3 h w`` in [-1, 1], picture n from the n-th seed."""
+Pixels = Callable[[Image.Image], Tensor]
+"""A true picture as the model's codec sees it, ``3 h w`` in [-1, 1]."""
+
+_GROUPS: tuple[Group, ...] = (
+    "smileys", "people", "animals", "food", "travel", "activities", "objects",
+)  # fmt: skip
+
+
+@dataclass
+class Report:
+    """Figures by name, and what was drawn.
+
+    Args:
+        figures: with their intervals and sample sizes.
+        captions: of the pictures.
+        drawn: ``n 3 h w`` in [-1, 1].
+        right: whether each picture is what its caption says, where that can be told.
+    """
+
+    figures: dict[str, Figure | Proportion]
+    captions: list[str]
+    drawn: Tensor
+    right: list[bool] = field(default_factory=list)
+
+
+def picture(pixels: Tensor) -> Image.Image:
+    """``3 h w`` in [-1, 1] as an 8-bit picture."""
+    values = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).numpy())
+
+
+def scenes(count: int, *, held_out: bool, seed: int = 1) -> list[Scene]:
+    """``count`` scenes of ``shapes`` with a held-out (colour, shape) pair, or without any; the
+    seed is not one that models are trained on by default.
+    """
+    source = ShapesData(count=max(1000, 60 * count), seed=seed)
+    found = []
+    for index in range(source.count):
+        scene = source.spec(index)
+        if scene.held_out == held_out:
+            found.append(scene)
+        if len(found) == count:
+            break
+    return found
+
+
+def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
+    """What of ``asked`` the pictures show, read by an exact checker (``ldm.evaluation.shapes``).
+
+    ``attributes`` is the share of colours, shapes and sizes that are right, over all things; its
+    interval treats pictures, not things, as the trials. ``binding`` and ``relation`` are over the
+    scenes of two things, ``count`` over those of several alike, ``position`` over those of one.
+    """
+    texts = [captions(scene)[0] for scene in asked]
+    drawn = draw(texts)
+    verdicts = [compare(read(picture(x)), scene) for x, scene in zip(drawn, asked, strict=True)]
+    parts = torch.tensor(
+        [[v.colours, v.shapes, v.sizes, v.things] for v in verdicts], dtype=torch.float64
+    )
+
+    def share(*columns: int) -> Proportion:
+        def of(x: Tensor) -> float:
+            return float(x[:, list(columns)].sum() / (x[:, 3].sum() * len(columns)))
+
+        return Proportion(*bootstrap(parts, of))
+
+    def of(chosen: Sequence[Verdict], right: Callable[[Verdict], bool]) -> Proportion:
+        return Proportion.of(sum(map(right, chosen)), len(chosen))
+
+    two = [v for v, scene in zip(verdicts, asked, strict=True) if scene.relation]
+    one = [v for v, scene in zip(verdicts, asked, strict=True) if scene.position]
+    many = [v for v, s in zip(verdicts, asked, strict=True) if not (s.relation or s.position)]
+    figures: dict[str, Figure | Proportion] = {
+        "attributes": share(0, 1, 2),
+        "colour": share(0),
+        "shape": share(1),
+        "size": share(2),
+        "background": of(verdicts, lambda v: v.background),
+    }
+    if two:
+        figures["binding (two things)"] = of(two, lambda v: v.binding)
+        figures["relation"] = of(two, lambda v: bool(v.relation))
+    if many:
+        figures["count (alike)"] = of(many, lambda v: v.count)
+    if one:
+        figures["position"] = of(one, lambda v: bool(v.position))
+    figures["everything"] = of(verdicts, lambda v: v.whole)
+    return Report(figures, texts, drawn, [v.whole for v in verdicts])
+
+
+class Emoji:
+    """The gallery of both styles, as ``pixels`` makes them.
+
+    Args:
+        pixels: how the model sees a picture.
+        groups: of the emoji; those that the shipped model was trained on by default.
+    """
+
+    def __init__(self, pixels: Pixels, groups: tuple[Group, ...] = _GROUPS) -> None:
+        self.source = EmojiData(groups=groups)
+        examples = self.source.examples
+        self.gallery = torch.stack([pixels(self.source.load(n)) for n in range(len(examples))])
+        self.style: list[Style] = [
+            next(s for s in get_args(Style) if e.key.startswith(f"{s}/")) for e in examples
+        ]
+        self.held_out = [n for n, e in enumerate(examples) if e.held_out]
+        self.trained = [n for n, e in enumerate(examples) if not e.held_out]
+
+    def caption(self, number: int) -> str:
+        """The first caption of picture ``number``."""
+        return self.source.examples[number].captions[0]
+
+
+def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 500) -> Report:
+    """Whether the nearest of all pictures is the one the caption names, for ``count`` training
+    captions; ``shuffled`` is the floor, drawn pictures against other captions.
+    """
+    chosen = spread(emoji.trained, count)
+    texts = [emoji.caption(n) for n in chosen]
+    drawn, truth = draw(texts), torch.tensor(chosen)
+    figures: dict[str, Figure | Proportion] = {}
+    right: list[bool] = []
+    for space in spaces:
+        gallery, queries = space(emoji.gallery), space(drawn)
+        rank = ranks(queries, gallery, truth)
+        floor = ranks(queries, gallery, truth.roll(len(truth) // 2))
+        for k in (1, 5):
+            hits = Proportion.of(int((rank < k).sum()), len(chosen))
+            figures[f"top-{k}, {space.name}"] = hits
+            shuffled = Proportion.of(int((floor < k).sum()), len(chosen))
+            figures[f"top-{k} shuffled, {space.name}"] = shuffled
+        right = right or (rank == 0).tolist()
+    return Report(figures, texts, drawn, right)
+
+
+def transfer(
+    draw: Draw,
+    emoji: Emoji,
+    spaces: Sequence[Space],
+    reconstruct: Callable[[Tensor], Tensor],
+    count: int | None = None,
+) -> Report:
+    """Held-out (concept, style) pairs: the concept was seen in the other style only.
+
+    ``style``: the nearest of all other pictures has the asked style. ``concept``: among pictures
+    of that style the true one is the first, or one of the first five. Ceiling: the true picture
+    through the autoencoder; floor: against the caption of another pair. All of them, or ``count``.
+    """
+    chosen = spread(emoji.held_out, count or len(emoji.held_out))
+    texts = [emoji.caption(n) for n in chosen]
+    drawn, truth = draw(texts), torch.tensor(chosen)
+    real = reconstruct(emoji.gallery[truth])
+    style = torch.tensor([get_args(Style).index(s) for s in emoji.style])
+    figures: dict[str, Figure | Proportion] = {}
+    right: list[bool] = []
+    for space in spaces:
+        gallery = space(emoji.gallery)
+        for name, queries, asked in (
+            ("", space(drawn), truth),
+            (" ceiling", space(real), truth),
+            (" shuffled", space(drawn), truth.roll(len(truth) // 2)),
+        ):
+            distance = torch.cdist(queries.double(), gallery.double())
+            other = style[None] != style[asked][:, None]
+            own = distance.gather(1, asked[:, None])
+            among = distance.masked_fill(other, torch.inf)
+            rank = (among <= own).sum(1) - 1
+            # The picture itself would tell its own style.
+            nearest = distance.scatter(1, asked[:, None], torch.inf).argmin(1)
+            styled = style[nearest] == style[asked]
+            for key, hits in (
+                ("style", styled),
+                ("concept top-1", rank < 1),
+                ("concept top-5", rank < 5),
+            ):
+                figures[f"{key}{name}, {space.name}"] = Proportion.of(int(hits.sum()), len(asked))
+            if not name:
+                right = right or (rank < 5).tolist()
+    return Report(figures, texts, drawn, right)
+
+
+def quality(
+    draw: Draw,
+    texts: Sequence[str],
+    truth: Tensor,
+    spaces: Sequence[Space],
+    fit: Callable[[Sequence[str], Tensor], Tensor] | None = None,
+) -> Report:
+    """How near what is drawn for ``texts`` lies to ``truth``, ``m 3 h w``, as sets.
+
+    ``frechet`` is biased upwards at a finite number of pictures, which stands beside it;
+    ``frechet limit`` and ``kid`` are not. ``clip score`` is the mean of ``fit``, which gives one
+    number for each text and its picture.
+    """
+    drawn = draw(texts)
+    figures: dict[str, Figure | Proportion] = {}
+    if fit is not None:
+        figures["clip score"] = mean(fit(texts, drawn))
+    for space in spaces:
+        x, y = space(drawn), space(truth)
+        moments = Moments.of(y)
+        figures[f"frechet, {space.name}"] = jackknife(
+            x, lambda v, m=moments: frechet(Moments.of(v), m)
+        )
+        figures[f"frechet limit, {space.name}"] = jackknife(
+            x, lambda v, m=moments: frechet_limit(v, m)
+        )
+        figures[f"kid, {space.name}"] = kid(x, y)
+        found = precision_recall(x, y)
+        for name, value, n in (
+            ("precision", found.precision, len(x)),
+            ("recall", found.recall, len(y)),
+        ):
+            figures[f"{name}, {space.name}"] = Proportion.of(round(value * n), n)
+    return Report(figures, list(texts), drawn)

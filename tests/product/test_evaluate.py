@@ -1,0 +1,188 @@
+"""Suites of captions against artists of known skill, and the command that runs them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tiny
+from ldm.cli import app
+from ldm.data.images import ImageTransform, to_pixels
+from ldm.data.shapes import captions, render
+from ldm.evaluation import suites
+from ldm.evaluation.features import FeatureError, space
+
+PIXELS = [space("pixels:8")]
+TRANSFORM, WHOLE = ImageTransform(size=32), ImageTransform(size=64)
+
+
+def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
+    asked = suites.scenes(40, held_out=True)
+    assert all(scene.held_out for scene in asked) and len(asked) == 40
+    by_caption = {captions(scene)[0]: scene for scene in asked}
+
+    def draw(texts, change=lambda scene: scene):
+        drawn = [render(change(by_caption[text]), 64) for text in texts]
+        return torch.stack([to_pixels(WHOLE(picture)) for picture in drawn])
+
+    truth = suites.prompt_accuracy(draw, asked)
+    assert {key: figure.value for key, figure in truth.figures.items()} == dict.fromkeys(
+        truth.figures, 1.0
+    )
+    two, one = (sum(getattr(s, k) is not None for s in asked) for k in ("relation", "position"))
+    sizes = {key: figure.n for key, figure in truth.figures.items()}
+    assert sizes["relation"] == sizes["binding (two things)"] == two
+    assert (sizes["position"], sizes["count (alike)"], sizes["everything"]) == (
+        one,
+        40 - one - two,
+        40,
+    )
+
+    def all_circles(scene):
+        return replace(scene, things=tuple(replace(t, shape="circle") for t in scene.things))
+
+    found = suites.prompt_accuracy(lambda texts: draw(texts, all_circles), asked).figures
+    things = [thing for scene in asked for thing in scene.things]
+    circles = sum(thing.shape == "circle" for thing in things) / len(things)
+    assert found["shape"].value == pytest.approx(circles)
+    assert found["attributes"].value == pytest.approx((2 + circles) / 3)
+    assert (found["colour"].value, found["size"].value, found["relation"].value) == (1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def emoji() -> suites.Emoji:
+    pytest.importorskip("resvg_py")
+    return suites.Emoji(lambda image: to_pixels(TRANSFORM(image)), groups=("food",))
+
+
+def artist(emoji: suites.Emoji, shift: int = 0):
+    known = {emoji.caption(n): n for n in range(len(emoji.gallery))}
+    return lambda texts: emoji.gallery[
+        [(known[text] + shift) % len(emoji.gallery) for text in texts]
+    ]
+
+
+def test_emoji_are_found_by_who_draws_them(emoji) -> None:
+    found = suites.retrieval(artist(emoji), emoji, PIXELS, count=50).figures
+    assert found["top-1, pixels:8"] == found["top-5, pixels:8"]
+    assert (found["top-1, pixels:8"].value, found["top-1, pixels:8"].n) == (1, 50)
+    assert found["top-5 shuffled, pixels:8"].value < 0.3
+    wrong = suites.retrieval(artist(emoji, 1), emoji, PIXELS, count=50).figures
+    assert wrong["top-1, pixels:8"].value == 0
+
+
+def test_style_and_concept_are_told_apart(emoji) -> None:
+    asked = len(emoji.held_out)
+    found = suites.transfer(artist(emoji), emoji, PIXELS, lambda x: x).figures
+    assert found["concept top-1, pixels:8"].value == 1 and found["style, pixels:8"].n == asked
+    assert found["style, pixels:8"] == found["style ceiling, pixels:8"]
+    other = {emoji.caption(n): n for n in range(len(emoji.gallery))}
+    names = [text.rpartition(", ") for text in other]
+
+    def in_the_other_style(texts):
+        swapped = []
+        for text in texts:
+            name, _, style = text.rpartition(", ")
+            mine = "openmoji style" if style == "twemoji style" else "twemoji style"
+            swapped.append(other[f"{name}, {mine}"])
+        return emoji.gallery[swapped]
+
+    assert {style for _, _, style in names} == {"twemoji style", "openmoji style"}
+    swapped = suites.transfer(in_the_other_style, emoji, PIXELS, lambda x: x).figures
+    assert swapped["style, pixels:8"].value < 0.4
+    assert swapped["concept top-1, pixels:8"].value < 1
+
+
+def test_quality_of_the_truth_and_of_noise(emoji) -> None:
+    texts = [emoji.caption(n) for n in emoji.trained]
+    truth = emoji.gallery[emoji.trained]
+    same = suites.quality(artist(emoji), texts, truth, PIXELS, lambda t, x: torch.full([len(t)], 7))
+    assert same.figures["clip score"].value == 7
+    assert same.figures["frechet, pixels:8"].value == pytest.approx(0, abs=1e-4)
+    assert (same.figures["precision, pixels:8"].value, same.figures["recall, pixels:8"].value) == (
+        1,
+        1,
+    )
+
+    def draw_noise(asked):
+        coarse = torch.rand(len(asked), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        return (coarse.round() * 2 - 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    noise = suites.quality(draw_noise, texts, truth, PIXELS)
+    assert noise.figures["kid, pixels:8"].low > same.figures["kid, pixels:8"].high
+    assert noise.figures["precision, pixels:8"].value < 0.1
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("pixel", "is no space of features: write pixels"),
+        ("clip", "is no space of features"),
+        ("pixels:0", "the side must be a number"),
+        ("clip:/nowhere", "there is no /nowhere/text_encoder"),
+        ("folder:/nowhere", "it has no config.json"),
+        ("inception:/nowhere", "inception"),
+    ],
+)
+def test_spaces_that_are_none(spec: str, words: str) -> None:
+    with pytest.raises(FeatureError, match=words):
+        space(spec)
+
+
+def test_averaged_pixels_keep_the_distance_of_flat_pictures() -> None:
+    x, y = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
+    far = [float((space(s)(x) - space(s)(y)).norm()) for s in ("pixels", "pixels:8")]
+    assert far[0] == pytest.approx(far[1]) == pytest.approx((3 * 32 * 32) ** 0.5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("evaluate") / "tiny-model")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_the_command_writes_figures_a_table_and_sheets(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(
+        model, "--suite", "shapes", "--suite", "shapes-new", "--count", 8, "--sweep", "steps=1,2",
+        "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads((out / "figures.json").read_text())
+    assert [(m["suite"], m["drawing"]["steps"]) for m in record["measured"]] == [
+        ("shapes", 1), ("shapes", 2), ("shapes-new", 1), ("shapes-new", 2),
+    ]  # fmt: skip
+    everything = record["measured"][0]["figures"]["everything"]
+    assert everything["n"] == 8 and everything["low"] <= everything["value"] <= everything["high"]
+    lines = (out / "table.md").read_text().splitlines()
+    assert lines[0] == "| suite | figure | n | steps 1 | steps 2 |"
+    assert sum(line.startswith("| shapes | everything | 8 | ") for line in lines) == 1
+    assert sorted(f.name for f in out.glob("*.png")) == ["shapes-new.png", "shapes.png"]
+    again = tmp_path / "again"
+    run(model, "--suite", "shapes", "--count", 8, "--steps", 2, "--batch", 3, "--out", again)
+    repeated = json.loads((again / "figures.json").read_text())["measured"][0]
+    assert repeated["figures"] == record["measured"][1]["figures"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--sweep", "step=4"), "write steps=4,8,16,50 or guidance=1,2,3,5"),
+        (("--sweep", "steps=4,x"), "the values are no numbers"),
+        (("--count", "2"), "--count must be at least 8"),
+        (("--space", "clip:/nowhere"), "there is no /nowhere/text_encoder"),
+        (("--suite", "shapes", "--count", "8", "--sampler", "dimm"), "did you mean 'ddim'"),
+    ],
+)
+def test_mistakes_are_one_line(model: Path, tmp_path: Path, arguments, words: str) -> None:
+    result = run(model, *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+    assert run(tmp_path, "--out", tmp_path / "out").exit_code == 2
