@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from ldm.data.folder import natural
 from ldm.data.index import Indexed, Part
 from ldm.data.source import DataError
@@ -45,6 +47,11 @@ class Files(Indexed):
     @cached_property
     def _found(self) -> tuple[Path, list[Path]]:
         return find(self.path, self.suffix)
+
+    @cached_property
+    def shards(self) -> np.ndarray:
+        """Number of the file that each picture is in, int32 ``n``."""
+        return self.examples.parts()
 
     def _part(self, file: Path, name: str) -> Part:
         """The part that is ``file``, whose path below the root of all is ``name``."""

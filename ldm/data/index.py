@@ -145,6 +145,11 @@ class Indexed:
         """
         return self.examples.held_out
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        """None: each picture is a file, unless a layout says otherwise."""
+        return None
+
     def digest(self, index: int) -> str:
         """SHA-256 of the file's bytes."""
         return self.examples.digest(index)

@@ -94,10 +94,16 @@ class Rows(Sequence[Example]):
         batch, row = self._find(index)
         return self._batches[batch].column(column)[row].as_py()
 
-    def _column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers, ``n``."""
         if not self._batches:
             return np.empty(0)
         return np.concatenate([b.column(name).to_numpy() for b in self._batches])
+
+    def parts(self) -> np.ndarray:
+        """Number of the table that each row came from, ascending, int32 ``n``."""
+        lengths = [len(batch) for batch in self._batches]
+        return np.repeat(np.array(self.part, np.int32), lengths)
 
     def place(self, index: int) -> tuple[int, tuple[int, int, int]]:
         """Number of the table that row ``index`` came from, and where its picture lies."""
@@ -124,7 +130,7 @@ class Rows(Sequence[Example]):
     @cached_property
     def sizes(self) -> np.ndarray:
         """Width and height of every picture, upright, int32 ``n 2``."""
-        return np.stack([self._column("width"), self._column("height")], 1).astype(np.int32)
+        return np.stack([self.column("width"), self.column("height")], 1).astype(np.int32)
 
     @cached_property
     def held_out(self) -> np.ndarray:

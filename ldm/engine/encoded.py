@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from ldm.data.cache import TensorCache, fingerprint, key_of
 from ldm.data.collection import Collection, Item, Items
 from ldm.data.images import View, coordinates, to_pixels
-from ldm.data.plan import Plan
 from ldm.data.source import cache_root
 from ldm.diffusion import Condition, normal, stratified, stream
 from ldm.engine.schema import TrainConfig
@@ -202,7 +201,7 @@ class LatentDraws(Dataset[dict[str, Any]]):
 
     def __init__(self, config: TrainConfig, collection: Collection, encoded: Encoded) -> None:
         self.config, self.encoded = config, encoded
-        self.plan = Plan(collection.train, config.batch_size, config.seed)
+        self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
 
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
