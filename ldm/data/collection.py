@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -109,6 +109,14 @@ class Items(Sequence[Item]):
         return Items(self.sources, self.source[chosen], self.index[chosen], self.shapes[chosen])
 
 
+class Planned(Protocol):
+    """The pictures of a run by position."""
+
+    def __getitem__(self, position: int) -> Item:
+        """The item at ``position``, counted in images from the start of the run."""
+        ...
+
+
 T = TypeVar("T")
 
 
@@ -175,13 +183,17 @@ class Collection:
             raise DataError(f"data: none of {len(every)} pictures is left to train on")
 
     @property
-    def epoch(self) -> int:
-        """Pictures to train on."""
+    def epoch(self) -> int | None:
+        """Pictures to train on; None if nothing has counted them."""
         return len(self.train)
 
-    def plan(self, batch: int, seed: int, window: int | None = None) -> Plan:
+    def plan(self, batch: int, seed: int, window: int | None = None) -> Planned:
         """Which picture comes when, as ``Plan`` has it."""
         return Plan(self.train, batch, seed, window)
+
+    def prompt(self) -> str:
+        """A caption to draw."""
+        return self.train[0].caption(None)
 
     @property
     def endless(self) -> bool:

@@ -32,7 +32,7 @@ from rich.progress import Progress
 from ldm.data.captions import Grammar
 from ldm.data.picture import Facts, decode, look, unreadable
 from ldm.data.rows import SCHEMA, Row, Rows
-from ldm.data.source import DataError, Problem, cache_root
+from ldm.data.source import DataError, Example, Problem, cache_root
 from ldm.diffusion import stream
 
 log = logging.getLogger(__name__)
@@ -99,13 +99,49 @@ def _time(file: Path) -> int:
         return 0
 
 
-class Indexed:
+class Captioned:
+    """What sources have in common whose captions may go through a grammar."""
+
+    examples: Sequence[Example]
+    grammar: Grammar | None
+
+    def caption(self, index: int, draw: np.random.Generator | None) -> str:
+        """The first caption for evaluation; for training one that is drawn, and then what the
+        grammar makes of it.
+        """
+        if draw is None:
+            first = self.examples[index].captions[0]
+            return self.grammar.plain(first) if self.grammar else first
+        known = self.captions(index)
+        texts = self.examples[index].captions if known is None else known
+        text = texts[int(draw.integers(len(texts)))]
+        return self.grammar.draw(text, draw) if self.grammar and known is None else text
+
+    def captions(self, index: int) -> Sequence[str] | None:
+        """Every text that ``caption`` can return, or None if the grammar varies them endlessly.
+
+        ``grammar.variants`` texts are drawn once and for all if it is set.
+        """
+        example = self.examples[index]
+        if not self.grammar:
+            return example.captions
+        if not self.grammar.varies:
+            return [self.grammar.plain(text) for text in example.captions]
+        if not self.grammar.variants:
+            return None
+        found = []
+        for number in range(self.grammar.variants):
+            text = example.captions[number % len(example.captions)]
+            found.append(self.grammar.draw(text, stream(0, f"variant {example.key}", number)))
+        return found
+
+
+class Indexed(Captioned):
     """What sources have in common whose pictures lie in files; a base of their configs, which
     give ``parts`` and ``where``.
     """
 
     held_out_fraction: float
-    grammar: Grammar | None
 
     def __getstate__(self) -> dict[str, Any]:
         """The config alone: another process maps the same index instead of getting a copy of it."""
@@ -172,36 +208,6 @@ class Indexed:
             DataError: it cannot be read any more.
         """
         return decode(self.file(index), self.where(self.examples.key(index)))
-
-    def caption(self, index: int, draw: np.random.Generator | None) -> str:
-        """The first caption for evaluation; for training one that is drawn, and then what the
-        grammar makes of it.
-        """
-        if draw is None:
-            first = self.examples[index].captions[0]
-            return self.grammar.plain(first) if self.grammar else first
-        known = self.captions(index)
-        texts = self.examples[index].captions if known is None else known
-        text = texts[int(draw.integers(len(texts)))]
-        return self.grammar.draw(text, draw) if self.grammar and known is None else text
-
-    def captions(self, index: int) -> Sequence[str] | None:
-        """Every text that ``caption`` can return, or None if the grammar varies them endlessly.
-
-        ``grammar.variants`` texts are drawn once and for all if it is set.
-        """
-        example = self.examples[index]
-        if not self.grammar:
-            return example.captions
-        if not self.grammar.varies:
-            return [self.grammar.plain(text) for text in example.captions]
-        if not self.grammar.variants:
-            return None
-        found = []
-        for number in range(self.grammar.variants):
-            text = example.captions[number % len(example.captions)]
-            found.append(self.grammar.draw(text, stream(0, f"variant {example.key}", number)))
-        return found
 
 
 def _reason(error: OSError | DataError) -> str:

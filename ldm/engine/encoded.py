@@ -80,6 +80,9 @@ class Encoded:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
         in all processes.
         """
+        if collection.epoch is None:
+            log.info("a stream is not encoded ahead: both encoders run at every step")
+            self.latents_cached = self.text_cached = False
         if self.text_cached and collection.endless:
             log.warning(
                 "captions vary endlessly, so the text encoder runs at every step: set"

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
 from ldm.data import index, table, tar
 from ldm.data.detect import detect
@@ -646,11 +645,6 @@ def test_datasets_in_one_line(tmp_path: Path) -> None:
         assert words in str(error.value)
         assert "\n" not in str(error.value)
     assert len(DatasetsData(path=str(tmp_path / "splits"), split="test").examples) == 1
-
-
-def test_streaming_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="streaming is not there yet"):
-        TypeAdapter(DatasetsData).validate_python({"path": "x", "streaming": True})
 
 
 def test_the_package_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
