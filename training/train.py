@@ -39,7 +39,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.score and config.score.before and config.model is None:
         raise ConfigError("score.before draws from what a run starts from: give model")
     collection = collect(config, accelerator)
-    captions = collection.captions()
+    captions = [] if collection.epoch is None else collection.captions()
+    prompt = collection.prompt()
     parts = build(config, captions)
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
@@ -52,7 +53,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     accelerator.print(
         f"U-Net of {parameters(parts.unet):,} parameters,"
         f" {sum(p.numel() for p in task.trained().values()):,} learn;"
-        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
+        f" {_count(collection.epoch)} pictures, {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
     then = "the same command goes on with what is in the cache already"
@@ -67,7 +68,6 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             if accelerator.is_main_process:
                 with writing("the base", base.parent, "the same command writes it again"):
                     save_base(task, base)
-    prompt = collection.train[0].caption(None)
     command = [str(Path(sys.executable).with_name("ldm")), "sample", prompt, "--model", str(base)]
     if lora:
         side = config.images.size
@@ -90,6 +90,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
                 print(f"  {source}, {model}: {hits}")
         print(f"{' | '.join(pipes)} | true pictures side by side: {config.run}/samples.png")
     return final
+
+
+def _count(pictures: int | None) -> str:
+    return "an unknown number of" if pictures is None else f"{pictures:,}"
 
 
 def save_base(task: TextToImageTask, folder: Path) -> None:

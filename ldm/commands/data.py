@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ldm.commands.failure import fail
+from ldm.commands.failure import fail, piped
 
 if TYPE_CHECKING:
     from ldm.data.audit.quarantine import Outcome
@@ -85,6 +85,7 @@ def source_of(
 
 
 @app.command()
+@piped()
 def check(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="A folder of pictures; or emoji, shapes.")
@@ -130,7 +131,8 @@ def check(
     Every picture is decoded once; a second check of the same pictures takes seconds.
 
     Exit status: 0 clean (or nothing but notes and warnings), 1 warnings under --strict, 2 errors in
-    the data or in the command. With --fix: 0 if all of it could be done, else 2.
+    the data or in the command, 130 after Ctrl-C, 141 if nobody reads on (| head). With --fix: 0 if
+    all of it could be done, else 2.
     """
     from PIL import Image
 
@@ -175,6 +177,8 @@ def check(
             outcome = _fix(fix, source, report, also or [], out)
             done = "written" if fix is Fix.convert else "put aside"
             _finish(outcome, done, json_out, report.json())
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         fail(error)
     _write_json(report.json(), json_out)

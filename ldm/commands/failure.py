@@ -1,8 +1,12 @@
-"""How a command ends that cannot do what was asked: one line on stderr, status 2."""
+"""How a command ends that cannot do what was asked: one line on stderr, status 2; and how one ends
+whose output nobody reads any more.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
@@ -12,3 +16,19 @@ def fail(message: object) -> NoReturn:
     """Prints ``error: message`` as one line and ends the command."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     raise typer.Exit(2)
+
+
+@contextmanager
+def piped() -> Iterator[None]:
+    """Ends the command with ``ldm.data.console.CLOSED`` where its reader is gone; click would end
+    it with 1.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        from ldm.data.console import close
+
+        close(sys.stdout.fileno())

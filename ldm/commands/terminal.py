@@ -10,6 +10,7 @@ from rich.text import Text
 from ldm.data.audit.check import bucket_sizes
 from ldm.data.audit.report import Finding, Report
 from ldm.data.buckets import table
+from ldm.data.console import PipeConsole
 from ldm.data.source import printable
 
 _SHOWN = 3
@@ -19,7 +20,7 @@ _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def show(report: Report) -> None:
     """Prints it: pictures, findings, shapes, buckets, what was not checked."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PipeConsole(highlight=False, soft_wrap=True)
     usable = report.train + report.held_out
     console.print(
         Text(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from ldm.data.images import ImageTransform, Shape
+from ldm.data.plan import Plan
 from ldm.data.rows import Rows
 from ldm.data.source import DataError, Example, Problem, Source, SourceGroup, printable
 
@@ -88,9 +89,32 @@ class Items(Sequence[Item]):
         source = self.sources[int(self.source[number])]
         return Item(source, int(self.index[number]), (width, height))
 
+    def shards(self) -> np.ndarray:
+        """Number of the shard of each item among those of all sources, ascending in the order of
+        the items, ``n``; a source without shards is one.
+        """
+        found = np.zeros(len(self), np.int64)
+        first = 0
+        for number, source in enumerate(self.sources):
+            mine = np.flatnonzero(self.source == number)
+            if len(mine) and source.shards is not None:
+                found[mine] = first + source.shards[self.index[mine]]
+            elif len(mine):
+                found[mine] = first
+            first = found[mine[-1]] + 1 if len(mine) else first
+        return found
+
     def where(self, chosen: np.ndarray) -> Items:
         """Those for which ``chosen`` (bool, ``n``) is true."""
         return Items(self.sources, self.source[chosen], self.index[chosen], self.shapes[chosen])
+
+
+class Planned(Protocol):
+    """The pictures of a run by position."""
+
+    def __getitem__(self, position: int) -> Item:
+        """The item at ``position``, counted in images from the start of the run."""
+        ...
 
 
 T = TypeVar("T")
@@ -157,6 +181,19 @@ class Collection:
             for number, source in enumerate(self.sources)
         ):
             raise DataError(f"data: none of {len(every)} pictures is left to train on")
+
+    @property
+    def epoch(self) -> int | None:
+        """Pictures to train on; None if nothing has counted them."""
+        return len(self.train)
+
+    def plan(self, batch: int, seed: int, window: int | None = None) -> Planned:
+        """Which picture comes when, as ``Plan`` has it."""
+        return Plan(self.train, batch, seed, window)
+
+    def prompt(self) -> str:
+        """A caption to draw."""
+        return self.train[0].caption(None)
 
     @property
     def endless(self) -> bool:

@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from ldm.data.console import PipeConsole
 from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
 
 log = logging.getLogger(__name__)
@@ -279,13 +280,12 @@ def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None
     import io
 
     import resvg_py
-    from rich.console import Console
     from rich.progress import track
 
     files = _svg_files(style)
     keys = [concept.key for concept in concepts() if concept.key in files]
     pixels = np.empty((len(keys), size, size, 4), np.uint8)
-    what, console = f"rendering {style} at {size} px (once)", Console(stderr=True)
+    what, console = f"rendering {style} at {size} px (once)", PipeConsole(stderr=True)
     for row, key in enumerate(track(keys, what, console=console)):
         png = resvg_py.svg_to_bytes(svg_path=str(files[key]), width=size, height=size)
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")

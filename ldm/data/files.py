@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from ldm.data.folder import natural
 from ldm.data.index import Indexed, Part
+from ldm.data.rows import Row
 from ldm.data.source import DataError
 
 _WILD = re.compile(r"[*?\[{]")
@@ -40,11 +43,29 @@ class Files(Indexed):
     def parts(self) -> Sequence[Part]:
         """One per file, so that a new one leaves the index of the others alone."""
         root, files = self._found
-        return [self._part(file, file.relative_to(root).as_posix()) for file in files]
+        parts = [self._part(file, file.relative_to(root).as_posix()) for file in files]
+        here = Path(self.path).expanduser()
+        strays = unfollowed(here, self.suffix) if here.is_dir() else []
+        if strays:
+            parts.append(
+                Part(
+                    path=str(here.resolve()),
+                    settings=f"links {self.suffix}",
+                    files=[(row.key, 0, 0) for row in strays],
+                    rows=lambda: strays,
+                    read=_nothing,
+                )
+            )
+        return parts
 
     @cached_property
     def _found(self) -> tuple[Path, list[Path]]:
         return find(self.path, self.suffix)
+
+    @cached_property
+    def shards(self) -> np.ndarray:
+        """Number of the file that each picture is in, int32 ``n``."""
+        return self.examples.parts()
 
     def _part(self, file: Path, name: str) -> Part:
         """The part that is ``file``, whose path below the root of all is ``name``."""
@@ -68,6 +89,7 @@ def find(path: str, suffix: str) -> tuple[Path, list[Path]]:
     here = Path(path).expanduser()
     if here.is_dir():
         names = [name for name in below(here) if name.lower().endswith(suffix)]
+        names = [name for name in names if (here / name).exists()]  # no link to nothing
         files = [here / name for name in sorted(names, key=natural)]
         if not files:
             raise DataError(f"{here}: no {suffix} file in this folder or below it")
@@ -107,6 +129,33 @@ def below(folder: Path) -> list[str]:
         place = Path(here).relative_to(folder)
         found += [(place / name).as_posix() for name in names if not name.startswith(".")]
     return found
+
+
+def unfollowed(folder: Path, suffix: str) -> list[Row]:
+    """The links in ``folder`` or below it which lead to files that end in ``suffix`` and are left
+    out, as problems: those to folders outside, and to nothing.
+    """
+    real, found = folder.resolve(), []
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in folders:
+            link = Path(here, name)
+            target = link.resolve()
+            if not link.is_symlink() or target.is_relative_to(real):
+                continue
+            if any(file.lower().endswith(suffix) for file in below(target)):
+                wrong = f"links to folders with {suffix} files, which are not followed; copy them"
+                found.append(Row(f"{link.relative_to(folder).as_posix()}/", (), problem=wrong))
+        for name in names:
+            link = Path(here, name)
+            if name.lower().endswith(suffix) and link.is_symlink() and not link.exists():
+                wrong = "links to nothing; remove them"
+                found.append(Row(link.relative_to(folder).as_posix(), (), problem=wrong))
+    return found
+
+
+def _nothing(row: Row) -> bytes:
+    raise DataError("there is no picture behind a link that is not followed")
 
 
 def braces(text: str) -> list[str]:

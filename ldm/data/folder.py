@@ -82,7 +82,7 @@ class FolderData(Indexed):
                 settings=f"folder {self.caption_column} {self.image_column} {self.links}",
                 files=[(name, *state) for name, state in files.items()],
                 rows=partial(self._rows, files, strays),
-                read=lambda row: (self.root / row.key).read_bytes(),
+                read=partial(_read, self.root),
                 reusable=True,
             )
         ]
@@ -172,6 +172,10 @@ class FolderData(Indexed):
             if not document and not key.startswith(tabled):
                 wrong = "caption files without a picture; add it or remove them"
                 yield Row(key, (), problem=wrong)
+
+
+def _read(root: Path, row: Row) -> bytes:
+    return (root / row.key).read_bytes()
 
 
 def sidecars(key: str) -> list[str]:

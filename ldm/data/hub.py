@@ -2,16 +2,17 @@
 
 The pictures stay the bytes that the data set holds (``Image(decode=False)``), so that the same
 picture has the same hash in every layout. Its Arrow files are memory-mapped by ``datasets``; rows
-are found by number. No code of a data set is run: ``trust_remote_code`` is never passed on.
+are found by number. What is streamed is no list of rows: ``ldm.data.stream`` reads it. No code of a
+data set is run: ``trust_remote_code`` is never passed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -22,10 +23,32 @@ from ldm.data.source import DataError
 from ldm.data.table import binary, captions_of, picture_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+T = TypeVar("T")
 
 SAVED = ("dataset_info.json", "state.json")  # what ``Dataset.save_to_disk`` leaves in its folder
 SAVED_SPLITS = "dataset_dict.json"  # ``DatasetDict.save_to_disk``
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a data set is read that is not downloaded first (``ldm.data.lanes``).
+
+    Args:
+        lanes: places at which it is read at once, each in files of its own; lowered to a divisor of
+            the batch size and to the number of files. Every process reads the lanes of its part of
+            the batch: a number that the processes divide lets none read what is another's.
+        shuffle: pictures of which an order is drawn at a time, over all lanes; their files are in
+            memory twice.
+    """
+
+    lanes: int = 8
+    shuffle: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.lanes < 1 or self.shuffle < 1:
+            raise ValueError("lanes and shuffle are at least 1")
 
 
 @dataclass(frozen=True)
@@ -42,14 +65,12 @@ class DatasetsData(Indexed):
         revision: branch, tag or commit on the Hub; None: the newest.
         image_column: an ``Image`` feature, or the bytes of picture files.
         caption_column: where the captions are: a text, or a list of texts.
-        streaming: not there yet.
+        streaming: read it from where it is, again at every pass, instead of downloading it first;
+            ``true``, or how. Outside the promise of exact resume.
         held_out_fraction: share of the pictures that is never trained on, chosen by the hash of
             their bytes.
         grammar: what becomes of a caption at every use; None: nothing.
         weight: share of the draws against other sources'; None: its number of pictures.
-
-    Raises:
-        ValueError: ``streaming`` is asked for.
     """
 
     path: str
@@ -59,17 +80,10 @@ class DatasetsData(Indexed):
     revision: str | None = None
     image_column: str = "image"
     caption_column: str = "text"
-    streaming: bool = False
+    streaming: Streaming | bool = False
     held_out_fraction: float = 0.05
     grammar: Grammar | None = None
     weight: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.streaming:
-            raise ValueError(
-                "streaming is not there yet: leave it false, the data set is downloaded once and "
-                "read from disk"
-            )
 
     @property
     def name(self) -> str:
@@ -133,50 +147,103 @@ class DatasetsData(Indexed):
 
     @cached_property
     def _dataset(self) -> Dataset:
-        data = self._load()
+        if self.streaming:
+            raise DataError(
+                f"{self.path}: a stream has no list of its pictures, which is needed here; leave "
+                "out data.streaming"
+            )
+        data = self._load(self._whole)
+        self._check(data.features)
+        return data
+
+    def stream(self) -> tuple[IterableDataset, str]:
+        """Its rows, the picture undecoded; and what tells its files from others, as text.
+
+        Raises:
+            DataError: there is no such data set, split or column, or no package.
+        """
+        data, about = self._load(self._streamed)
+        if data.features is None:
+            raise DataError(
+                f"{self.path}: its files do not say what their columns are, leave out "
+                "data.streaming"
+            )
+        self._check(data.features)
+        from datasets import Image
+
+        data = data.select_columns([self.image_column, self.caption_column])
+        return data.cast_column(self.image_column, Image(decode=False)), about
+
+    def _check(self, features: Mapping[str, Any]) -> None:
         for column in (self.image_column, self.caption_column):
-            if column not in data.features:
+            if column not in features:
                 raise DataError(
-                    f"{self.path}: no column {column!r} among {list(data.features)}, "
+                    f"{self.path}: no column {column!r} among {list(features)}, "
                     "set data.image_column or data.caption_column"
                 )
-        feature: Any = data.features[self.image_column]
-        if type(feature).__name__ != "Image" and not binary(
-            getattr(feature, "pa_type", None) or pa.null()
-        ):
+        feature: Any = features[self.image_column]
+        plain = isinstance(feature, dict) and "bytes" in feature  # parquet that others wrote
+        holds = plain or binary(getattr(feature, "pa_type", None) or pa.null())
+        if type(feature).__name__ != "Image" and not holds:
             raise DataError(
                 f"{self.path}: column {self.image_column!r} holds {feature}, no pictures; "
                 "set data.image_column"
             )
-        return data
 
-    def _load(self) -> Dataset:
-        """Raises ``DataError`` if there is no such data set or split, or no package."""
+    def _load(self, open_: Callable[[], T]) -> T:
+        """What ``open_`` returns. Raises ``DataError`` if there is no such data set or split, or no
+        package.
+        """
         try:
-            import datasets
+            import datasets.exceptions
         except ImportError:
             raise DataError(
                 f"{self.path}: the package datasets is missing: pip install 'ldm[data]'"
             ) from None
-        folder = Path(self.path).expanduser()
         try:
-            if all((folder / name).is_file() for name in SAVED):
-                return datasets.Dataset.load_from_disk(str(folder))
-            if (folder / SAVED_SPLITS).is_file():
-                splits = datasets.DatasetDict.load_from_disk(str(folder))
-                if self.split not in splits:
-                    # The path is put in front of it below, as of every error here.
-                    raise DataError(f"no split {self.split!r} among {list(splits)}, set data.split")
-                return splits[self.split]
-            # A folder that is not there is no name on the Hub: load_dataset says which was meant.
-            name = str(folder) if folder.is_dir() else self.path
-            return datasets.load_dataset(
-                name, self.config, split=self.split, revision=self.revision
-            )
+            return open_()
         except (
             OSError, ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError
         ) as error:  # fmt: skip
             raise DataError(f"{self.path}: {_line(error)}{self._hint()}") from error
+
+    def _whole(self) -> Dataset:
+        import datasets
+
+        folder = Path(self.path).expanduser()
+        if all((folder / name).is_file() for name in SAVED):
+            return datasets.Dataset.load_from_disk(str(folder))
+        if (folder / SAVED_SPLITS).is_file():
+            splits = datasets.DatasetDict.load_from_disk(str(folder))
+            if self.split not in splits:
+                # The path is put in front of it by whoever calls this.
+                raise DataError(f"no split {self.split!r} among {list(splits)}, set data.split")
+            return splits[self.split]
+        return datasets.load_dataset(
+            self._where, self.config, split=self.split, revision=self.revision
+        )
+
+    def _streamed(self) -> tuple[IterableDataset, str]:
+        import datasets
+
+        folder = Path(self.path).expanduser()
+        if any((folder / name).is_file() for name in (*SAVED, SAVED_SPLITS)):
+            raise DataError("save_to_disk wrote it and it is here, leave out data.streaming")
+        builder = datasets.load_dataset_builder(self._where, self.config, revision=self.revision)
+        data = builder.as_streaming_dataset(split=self.split)
+        files = (builder.config.data_files or {}).get(self.split, ())
+        # A commit of the Hub; files of this machine by name and size, since their folder may move.
+        about = sorted(
+            (Path(file).name, Path(file).stat().st_size) if Path(file).is_file() else (file, 0)
+            for file in files
+        )
+        return data, repr((about, builder.hash if not folder.is_dir() else None))
+
+    @property
+    def _where(self) -> str:
+        # A folder that is not there is no name on the Hub: load_dataset says which was meant.
+        folder = Path(self.path).expanduser()
+        return str(folder) if folder.is_dir() else self.path
 
     def _hint(self) -> str:
         from huggingface_hub.constants import HF_HUB_OFFLINE

@@ -26,19 +26,20 @@ import numpy as np
 import PIL
 import pyarrow as pa
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
 from ldm.data.captions import Grammar
+from ldm.data.console import PipeConsole
 from ldm.data.picture import Facts, decode, look, unreadable
-from ldm.data.rows import SCHEMA, Row, Rows
-from ldm.data.source import DataError, Problem, cache_root
+from ldm.data.rows import SCHEMA, Mapped, Row, Rows
+from ldm.data.source import DataError, Example, Problem, cache_root
 from ldm.diffusion import stream
 
 log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise it when the meaning of a column changes
 _CHUNK = 512
+_FACTS = ("key", "a", "b", "c", "digest", "width", "height", "problem")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def state_of(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-def index(part: Part) -> pa.Table:
+def index(part: Part) -> Mapped:
     """The table of ``part``, ``ldm.data.rows.SCHEMA``, memory-mapped; made if it is not there."""
     about = f"{_FORMAT} {PIL.__version__} {Image.MAX_IMAGE_PIXELS} {part.settings}"
     lineage = hashlib.sha256(f"{about} {part.path}".encode()).hexdigest()[:24]
@@ -81,11 +82,11 @@ def index(part: Part) -> pa.Table:
     file = folder / f"{lineage}-{digest.hexdigest()[:24]}.arrow"
     if file.exists():
         try:
-            return _open(file)
+            return Mapped.open(file)
         except (OSError, pa.ArrowInvalid) as error:
             log.warning("%s cannot be read and is made anew: %s", file, error)
     older = [old for old in folder.glob(f"{lineage}-*.arrow") if old != file]
-    known = _facts(max(older, key=_time)) if part.reusable and older else {}
+    known = _facts(max(older, key=_time)) if part.reusable and older else None
     table = _write(part, file, known)
     for stale in older:
         stale.unlink(missing_ok=True)
@@ -99,74 +100,11 @@ def _time(file: Path) -> int:
         return 0
 
 
-class Indexed:
-    """What sources have in common whose pictures lie in files; a base of their configs, which
-    give ``parts`` and ``where``.
-    """
+class Captioned:
+    """What sources have in common whose captions may go through a grammar."""
 
-    held_out_fraction: float
+    examples: Sequence[Example]
     grammar: Grammar | None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The config alone: another process maps the same index instead of getting a copy of it."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
-
-    @cached_property
-    def parts(self) -> Sequence[Part]:
-        """What is indexed as a whole, in order. Raises ``DataError`` if there is nothing."""
-        raise NotImplementedError
-
-    def where(self, key: str) -> str:
-        """How an error names the picture ``key``, so that a user finds it."""
-        raise NotImplementedError
-
-    @cached_property
-    def examples(self) -> Rows:
-        """One example per picture that can be trained on."""
-        rows = Rows([index(part) for part in self.parts], self.held_out_fraction)
-        # What they were listed from is a Python object per file: only the way to the bytes stays.
-        vars(self)["parts"] = [replace(part, files=(), rows=tuple) for part in self.parts]
-        return rows
-
-    @property
-    def problems(self) -> Sequence[Problem]:
-        """Pictures and rows that cannot be trained on."""
-        return self.examples.problems
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Width and height of every picture, upright, int32 ``n 2``."""
-        return self.examples.sizes
-
-    @property
-    def held_out(self) -> np.ndarray:
-        """Which examples are held out, bool ``n``: by the hash of their bytes, so that a copy of a
-        held-out picture is held out as well.
-        """
-        return self.examples.held_out
-
-    def digest(self, index: int) -> str:
-        """SHA-256 of the file's bytes."""
-        return self.examples.digest(index)
-
-    def file(self, index: int) -> bytes:
-        """The picture's file. Raises ``DataError`` if it cannot be read any more."""
-        number, place = self.examples.place(index)
-        key = self.examples.key(index)
-        try:
-            return self.parts[number].read(Row(key, (), place))
-        except (OSError, DataError) as error:
-            raise DataError(
-                f"{self.where(key)}: the picture cannot be read ({_reason(error)})"
-            ) from error
-
-    def load(self, index: int) -> Image.Image:
-        """The picture, turned upright as its EXIF says; of an animation the first frame.
-
-        Raises:
-            DataError: it cannot be read any more.
-        """
-        return decode(self.file(index), self.where(self.examples.key(index)))
 
     def caption(self, index: int, draw: np.random.Generator | None) -> str:
         """The first caption for evaluation; for training one that is drawn, and then what the
@@ -199,37 +137,147 @@ class Indexed:
         return found
 
 
+class Indexed(Captioned):
+    """What sources have in common whose pictures lie in files; a base of their configs, which
+    give ``parts`` and ``where``.
+    """
+
+    held_out_fraction: float
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The config, and where the index is: another process maps the same files, and neither gets
+        a copy of them nor looks for the pictures again.
+        """
+        kept = [f.name for f in dataclasses.fields(cast(Any, self))]
+        if "examples" in vars(self):
+            kept += ["examples", "parts"]
+        return {name: getattr(self, name) for name in kept}
+
+    @cached_property
+    def parts(self) -> Sequence[Part]:
+        """What is indexed as a whole, in order. Raises ``DataError`` if there is nothing."""
+        raise NotImplementedError
+
+    def where(self, key: str) -> str:
+        """How an error names the picture ``key``, so that a user finds it."""
+        raise NotImplementedError
+
+    @cached_property
+    def examples(self) -> Rows:
+        """One example per picture that can be trained on."""
+        tables = [index(part) for part in self.parts]
+        rows = Rows(tables, self.held_out_fraction)
+        # What they were listed from is a Python object per file: only the way to the bytes stays.
+        vars(self)["parts"] = [replace(part, files=(), rows=tuple) for part in self.parts]
+        return rows
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """Pictures and rows that cannot be trained on."""
+        return self.examples.problems
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Width and height of every picture, upright, int32 ``n 2``."""
+        return self.examples.sizes
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Which examples are held out, bool ``n``: by the hash of their bytes, so that a copy of a
+        held-out picture is held out as well.
+        """
+        return self.examples.held_out
+
+    @property
+    def shards(self) -> np.ndarray | None:
+        """None: each picture is a file, unless a layout says otherwise."""
+        return None
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the file's bytes."""
+        return self.examples.digest(index)
+
+    def file(self, index: int) -> bytes:
+        """The picture's file. Raises ``DataError`` if it cannot be read any more."""
+        number, place = self.examples.place(index)
+        key = self.examples.key(index)
+        try:
+            return self.parts[number].read(Row(key, (), place))
+        except (OSError, DataError) as error:
+            raise DataError(
+                f"{self.where(key)}: the picture cannot be read ({_reason(error)})"
+            ) from error
+
+    def load(self, index: int) -> Image.Image:
+        """The picture, turned upright as its EXIF says; of an animation the first frame.
+
+        Raises:
+            DataError: it cannot be read any more.
+        """
+        return decode(self.file(index), self.where(self.examples.key(index)))
+
+
 def _reason(error: OSError | DataError) -> str:
     text = error.strerror if isinstance(error, OSError) else str(error)
     return text or " ".join(str(error).split()) or type(error).__name__
 
 
-def _open(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+class _Known:
+    """The facts of an older index by key and place: 16 bytes a row beside the mapped table."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._batches = table.select(_FACTS).to_batches()
+        self._starts = np.cumsum([0, *map(len, self._batches)])
+        hashes = np.empty(len(table), np.uint64)
+        at = 0
+        for batch in self._batches:
+            columns = (batch.column(name).to_pylist() for name in ("key", *"abc"))
+            for key, *place in zip(*columns, strict=True):
+                hashes[at] = _hash(key, tuple(place))
+                at += 1
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def facts(self, row: Row) -> Facts | None:
+        """Those of a row that was without problem; None if there is none.
+
+        A problem may be that of a row, which may have been cured elsewhere.
+        """
+        wanted = _hash(row.key, row.place)
+        at = int(np.searchsorted(self._hashes, np.uint64(wanted)))
+        while at < len(self._hashes) and self._hashes[at] == wanted:
+            number = int(self._order[at])
+            batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+            place = number - int(self._starts[batch])
+            found = {name: self._batches[batch].column(name)[place].as_py() for name in _FACTS}
+            if (found["key"], *(found[name] for name in "abc")) == (row.key, *row.place):
+                if not found["problem"]:
+                    return Facts(found["digest"], found["width"], found["height"], "")
+            at += 1
+        return None
 
 
-def _facts(file: Path) -> dict[tuple[str, int, int, int], Facts]:
-    columns = ("key", "a", "b", "c", "digest", "width", "height", "problem")
+def _hash(key: str, place: tuple[int, ...]) -> int:
+    digest = hashlib.blake2b(f"{key}\0{place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _facts(file: Path) -> _Known | None:
     try:
-        rows = _open(file).select(columns).to_pylist()
+        return _Known(Mapped.open(file).table)
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         log.warning("%s cannot be read and is made anew: %s", file, error)
-        return {}
-    return {
-        (r["key"], r["a"], r["b"], r["c"]): Facts(r["digest"], r["width"], r["height"], "")
-        for r in rows
-        if not r["problem"]  # a problem may be that of a row, which may have been cured elsewhere
-    }
+        return None
 
 
-def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]) -> pa.Table:
+def _write(part: Part, file: Path, known: _Known | None) -> Mapped:
     """Makes the index of ``part``; it is kept as ``file`` unless something could not be read that
     may be readable another time.
     """
     passing: list[str] = []
 
     def examined(row: Row) -> tuple[Row, Facts]:
-        found = known.get((row.key, *row.place))
+        found = known.facts(row) if known else None
         if found is not None or row.problem:
             return row, found or Facts(bytes(32), 0, 0, "")
         try:
@@ -246,7 +294,7 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
         with (
             pa.ipc.new_file(str(partial), SCHEMA) as writer,
             ThreadPoolExecutor(os.cpu_count()) as pool,
-            Progress(console=Console(stderr=True), transient=True) as progress,
+            Progress(console=PipeConsole(stderr=True), transient=True) as progress,
         ):
             bar = progress.add_task(f"looking at the pictures of {part.path}", total=None)
             for chunk in _chunks(part.rows(), _CHUNK):
@@ -260,9 +308,9 @@ def _write(part: Part, file: Path, known: dict[tuple[str, int, int, int], Facts]
                 progress.advance(bar, len(both))
         if passing:
             log.warning("%d files of %s could not be read this time", len(passing), part.path)
-            return _open(partial)  # stays mapped when its name is gone
+            return Mapped(Mapped.open(partial).table, None)  # mapped when its name is gone
         partial.replace(file)
-        return _open(file)
+        return Mapped.open(file)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -4,6 +4,9 @@ Position n of a group falls into epoch n // N at place n % N, and epoch e is a p
 from ``stream(seed, name, e)``. So after any number of images the use counts of two examples of a
 group differ by at most one. Which group is next follows from a schedule that is fixed as well; so
 any position is found without going through those before it.
+
+Of millions of pictures in shards such a permutation reads each from another place. ``WindowOrder``
+permutes the shards instead, and mixes the pictures of a few of them at a time.
 """
 
 from __future__ import annotations
@@ -12,10 +15,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ldm.diffusion import stream
+
+
+class Endless(Protocol):
+    """An endless sequence of numbers below some N, each turn of N of them a permutation."""
+
+    def __getitem__(self, position: int) -> int:
+        """The number at ``position``."""
+        ...
 
 
 @lru_cache(maxsize=64)
@@ -36,6 +48,114 @@ class Order:
         """Example at ``position``, counted in images from the start of the run."""
         epoch, place = divmod(position, self.length)
         return int(_permutation(self.seed, self.name, epoch, self.length)[place])
+
+
+class _Epoch(NamedTuple):
+    """A permutation of the shards, cut into windows of nearly equal numbers of shards.
+
+    Args:
+        number: which epoch.
+        shards: in their order.
+        edges: places in ``shards`` where windows begin, and the end.
+        starts: places in the epoch where windows begin, and the end.
+    """
+
+    number: int
+    shards: np.ndarray
+    edges: np.ndarray
+    starts: np.ndarray
+
+
+class _Window(NamedTuple):
+    """The examples of a window, shard by shard, shuffled within each; ``number`` counts windows of
+    all epochs.
+    """
+
+    number: int
+    rows: np.ndarray
+
+
+class WindowOrder:
+    """The endless order of examples in shards, of which few are in use at a time.
+
+    An epoch is a permutation of the shards, cut into windows of at most ``window`` of them. The
+    pictures of a window are laid out as a table of ``batch`` columns, down the columns, shard after
+    shard and shuffled within each, and are used row by row. So a batch has pictures of all shards
+    of its window, and a rank, whose part of every batch is the same columns, reads its own part of
+    the shards: of S shards in a window and W ranks about S / W + 1, whatever W is. It is one
+    permutation an epoch at any W; a position costs that of the shards and that of one window.
+
+    Groups of one family (the shapes of the pictures of one source) take the shards in the same
+    order, so that those which keep step with each other are in the same shards.
+
+    Args:
+        shards: number of the shard of every example, ascending, ``n``.
+        every: the shards of the family, ascending.
+        window: most shards of a window.
+        batch: images of the global batch.
+        seed: of the run.
+        name: tells groups apart.
+        family: tells families apart.
+    """
+
+    def __init__(
+        self,
+        shards: np.ndarray,
+        every: np.ndarray,
+        *,
+        window: int,
+        batch: int,
+        seed: int,
+        name: str = "order",
+        family: str = "order",
+    ) -> None:
+        # Where each shard begins, and the end; some may have none of these examples.
+        self.bounds = np.append(np.searchsorted(shards, every), len(shards))
+        self.batch, self.seed, self.name, self.family = batch, seed, name, family
+        self.windows = -(-len(every) // window)
+        self._epoch: _Epoch | None = None
+        self._window: _Window | None = None
+
+    def __getitem__(self, position: int) -> int:
+        """Example at ``position``; positions are taken to be aligned with batches."""
+        length = int(self.bounds[-1])
+        number, place = divmod(position, length)
+        epoch = self._epoch
+        if epoch is None or epoch.number != number:
+            epoch = self._epoch = self._permuted(number)
+        turn = int(np.searchsorted(epoch.starts, place, side="right")) - 1
+        count = number * self.windows + turn
+        window = self._window
+        if window is None or window.number != count:
+            window = self._window = _Window(count, self._mixed(epoch, turn))
+        start = number * length + int(epoch.starts[turn])
+        return int(window.rows[_down(position, start, len(window.rows), self.batch)])
+
+    def _permuted(self, number: int) -> _Epoch:
+        shards = stream(self.seed, f"{self.family} shards", number).permutation(
+            len(self.bounds) - 1
+        )
+        edges = np.linspace(0, len(shards), self.windows + 1).astype(np.int64)
+        lengths = np.diff(self.bounds)[shards]
+        return _Epoch(number, shards, edges, np.append(0, np.cumsum(lengths))[edges])
+
+    def _mixed(self, epoch: _Epoch, turn: int) -> np.ndarray:
+        draw = stream(self.seed, f"{self.name} window", epoch.number * self.windows + turn)
+        chosen = epoch.shards[epoch.edges[turn] : epoch.edges[turn + 1]]
+        spans = ((int(self.bounds[s]), int(self.bounds[s + 1])) for s in chosen)
+        rows = [first + draw.permutation(last - first) for first, last in spans]
+        return np.concatenate(rows).astype(np.int32)
+
+
+def _down(position: int, start: int, length: int, columns: int) -> int:
+    """How many of the ``length`` positions from ``start`` on come before ``position`` if they are
+    counted column by column; the column of a position is its remainder by ``columns``.
+    """
+    column, first = position % columns, start % columns
+    # Every column has `rows` of the positions, and the `longer` ones from `first` on one more.
+    rows, longer = divmod(length, columns)
+    more = min(max(column - first, 0), longer) + min(max(first + longer - columns, 0), column)
+    return column * rows + more + (position - start) // columns
 
 
 class Schedule:

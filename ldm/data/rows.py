@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple, overload
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ldm.data.source import Example, Problem, in_fraction
+from ldm.data.source import DataError, Example, Problem, in_fraction
 
 SCHEMA = pa.schema(
     [
@@ -43,6 +44,39 @@ class Row(NamedTuple):
     problem: str = ""
 
 
+class Mapped(NamedTuple):
+    """A table in memory-mapped pages of a file.
+
+    Args:
+        table: of ``SCHEMA``.
+        file: where it is; None if it has no name any more.
+    """
+
+    table: pa.Table
+    file: Path | None
+
+    @staticmethod
+    def open(file: Path) -> Mapped:
+        """Maps ``file``. Raises ``OSError`` or ``pa.ArrowInvalid``."""
+        return Mapped(pa.ipc.open_file(pa.memory_map(str(file))).read_all(), file)
+
+
+def _mapped(files: Sequence[Path | pa.Table], fraction: float, held_out: bytes | None) -> Rows:
+    """What ``Rows.__reduce__`` took apart."""
+    try:
+        tables = [Mapped.open(f) if isinstance(f, Path) else Mapped(f, None) for f in files]
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or files[0]}: the index of the data was replaced while the run"
+            " started, start it again"
+        ) from error
+    rows = Rows(tables, fraction)
+    if held_out is not None:
+        bits = np.frombuffer(held_out, np.uint8)
+        vars(rows)["held_out"] = np.unpackbits(bits, count=len(rows)).astype(bool)
+    return rows
+
+
 class Rows(Sequence[Example]):
     """The good rows of tables of ``SCHEMA``, as a sequence of examples; the others are
     ``problems``.
@@ -53,9 +87,11 @@ class Rows(Sequence[Example]):
             of a held-out picture is held out as well.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], held_out_fraction: float) -> None:
+    def __init__(self, tables: Sequence[Mapped], held_out_fraction: float) -> None:
         good, self.problems, self.part = [], list[Problem](), list[int]()
-        for number, table in enumerate(tables):
+        # What another process opens; a table whose file is gone it gets as it is.
+        self._files = [table if file is None else file for table, file in tables]
+        for number, (table, _) in enumerate(tables):
             for batch in table.to_batches():
                 fine = pc.equal(batch.column("problem"), "")
                 if fine.true_count < len(batch):  # what is filtered is copied out of the map
@@ -68,6 +104,12 @@ class Rows(Sequence[Example]):
         self._batches = good
         self._starts = np.cumsum([0, *map(len, good)])
         self._fraction = held_out_fraction
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Where the tables are, for another process to map them as well."""
+        known = vars(self).get("held_out")
+        held_out = None if known is None else np.packbits(known).tobytes()
+        return _mapped, (self._files, self._fraction, held_out)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -94,10 +136,16 @@ class Rows(Sequence[Example]):
         batch, row = self._find(index)
         return self._batches[batch].column(column)[row].as_py()
 
-    def _column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers, ``n``."""
         if not self._batches:
             return np.empty(0)
         return np.concatenate([b.column(name).to_numpy() for b in self._batches])
+
+    def parts(self) -> np.ndarray:
+        """Number of the table that each row came from, ascending, int32 ``n``."""
+        lengths = [len(batch) for batch in self._batches]
+        return np.repeat(np.array(self.part, np.int32), lengths)
 
     def place(self, index: int) -> tuple[int, tuple[int, int, int]]:
         """Number of the table that row ``index`` came from, and where its picture lies."""
@@ -124,7 +172,7 @@ class Rows(Sequence[Example]):
     @cached_property
     def sizes(self) -> np.ndarray:
         """Width and height of every picture, upright, int32 ``n 2``."""
-        return np.stack([self._column("width"), self._column("height")], 1).astype(np.int32)
+        return np.stack([self.column("width"), self.column("height")], 1).astype(np.int32)
 
     @cached_property
     def held_out(self) -> np.ndarray:

@@ -81,6 +81,13 @@ class Source(Protocol):
         """Which examples are held out, bool ``n``."""
         ...
 
+    @property
+    def shards(self) -> np.ndarray | None:
+        """Number of what each picture is read from together with its neighbours (a tar, a row
+        group), ascending, ``n``; None where each lies for itself.
+        """
+        ...
+
     def load(self, index: int) -> Image.Image:
         """The picture of ``examples[index]`` in its own size and mode. Raises ``DataError`` if it
         cannot be read.
@@ -114,6 +121,7 @@ class Drawn:
 
     examples: Sequence[Example]
     problems: Sequence[Problem] = ()
+    shards: np.ndarray | None = None
     size: int
     kind: str
 

@@ -3,7 +3,8 @@
 The picture column is what ``datasets`` writes, ``struct{bytes, path}``, or plain binary. A picture
 is found by its row group and its place there: one row group of that one column is read, and the
 last ones are kept, so that a run which goes through a file in order reads each once. In random
-order every picture costs a row group; a log line says so where they are large.
+order every picture costs a row group; a log line says so where they are large, and ``order.window``
+of the run makes it a few of them at a time.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -87,6 +89,13 @@ class TableData(Files):
 
     suffix: ClassVar[str] = ".parquet"
 
+    @cached_property
+    def shards(self) -> np.ndarray:
+        """Number of the row group, over all files, that each picture is in, ``n``."""
+        new = np.diff(self.examples.parts(), prepend=0) != 0
+        new |= np.diff(self.examples.column("a"), prepend=0) != 0
+        return np.cumsum(new)
+
     def _part(self, file: Path, name: str) -> Part:
         return Part(
             path=str(file.resolve()),
@@ -112,7 +121,7 @@ class TableData(Files):
             if largest > _LARGE:
                 log.warning(
                     "%s: row groups of %d MB, in random order each is read for one picture; "
-                    "write smaller ones, or the pictures as tars", file, largest >> 20,
+                    "set order.window, or write smaller ones", file, largest >> 20,
                 )  # fmt: skip
             number = 0
             for group, about in enumerate(groups):

@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 
 from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.plan import Plan
 from ldm.diffusion import normal, stream
 from ldm.engine import pictures
 from ldm.engine.schema import AutoencoderConfig
@@ -41,7 +40,7 @@ class PictureDraws(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, collection: Collection, config: AutoencoderConfig, codec: Codec) -> None:
-        self.plan = Plan(collection.train, config.batch_size, config.seed)
+        self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.transform, self.seed = config.images, config.seed
         self.channels, self.factor = codec.channels, codec.factor
 

@@ -58,10 +58,18 @@ Interval = Annotated[Duration, AfterValidator(_positive)]
 """A duration that is not 0."""
 
 
-def images(duration: str, batch_size: int, epoch: int) -> int:
-    """``duration`` in images, rounded up to whole batches; ``epoch`` is the images of one epoch."""
+def images(duration: str, batch_size: int, epoch: int | None) -> int:
+    """``duration`` in images, rounded up to whole batches; ``epoch`` is the images of one epoch.
+
+    Raises:
+        ConfigError: it is in epochs, and their length is not known (None).
+    """
     count, unit = _parse(duration)
-    total = count * {"images": 1, "steps": batch_size, "epochs": epoch}[unit]
+    if unit == "epochs" and epoch is None:
+        raise ConfigError(
+            f"{duration!r} cannot be told in images: a stream is not counted; write steps or images"
+        )
+    total = count * {"images": 1, "steps": batch_size, "epochs": epoch or 0}[unit]
     return -(-round(total) // batch_size) * batch_size
 
 

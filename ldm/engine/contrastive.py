@@ -19,7 +19,6 @@ from transformers import CLIPTokenizer
 
 from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import to_pixels
-from ldm.data.plan import Plan
 from ldm.diffusion import stream
 from ldm.engine.schema import ClipConfig
 from ldm.evaluation.retrieval import ranks
@@ -40,7 +39,7 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
     def __init__(
         self, collection: Collection, config: ClipConfig, conditioner: ClipConditioner
     ) -> None:
-        self.plan = Plan(collection.train, config.batch_size, config.seed)
+        self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.transform, self.seed = config.images, config.seed
         self.conditioner = conditioner
 

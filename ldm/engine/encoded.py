@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from ldm.data.cache import TensorCache, fingerprint, key_of
 from ldm.data.collection import Collection, Item, Items
 from ldm.data.images import View, coordinates, to_pixels
-from ldm.data.plan import Plan
 from ldm.data.source import cache_root
 from ldm.diffusion import Condition, normal, stratified, stream
 from ldm.engine.schema import TrainConfig
@@ -81,6 +80,9 @@ class Encoded:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
         in all processes.
         """
+        if collection.epoch is None:
+            log.info("a stream is not encoded ahead: both encoders run at every step")
+            self.latents_cached = self.text_cached = False
         if self.text_cached and collection.endless:
             log.warning(
                 "captions vary endlessly, so the text encoder runs at every step: set"
@@ -202,7 +204,7 @@ class LatentDraws(Dataset[dict[str, Any]]):
 
     def __init__(self, config: TrainConfig, collection: Collection, encoded: Encoded) -> None:
         self.config, self.encoded = config, encoded
-        self.plan = Plan(collection.train, config.batch_size, config.seed)
+        self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
 
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""

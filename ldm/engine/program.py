@@ -30,6 +30,7 @@ from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
+from ldm.engine.streaming import streamed
 from ldm.engine.trainer import split_batch
 from ldm.models.attention import BackendError
 
@@ -94,6 +95,9 @@ def collect(config: RunConfig, accelerator: Accelerator | None = None) -> Collec
 
     One process of each machine looks at them first, and the others find its index.
     """
+    stream = streamed(config, accelerator.num_processes if accelerator else 1)
+    if stream:
+        return stream
     first = accelerator.local_main_process_first() if accelerator else nullcontext()
     with first, writing("the index of the data", cache_root(), "the same command begins again"):
         return Collection(config.data, config.images, config.on_bad_sample)
@@ -177,6 +181,11 @@ class Program(Generic[C]):
             collection = collect(config)
         except DataError as error:
             print(f"{'pictures':>12}: cannot be counted, {error}")
+            return
+        if collection.epoch is None:
+            total = images(config.duration, config.batch_size, None)
+            print(f"{'pictures':>12}: unknown, a stream is not counted")
+            print(f"{'run':>12}: {total:>15,} images, {total // config.batch_size:,} steps")
             return
         if config.images.buckets:
             print(table(collection.train.shapes))

@@ -231,6 +231,19 @@ class Lora:
 
 
 @config_class
+class Order:
+    """Which pictures come when; always endless permutations.
+
+    Args:
+        window: read few shards (tars, row groups of parquet files) at a time: an epoch is a random
+            order of the shards, and pictures are mixed over so many of them. For data on a disk or
+            a network that is slow at random access. None: over the whole data set.
+    """
+
+    window: Positive | None = None
+
+
+@config_class
 class NonFinite:
     """What becomes of a step whose loss or gradient norm is not finite.
 
@@ -269,6 +282,7 @@ class RunConfig:
         on_bad_sample: ``error`` refuses data with a picture or row that cannot be used; ``skip``
             leaves those out, and lists them with the reasons in ``RUN/skipped.jsonl``.
         images: size, crop, flip, background, buckets.
+        order: mixed over all pictures, or over the shards of a window at a time.
         batch_size: images per optimiser step over all processes.
         micro_batch_size: images that fit at once on one process; accumulation follows from it.
         duration: length of the run.
@@ -289,6 +303,7 @@ class RunConfig:
     data: DataConfig | tuple[DataConfig, ...]
     on_bad_sample: Literal["error", "skip"] = "error"
     images: ImageTransform = field(default_factory=ImageTransform)
+    order: Order = field(default_factory=Order)
     batch_size: Positive = 64
     micro_batch_size: Positive | None = None
     duration: Duration

@@ -70,13 +70,12 @@ class Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.config, self.task, self.draws = config, task, draws
-        self.epoch = epoch = len(collection.train)
-        self.left_out = collection.skipped
+        self.epoch, self.collection = collection.epoch, collection
         self.identity = state.identity(config, collection)
         self.accelerator = accelerator
         self.batch = config.batch_size
         self.share, self.micro = split_batch(config, accelerator.num_processes)
-        self.total = images(config.duration, self.batch, epoch)
+        self.total = images(config.duration, self.batch, self.epoch)
         self.weights = task.trained()
         self.ema = Average(self.weights) if config.ema else None
         self.optimizer = adamw(self.weights, config.optimizer)
@@ -249,7 +248,7 @@ class Trainer:
 
     def _start(self) -> None:
         write_record(self.run, self.config, self.changes)
-        write_skipped(self.run, self.left_out)
+        write_skipped(self.run, self.collection.skipped)
         self.metrics.cut(self.seen)
 
     def _gather(self) -> None:
@@ -321,16 +320,17 @@ class Trainer:
         state.write(folder / "training", self.weights, self.optimizer, counters)
 
     def _final(self) -> Path:
-        final = self.run / "final"
+        final, left_out = self.run / "final", self.collection.skipped
 
         def write() -> None:
+            write_skipped(self.run, left_out)  # of a stream all are known only now
             with self._averaged():
                 checkpoint.write_folder(final, self.task.finish)
 
         self.ending.written("the result", self.run, write)
         self.ending.agree()
-        if self.left_out:
-            told = f"{len(self.left_out)} pictures or rows were left out"
+        if left_out:
+            told = f"{len(left_out)} pictures or rows were left out"
             self.accelerator.print(f"{told}: {self.run / SKIPPED}")
         return final
 

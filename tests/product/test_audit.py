@@ -340,6 +340,46 @@ def test_quarantine_and_back(tmp_path: Path) -> None:
     assert tree(root) == before
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_lines_of_a_table_end_where_reading_has_them_end(tmp_path: Path, end: str) -> None:
+    root = tmp_path / "data"
+    for name in ("a.png", "b.png", "c.png"):
+        put(root, name, photo(ord(name[0])), None)
+    lines = [f'{{"file_name": "{name}.png", "text": "is {name}"}}' for name in "axbyc"]
+    lines[2] = lines[2].replace("is b", "is\u2028b")
+    (root / "metadata.jsonl").write_text(end.join(lines), encoding="utf-8", newline="")
+    assert run(root, "--fix", "quarantine")[0] == 0
+    kept = (root / "metadata.jsonl").read_bytes().decode()
+    assert kept == end.join([lines[0], lines[2], lines[4]])
+
+
+@pytest.mark.parametrize("descriptor", ["stdout", "stderr"])
+def test_a_reader_that_is_gone(folder: Path, descriptor: str) -> None:
+    """``ldm data check DIR | tee log``, and Ctrl-C ends tee first: that is no finding."""
+    from ldm.cli import app
+
+    number = {"stdout": 1, "stderr": 2}[descriptor]
+    for more in ([], ["--json", "-"]) if descriptor == "stdout" else ([],):
+        reading, writing = os.pipe()
+        os.close(reading)
+        child = os.fork()
+        if not child:  # a process of its own would first have to import everything
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for other in (1, 2):
+                os.dup2(writing if other == number else nowhere, other)
+            sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+            os.environ["FORCE_COLOR"] = "1"  # as on a terminal, progress is shown
+            os.environ["LDM_CACHE"] += f"-{os.getpid()}"
+            try:
+                app(["data", "check", str(folder), *more])
+            except SystemExit as end:
+                os._exit(int(end.code or 0))
+            os._exit(99)
+        os.close(writing)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 141
+
+
 def test_an_edited_table_is_not_written_over(tmp_path: Path) -> None:
     root = tmp_path / "data"
     corpus(root)

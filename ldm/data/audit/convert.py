@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path, PurePosixPath
 
-from rich.console import Console
 from rich.progress import track
 
+from ldm.data.console import PipeConsole
 from ldm.data.images import Colour, flatten
 from ldm.data.source import DataError, Source
 
@@ -32,7 +32,7 @@ def convert(source: Source, out: Path, background: Colour = _WHITE) -> int:
     if os.path.lexists(out):
         raise DataError(f"{out} is there already: remove it, or choose another folder")
     partial = out.with_name(f".{out.name}-{os.getpid()}.partial")
-    examples, console = source.examples, Console(stderr=True)
+    examples, console = source.examples, PipeConsole(stderr=True)
     try:
         partial.mkdir(parents=True)
         with (partial / "metadata.jsonl").open("w", encoding="utf-8") as table:

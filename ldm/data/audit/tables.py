@@ -28,8 +28,9 @@ def without(file: Path, numbers: set[int]) -> bytes:
     text = file.read_bytes().decode()
     if file.suffix == ".csv":
         return _csv(text, numbers).encode()
-    lines = text.split("\n")
-    return "\n".join(line for n, line in enumerate(lines, 1) if n not in numbers).encode()
+    # Lines end where reading has them end: at a lone \r too, and at no U+2028.
+    lines = io.StringIO(text, newline="")
+    return "".join(line for n, line in enumerate(lines, 1) if n not in numbers).encode()
 
 
 def _csv(text: str, numbers: set[int]) -> str:

@@ -20,10 +20,10 @@ import numpy as np
 import PIL
 import pyarrow as pa
 from PIL import Image, ImageStat
-from rich.console import Console
 from rich.progress import Progress
 
 from ldm.data.audit.alike import look_of
+from ldm.data.console import PipeConsole
 from ldm.data.images import flatten
 from ldm.data.index import Indexed
 from ldm.data.picture import decode
@@ -117,7 +117,7 @@ def traits_of(source: Source, digests: list[bytes]) -> pa.Table:
 
 def _examine(source: Source, new: dict[bytes, int], batches: list[pa.RecordBatch]) -> None:
     """Appends the traits of ``new``, digests and places in ``source``, to ``batches``."""
-    console = Console(stderr=True)
+    console = PipeConsole(stderr=True)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         Progress(console=console, transient=True) as progress,
