@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.images import ImageTransform, Shape
+from ldm.data.retold import Retold
 from ldm.data.rows import Rows
 from ldm.data.source import DataError, Example, Problem, Source, SourceGroup, printable
 
@@ -157,6 +158,12 @@ class Collection:
             for number, source in enumerate(self.sources)
         ):
             raise DataError(f"data: none of {len(every)} pictures is left to train on")
+
+    def retell(self, captions: Sequence[str]) -> None:
+        """Gives every picture these captions in place of its own."""
+        self.sources = [Retold(source, captions) for source in self.sources]
+        for items in (self.train, self.held_out):
+            items.sources = self.sources
 
     @property
     def endless(self) -> bool:
