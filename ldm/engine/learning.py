@@ -109,6 +109,10 @@ def refuse(config: TrainConfig) -> None:
             raise ValueError("textual_inversion and lora are two kinds of run: leave one out")
         if config.train != ("unet",):
             raise ValueError("train: with textual_inversion a new word alone learns: leave it out")
+        if config.optimizer.text_encoder_lr is not None:
+            raise ValueError(
+                "optimizer.text_encoder_lr: a new word learns at optimizer.lr: leave this out"
+            )
     if config.optimizer.text_encoder_lr is not None and "text_encoder" not in parts(config):
         raise ValueError(
             "optimizer.text_encoder_lr: the text encoder does not learn: add it to train, or leave"

@@ -175,6 +175,10 @@ def test_captions_that_say_the_word(pictures, base, tmp_path, command):
             {"textual_inversion": {"token": WORD, "initializer": "cat", "templates": ["a photo"]}},
             "textual_inversion: templates: 'a photo' does not say where the token goes: {}",
         ),
+        (
+            {"optimizer": {"text_encoder_lr": 1e-5}},
+            "optimizer.text_encoder_lr: a new word learns at optimizer.lr: leave this out",
+        ),
         ({"lora": {}}, "textual_inversion and lora are two kinds of run: leave one out"),
         (
             {"train": ["text_encoder"]},
