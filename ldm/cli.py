@@ -80,6 +80,10 @@ def sample(
         Path | None, typer.Option(help="A LoRA of diffusers or kohya: its file or folder.")
     ] = None,
     lora_scale: Annotated[float, typer.Option(help="How much of the LoRA; 1 is as trained.")] = 1.0,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(help="A word of textual inversion: its file or folder. May be repeated."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WxH in pixels.")] = None,
     captions: Annotated[
         bool, typer.Option("--captions", help="Make --out a data set: add metadata.jsonl.")
@@ -101,6 +105,9 @@ def sample(
         fail(f"--lora {lora}: there is no such file or folder")
     if captions and out.suffix.lower() == ".png":
         fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
+    for word in embedding or []:
+        if not word.exists():
+            fail(f"--embedding {word}: there is no such file or folder")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -118,6 +125,8 @@ def sample(
         if lora is not None:
             pipe.load_lora_weights(lora, adapter_name="lora")
             pipe.set_adapters("lora", lora_scale)
+        for word in embedding or []:
+            pipe.load_textual_inversion(word)
         try:
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.diffusion import Condition, Denoiser, predictor
 from ldm.guidance import ClassifierFree
-from ldm.interop.loader import LoraLoader
+from ldm.interop.loader import EmbeddingLoader, LoraLoader
 from ldm.models.clip import save_text_encoder
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
@@ -38,7 +38,7 @@ _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
 
 
-class LatentDiffusionPipeline(DiffusionPipeline, LoraLoader):
+class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers.
 
     Folders go both ways: stock diffusers opens what this saves and this opens what stock saves. A

@@ -3,28 +3,33 @@
     accelerate launch training/train.py --config configs/quickstart.yaml a.b=c ...
     accelerate launch training/train.py --config configs/finetune.yaml data.path=my_images
     accelerate launch training/train.py --config configs/lora.yaml data.path=my_images
+    accelerate launch training/train.py --config configs/textual_inversion.yaml data.path=my_images
 
-The result is ``RUN/final``, the folder of a pipeline, or of a LoRA.
+The result is ``RUN/final``, the folder of a pipeline, of a LoRA, or of a new word.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from ldm.data.collection import Collection
 from ldm.data.source import cache_root
 from ldm.engine.checkpoint import write_folder
 from ldm.engine.config import ConfigError
 from ldm.engine.disk import writing
 from ldm.engine.encoded import Encoded, LatentDraws
+from ldm.engine.learning import TextualInversion
 from ldm.engine.parts import build, is_model, parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
-from ldm.engine.text_to_image import TextToImageTask
+from ldm.engine.text_to_image import TextToImageTask, pipeline
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
 from ldm.models.codec import Codec
@@ -39,6 +44,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.score and config.score.before and config.model is None:
         raise ConfigError("score.before draws from what a run starts from: give model")
     collection = collect(config, accelerator)
+    if config.textual_inversion:
+        speak_of(config.textual_inversion, collection)
     captions = [] if collection.epoch is None else collection.captions()
     prompt = collection.prompt()
     parts = build(config, captions)
@@ -56,28 +63,32 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         f" {_count(collection.epoch)} pictures, {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
-    then = "the same command goes on with what is in the cache already"
-    with writing("the cache", cache_root(), then):
-        encoded.prepare(collection, captions)
-    final = trainer.fit()
-    base, lora = final, None
-    if config.lora:
-        lora, base = final, Path(config.model or "")
+    # What the result is used with: of a pipeline, itself.
+    base = Path(config.run) / "final"
+    if config.lora or config.textual_inversion:
+        base = Path(config.model or "")
         if not is_model(config, parts):
             base = Path(config.run) / "base"
             if accelerator.is_main_process:
                 with writing("the base", base.parent, "the same command writes it again"):
-                    save_base(task, base)
+                    save_base(config, captions, base)
+    then = "the same command goes on with what is in the cache already"
+    with writing("the cache", cache_root(), then):
+        encoded.prepare(collection, captions)
+    final = trainer.fit()
     command = [str(Path(sys.executable).with_name("ldm")), "sample", prompt, "--model", str(base)]
-    if lora:
+    kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
+    if kind:
         side = config.images.size
-        command += ["--lora", str(lora), "--size", f"{side}x{side}"]
-    accelerator.print(f"the {'LoRA' if lora else 'pipeline'} is in {final}; draw with:")
+        command += [f"--{kind.lower()}", str(final), "--size", f"{side}x{side}"]
+    accelerator.print(f"the {kind or 'pipeline'} is in {final}; draw with:")
     accelerator.print(f"  {shlex.join(command)}")
     if config.score and accelerator.is_main_process:
         pipes = {"drawn": LatentDiffusionPipeline.from_pretrained(base)}
-        if lora:
-            pipes["drawn"].load_lora_weights(lora)
+        if config.lora:
+            pipes["drawn"].load_lora_weights(final)
+        elif config.textual_inversion:
+            pipes["drawn"].load_textual_inversion(final)
         if config.score.before:
             pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
         for pipe in pipes.values():
@@ -96,13 +107,23 @@ def _count(pictures: int | None) -> str:
     return "an unknown number of" if pictures is None else f"{pictures:,}"
 
 
-def save_base(task: TextToImageTask, folder: Path) -> None:
-    """Writes what a LoRA was trained on, where no folder is that already; the task's networks lose
-    their adapters.
-    """
-    pipe = task.pipeline()
-    pipe.unload_lora_weights()
-    write_folder(folder, pipe.save_pretrained)
+def speak_of(word: TextualInversion, collection: Collection) -> None:
+    """Makes captions of the templates; ``ConfigError`` if no caption says the word."""
+    if collection.epoch is None:
+        raise ConfigError("textual_inversion reads all captions first, and a stream has no end")
+    if word.templates:
+        collection.retell(word.captions)
+    if not any(word.token.lower() in caption.lower() for caption in collection.captions()):
+        raise ConfigError(
+            f"textual_inversion.token: no caption says {word.token!r}: write it into the captions,"
+            ' or set textual_inversion.templates (["a photo of {}"])'
+        )
+
+
+def save_base(config: TrainConfig, captions: Sequence[str], folder: Path) -> None:
+    """Writes what adapters or a new word are learnt on, where no folder is that already."""
+    bare = build(replace(config, lora=None, textual_inversion=None), captions)
+    write_folder(folder, pipeline(bare).save_pretrained)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
 from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import ClipConfig
+from ldm.engine.text import own_tokenizer
 from ldm.engine.trainer import Trainer, split_batch
 from ldm.models.tokenizer import train_tokenizer
 
@@ -40,7 +41,9 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
     collection = collect(config, accelerator)
-    tokenizer = train_tokenizer(collection.captions(), config.vocab_size, config.max_length)
+    tokenizer = own_tokenizer(
+        config.run, collection.captions(), config.vocab_size, config.max_length
+    )
     clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
     task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator)
     draws = CaptionedDraws(collection, config, task.conditioner)

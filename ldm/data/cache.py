@@ -42,7 +42,7 @@ def fingerprint(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):
-            digest.update(json.dumps(_settings(part), sort_keys=True, default=str).encode())
+            digest.update(json.dumps(network_settings(part), sort_keys=True, default=str).encode())
             for name, value in sorted(part.state_dict().items()):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 flat = value.detach().cpu().contiguous().reshape(-1)
@@ -53,7 +53,7 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def network_settings(module: nn.Module) -> dict[str, Any]:
     """What a network's config says about its numbers: equal weights can compute differently."""
     config = getattr(module, "config", {})
     settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)

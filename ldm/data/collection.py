@@ -11,6 +11,7 @@ from PIL import Image
 
 from ldm.data.images import ImageTransform, Shape
 from ldm.data.plan import Plan
+from ldm.data.retold import Retold
 from ldm.data.rows import Rows
 from ldm.data.source import DataError, Example, Problem, Source, SourceGroup, printable
 
@@ -181,6 +182,12 @@ class Collection:
             for number, source in enumerate(self.sources)
         ):
             raise DataError(f"data: none of {len(every)} pictures is left to train on")
+
+    def retell(self, captions: Sequence[str]) -> None:
+        """Gives every picture these captions in place of its own."""
+        self.sources = [Retold(source, captions) for source in self.sources]
+        for items in (self.train, self.held_out):
+            items.sources = self.sources
 
     @property
     def epoch(self) -> int | None:

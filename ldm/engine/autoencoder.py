@@ -24,6 +24,7 @@ from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.diffusion import normal, stream
 from ldm.engine import pictures
+from ldm.engine.networks import digest
 from ldm.engine.schema import AutoencoderConfig
 from ldm.evaluation.similarity import psnr, ssim
 from ldm.models.codec import Codec, fold_statistics
@@ -70,6 +71,7 @@ class AutoencoderTask(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.vae, self.codec = config, vae, Codec(vae)
+        self.origin = {"vae.folder": digest(vae)} if isinstance(config.vae, str) else {}
         self.collection, self.held_out = collection, collection.held_out
         if config.train == "decoder":
             for part in (vae.encoder, vae.quant_conv):

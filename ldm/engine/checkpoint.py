@@ -77,8 +77,10 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every listed file must be there, bit for bit."""
+def problem(folder: Path, below: str = "") -> str | None:
+    """What is wrong with a checkpoint, or None: every listed file (whose name begins with
+    ``below``) must be there, bit for bit.
+    """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return "it has no manifest"
@@ -87,6 +89,8 @@ def problem(folder: Path) -> str | None:
     except (ValueError, LookupError, TypeError, AttributeError):
         return "its manifest cannot be read"
     for name, digest in listed:
+        if not name.startswith(below):
+            continue
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _sha256(folder / name) != digest:

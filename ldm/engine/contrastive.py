@@ -72,6 +72,7 @@ class ContrastiveTask(nn.Module):
         accelerator: Accelerator,
     ) -> None:
         super().__init__()
+        self.origin: dict[str, str] = {}
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)
         self.contrast = ClipLoss(

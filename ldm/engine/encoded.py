@@ -25,6 +25,7 @@ from ldm.data.collection import Collection, Item, Items
 from ldm.data.images import View, coordinates, to_pixels
 from ldm.data.source import cache_root
 from ldm.diffusion import Condition, normal, stratified, stream
+from ldm.engine.learning import parts
 from ldm.engine.schema import TrainConfig
 from ldm.models.codec import Codec, Moments
 from ldm.models.conditioner import ClipConditioner
@@ -74,7 +75,7 @@ class Encoded:
         self.latents: dict[tuple[int, int], TensorCache] = {}  # by width and height
         self.text: TensorCache | None = None
         self.latents_cached = config.cache_latents and config.images.deterministic
-        self.text_cached = config.cache_text and "text_encoder" not in config.train
+        self.text_cached = config.cache_text and "text_encoder" not in parts(config)
 
     def prepare(self, collection: Collection, captions: list[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,

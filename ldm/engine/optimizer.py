@@ -10,22 +10,48 @@ from torch import nn
 
 from ldm.engine.schema import AdamW
 
+_NOT_DECAYING = ("lora_magnitude_vector", "token_embedding.rows")
+
 
 def adamw(weights: Mapping[str, nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
-    """The optimiser of ``weights``; vectors (norms, biases, DoRA's magnitudes) do not decay."""
+    """The optimiser of ``weights``, in groups of one ``factor`` on the learning rate.
+
+    Vectors (norms, biases, DoRA's magnitudes) and the embeddings of new words do not decay.
+    """
+    factors = settings.factors()
 
     def flat_one(name: str) -> bool:
-        return weights[name].ndim < 2 or "lora_magnitude_vector" in name
+        return weights[name].ndim < 2 or any(kind in name for kind in _NOT_DECAYING)
 
-    flat = [p for name, p in weights.items() if flat_one(name)]
-    deep = [p for name, p in weights.items() if not flat_one(name)]
+    def part(name: str) -> str:
+        return next((key for key in factors if name.startswith(f"{key}.")), "")
+
+    groups = []
+    for key in ("", *factors):
+        mine = [name for name in weights if part(name) == key]
+        beside = {"part": key, "factor": factors.get(key, 1.0)}
+        deep = [weights[name] for name in mine if not flat_one(name)]
+        flat = [weights[name] for name in mine if flat_one(name)]
+        groups += [{"params": deep, **beside}, {"params": flat, "weight_decay": 0.0, **beside}]
     return torch.optim.AdamW(
-        [{"params": deep}, {"params": flat, "weight_decay": 0.0}],
+        [group for group in groups if group["params"]],
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
+    """Sets the learning rates of a step of which ``rate`` is that without a factor; returns what is
+    logged: ``learning_rate``, and ``learning_rate/PART`` where a part has its own.
+    """
+    rates = {"learning_rate": rate}
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+        if group["part"]:
+            rates[f"learning_rate/{group['part']}"] = group["lr"]
+    return rates
 
 
 def learning_rate(config: AdamW, seen: int, warmup: int, total: int) -> float:

@@ -1,41 +1,36 @@
-"""The networks of a run, each from a folder or from random init.
-
-Random init happens inside ``fork_rng`` with a seed of its own per component, so that no part's
-weights depend on which others were built before it.
-"""
+"""The parts of a run: networks from folders or from random init, noise and objective."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.data.images import ImageTransform
-from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target, stream
-from ldm.engine.config import ConfigError
-from ldm.engine.schema import TextShape, TrainConfig, UNetShape, VaeShape
+from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target
+from ldm.engine.adapt import adapt
+from ldm.engine.config import ConfigError, plain
+from ldm.engine.networks import described, digest, in_model, initialised, on_meta, read
+from ldm.engine.schema import TrainConfig, UNetShape, VaeShape
+from ldm.engine.text import make_text
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
-from ldm.models.lora import attach
-from ldm.models.tokenizer import train_tokenizer
+from ldm.models.tokenizer import settings_of
 from ldm.sampling import sampler
-
-M = TypeVar("M")
 
 
 @dataclass
 class Parts:
-    """Everything a text-to-image run is made of; networks in float32."""
+    """Everything a text-to-image run is made of; networks in float32.
+
+    ``origin`` tells what was read from folders, by the keys of a run's identity.
+    """
 
     vae: AutoencoderKL
     tokenizer: CLIPTokenizer | None  # None on the meta device
@@ -43,26 +38,7 @@ class Parts:
     unet: UNet2DConditionModel
     process: NoiseProcess
     objective: Objective
-
-
-@contextmanager
-def initialised(seed: int, component: str) -> Iterator[None]:
-    """Random init of ``component`` from its own seed; the global generator comes back unmoved."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(stream(seed, f"init {component}").integers(2**63)))
-        yield
-
-
-@contextmanager
-def _described(key: str) -> Iterator[None]:
-    """What a network says of numbers that do not fit each other, as an error of the config."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ValueError, StrictDataclassError) as error:
-        message = " ".join(str(error.__cause__ or error).split())
-        raise ConfigError(f"{key}: {message}") from None
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -> Parts:
@@ -77,12 +53,13 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
         ConfigError: a part is described nowhere, cannot be read, or does not fit another.
     """
     vae = _vae(config, meta)
-    tokenizer, text_encoder = _text(config, captions, meta)
+    tokenizer, text_encoder = make_text(config, captions, meta=meta)
     if tokenizer is not None:
-        with _described("text"):
+        with described("text"):
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, meta)
     process, objective = process_and_objective(config)
+    origin = {} if meta else _origin(config, vae, tokenizer, text_encoder, unet)
     unet.register_to_config(sample_size=latent_side(vae, config.images))
     try:
         process.refuse(objective.target)
@@ -90,47 +67,43 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
         scheduler = process.scheduler_config(objective.target)
         for key in ("validation", "score"):
             if (drawing := getattr(config, key)) is not None:
-                with _described(key):
+                with described(key):
                     sampler(drawing.sampler, scheduler).start(drawing.steps)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective)
-    if config.lora is not None:
-        _adapt(parts, config, meta)
+    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin)
+    adapt(parts, config, meta=meta)
     return parts
 
 
-def _adapt(parts: Parts, config: TrainConfig, meta: bool) -> None:
-    """Adapters in every part that learns, each part's from its own seed."""
-    lora = config.lora
-    assert lora is not None
-    for part, key in (("unet", "targets"), ("text_encoder", "text_targets")):
-        if part not in config.train:
-            continue
-
-        def make(part: str = part, key: str = key) -> None:
-            alpha = float(lora.rank) if lora.alpha is None else lora.alpha
-            attach(
-                getattr(parts, part),
-                getattr(lora, key),
-                rank=lora.rank,
-                alpha=alpha,
-                dora=lora.dora,
-            )
-
-        with _described(f"lora.{key}"):
-            if meta:
-                _on_meta(make)
-            else:
-                with initialised(config.seed, f"lora {part}"):
-                    make()
+def _origin(
+    config: TrainConfig,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer | None,
+    text_encoder: CLIPTextModel,
+    unet: UNet2DConditionModel,
+) -> dict[str, Any]:
+    """Fingerprints of what is read from folders, under ``model`` or the key that names the other
+    folder.
+    """
+    found: dict[str, Any] = {}
+    for key, network in (("vae", vae), ("text", text_encoder), ("unet", unet)):
+        given = getattr(config, key)
+        if given is None or isinstance(given, str):
+            beside = settings_of(tokenizer) if key == "text" and tokenizer else ""
+            name = f"model.{key}" if given is None else f"{key}.folder"
+            found[name] = digest(network, beside)
+    if config.model and config.unet is None:
+        process, target = _saved_process(config.model)
+        found["model.scheduler"] = {**plain(process), "target": target}
+    return found
 
 
 def is_model(config: TrainConfig, parts: Parts) -> bool:
     """Whether the folder ``config.model`` is what a run starts from: every part of it, its noise
     and its target. A LoRA then needs no other base.
     """
-    if config.model is None or config.vae or config.text or config.unet:
+    if config.model is None or config.vae or config.text or config.unet or config.text_layers:
         return False
     return _saved_process(config.model) == (parts.process, parts.objective.target)
 
@@ -166,40 +139,6 @@ def _saved_process(model: str) -> tuple[NoiseProcess, Target]:
         raise ConfigError(f"model: {file} cannot be used: {error}") from None
 
 
-def _read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
-    """A network of ``folder``, or its shape alone."""
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{key}: {folder} holds no {cls.__name__} (it has no config.json)")
-    if meta:
-        if cls is CLIPTextModel:
-            return _on_meta(lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)))
-        return _on_meta(lambda: cls.from_config(cls.load_config(folder)))  # type: ignore[attr-defined]
-    named = "dtype" if cls is CLIPTextModel else "torch_dtype"
-    try:
-        return cls.from_pretrained(  # type: ignore[attr-defined]
-            folder, use_safetensors=True, **{named: torch.float32}
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{key}: the weights in {folder} cannot be read: {line}") from None
-
-
-def _on_meta(make):  # noqa: ANN001, ANN202
-    with torch.device("meta"):
-        return make()
-
-
-def _from(config: TrainConfig, key: str, subfolder: str) -> Path:
-    if config.model is None:
-        raise ConfigError(f"{key} is not described: give {key}, or model, a pipeline folder")
-    if not (Path(config.model) / "model_index.json").is_file():
-        raise ConfigError(
-            f"model: {config.model} is no pipeline folder (it has no model_index.json)"
-        )
-    return Path(config.model) / subfolder
-
-
 def make_vae(shape: VaeShape, seed: int, *, meta: bool = False) -> AutoencoderKL:
     """An autoencoder of ``shape`` from random init."""
     levels = len(shape.block_out_channels)
@@ -216,61 +155,22 @@ def make_vae(shape: VaeShape, seed: int, *, meta: bool = False) -> AutoencoderKL
             scaling_factor=1.0,
         )
 
-    with _described("vae"):
+    with described("vae"):
         if meta:
-            return _on_meta(make)
+            return on_meta(make)
         with initialised(seed, "vae"):
             return make()
 
 
 def read_vae(folder: str, *, meta: bool = False) -> AutoencoderKL:
     """The autoencoder of ``folder``, float32."""
-    return _read(AutoencoderKL, folder, "vae", meta)
+    return read(AutoencoderKL, folder, "vae", meta)
 
 
 def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
     if isinstance(config.vae, VaeShape):
         return make_vae(config.vae, config.seed, meta=meta)
-    return read_vae(str(config.vae or _from(config, "vae", "vae")), meta=meta)
-
-
-def _text(
-    config: TrainConfig, captions: Sequence[str], meta: bool
-) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
-    shape = config.text
-    if not isinstance(shape, TextShape):
-        root = Path(shape) if shape else _from(config, "text", "")
-        tokenizer = None if meta else _tokenizer(root / "tokenizer")
-        return tokenizer, _read(CLIPTextModel, root / "text_encoder", "text", meta)
-    with _described("text"):
-        text_config = CLIPTextConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.max_length,
-            hidden_act=shape.activation,
-        )
-    if meta:
-        return None, _on_meta(lambda: CLIPTextModel(text_config))
-    tokenizer = (
-        _tokenizer(Path(shape.tokenizer))
-        if shape.tokenizer
-        else train_tokenizer(captions, shape.vocab_size, shape.max_length)
-    )
-    # A tokenizer trained on few captions has fewer tokens than asked for.
-    text_config.vocab_size = len(tokenizer)
-    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(text_config, token, getattr(tokenizer, token))
-    with initialised(config.seed, "text_encoder"):
-        return tokenizer, CLIPTextModel(text_config)
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    if not (folder / "tokenizer_config.json").is_file():
-        raise ConfigError(f"text: {folder} is no folder of a tokenizer")
-    return CLIPTokenizer.from_pretrained(folder)
+    return read_vae(str(config.vae or in_model(config.model, "vae", "vae")), meta=meta)
 
 
 def _unet(
@@ -279,7 +179,7 @@ def _unet(
     width = text_encoder.config.hidden_size
     side = latent_side(vae, config.images)
     if config.unet is None:
-        unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
+        unet = read(UNet2DConditionModel, in_model(config.model, "unet", "unet"), "unet", meta)
         channels = vae.config.latent_channels
         if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
             raise ConfigError(
@@ -296,9 +196,9 @@ def _unet(
     def make() -> UNet2DConditionModel:
         return make_unet(config.unet, vae.config.latent_channels, width, side)
 
-    with _described("unet"):
+    with described("unet"):
         if meta:
-            return _on_meta(make)
+            return on_meta(make)
         with initialised(config.seed, "unet"):
             return make()
 

@@ -13,6 +13,7 @@ from ldm.data.images import ImageTransform
 from ldm.diffusion import Schedule, Target
 from ldm.engine.config import Duration, Interval, config_class
 from ldm.engine.kinds import DataConfig
+from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.models.clip import ClipSize
 
 Positive = Annotated[int, Field(gt=0)]
@@ -20,7 +21,6 @@ Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials a
 TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-TrainedPart = Literal["unet", "text_encoder"]
 
 
 @config_class
@@ -135,6 +135,26 @@ class AdamW:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final: Fraction = 0.0
 
+    def factors(self) -> dict[str, float]:
+        """What multiplies ``lr`` in parts that have a learning rate of their own."""
+        return {}
+
+
+@config_class
+class TextToImageAdamW(AdamW):
+    """AdamW for two networks.
+
+    Args:
+        text_encoder_lr: peak learning rate of the text encoder, on the same schedule; None: ``lr``.
+    """
+
+    text_encoder_lr: Annotated[float, Field(gt=0)] | None = None
+
+    def factors(self) -> dict[str, float]:
+        """What multiplies ``lr`` in parts that have a learning rate of their own."""
+        own = self.text_encoder_lr
+        return {} if own is None else {"text_encoder": own / self.lr}
+
 
 @config_class
 class Ema:
@@ -204,30 +224,6 @@ class Score:
     steps: Positive = 30
     guidance: float = 3.0
     sampler: str = "ddim"
-
-
-@config_class
-class Lora:
-    """Low-rank adapters that learn in place of the parts named in ``train`` (``ldm.models.lora``).
-
-    Args:
-        rank: r, the inner width of every update.
-        alpha: the update is scaled by ``alpha / rank``; None: by 1.
-        dora: learn a magnitude per output beside it (Liu et al. 2024).
-        targets: names that modules of the U-Net end in; by default all of attention.
-        text_targets: the same in the text encoder.
-    """
-
-    rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] | None = None
-    dora: bool = False
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
-    text_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "out_proj",
-    )
 
 
 @config_class
@@ -325,10 +321,18 @@ class TrainConfig(RunConfig):
     Args:
         model: pipeline folder that every part not described here is taken from.
         vae: folder of an autoencoder, or a shape for random init.
-        text: folder of a pipeline's text encoder and tokenizer, or a shape for random init.
+        text: folder of a pipeline's text encoder and tokenizer, folder (or file of weights) of an
+            open_clip model, or a shape for random init.
+        text_layers: only the first layers of the text encoder of a folder, with its final norm
+            behind them (Stable Diffusion 2: 23 of 24); None: all.
         unet: a shape for random init.
-        train: the parts that learn.
+        train: what learns: parts, or parameters of one as ``unet.PATTERN``, a glob over their names
+            (``unet.*attn2*`` is cross-attention).
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
+        textual_inversion: a new word learns in their place.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them: less memory, more time, the same gradients.
+        optimizer: AdamW and its schedule.
         process: the noise; what is left out is that of ``model``, else of ``NoiseProcess``.
         objective: target and weight; the target left out is that of ``model``, else eps.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
@@ -341,9 +345,13 @@ class TrainConfig(RunConfig):
     model: str | None = None
     vae: VaeShape | str | None = None
     text: TextShape | str | None = None
+    text_layers: Positive | None = None
     unet: UNetShape | None = None
-    train: Annotated[tuple[TrainedPart, ...], Field(min_length=1)] = ("unet",)
+    train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
+    textual_inversion: TextualInversion | None = None
+    gradient_checkpointing: bool = False
+    optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
     process: ProcessSettings = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     text_dropout: Fraction = 0.1
@@ -351,6 +359,11 @@ class TrainConfig(RunConfig):
     cache_text: bool = True
     attention: Literal["sdpa", "xformers"] = "sdpa"
     score: Score | None = None
+
+    def __post_init__(self) -> None:
+        refuse(self)
+        if self.text_layers is not None and isinstance(self.text, TextShape):
+            raise ValueError("text_layers: a described text encoder has text.layers: leave it out")
 
 
 @config_class

@@ -7,6 +7,7 @@ All float32 (AdamW's own step counts included), under the names of the parameter
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -72,23 +73,41 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
 _FREE = {
     "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
     "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score", "on_bad_sample",
+    "gradient_checkpointing",
 }  # fmt: skip
 _PATH = re.compile(r"data(\.\d+)?\.path")
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
+_CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
+    ["model.unet", "model.text", "model.vae", "vae.folder", "text.folder"],
+    "the weights (or config) that the folder holds",
+)
 
 
 class OtherRunError(CheckpointError):
     """The run folder holds a run of another config: a line that says so, and one per key."""
 
 
-def identity(config: RunConfig, collection: Collection) -> dict[str, str]:
-    """What a run is a function of, by key: every setting that matters, and the data."""
+def identity(
+    config: RunConfig, collection: Collection, origin: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a run is a function of, by key: every setting that matters, the data, and the weights
+    that were read from folders.
+
+    Args:
+        config: the run.
+        collection: its pictures and captions.
+        origin: what folders held, ``model.unet`` and the like: fingerprints, or settings.
+    """
     flat = {_CONTENT: json.dumps(collection.summary())}
     for key, value in plain(config).items():
         if key not in _FREE:
             flat |= _flat(key, value)
-    # A folder may move.
-    return {key: value for key, value in flat.items() if not _PATH.fullmatch(key)}
+    # A folder may move: what counts is what was in it.
+    named = {key.partition(".")[0] for key in origin}
+    flat = {key: v for key, v in flat.items() if key not in named and not _PATH.fullmatch(key)}
+    for key, value in origin.items():
+        flat |= _flat(key, value)
+    return flat
 
 
 def number(identity: Mapping[str, str]) -> int:
@@ -98,46 +117,88 @@ def number(identity: Mapping[str, str]) -> int:
 
 
 def _flat(key: str, value: Any) -> dict[str, str]:
-    """``{"a": 1, "b": 2}`` under ``key.a`` and ``key.b``; a list of such under ``key.0.a``, ..."""
-    if isinstance(value, dict):
-        return {f"{key}.{name}": json.dumps(part) for name, part in value.items()}
+    """``{"a": 1, "b": {"c": 2}}`` under ``key.a`` and ``key.b.c``; a list of such under
+    ``key.0.a``, ...
+    """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        numbered = (_flat(f"{key}.{number}", part) for number, part in enumerate(value))
-        return {name: text for part in numbered for name, text in part.items()}
-    return {key: json.dumps(value)}
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or not value:
+        return {key: json.dumps(value)}
+    parts = (_flat(f"{key}.{name}", part) for name, part in value.items())
+    return {name: text for part in parts for name, text in part.items()}
+
+
+def _told_before(folder: Path, config: RunConfig, expected: Mapping[str, str]) -> dict[str, str]:
+    """The identity in ``folder`` as a run of today would have written it."""
+    kept = json.loads((folder / "run.json").read_text())["identity"]
+    if (summary := kept.pop("pictures and captions", None)) is not None:
+        kept[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
+    found: dict[str, str] = {}
+    for key, text in kept.items():
+        if key.partition(".")[0] not in _FREE:
+            found |= _flat(key, json.loads(text))  # once, only the first level had keys of its own
+    # Once, a folder was known by its path, and what was in it is not known any more.
+    for key in ("model", "vae", "text"):
+        inside = {name: text for name, text in expected.items() if _within(name, key)}
+        if found.get(key, "null") != "null" and key not in expected and inside:
+            del found[key]
+            found |= {name: text for name, text in inside.items() if name not in found}
+    defaults = _defaults(config, "", found)
+    # What a run from before a key was there did is what the key does by default.
+    return {name: text for name, text in defaults.items() if name in expected} | found
+
+
+def _defaults(config: Any, prefix: str, found: Mapping[str, str]) -> dict[str, str]:
+    """Defaults of those fields of ``config``, and of the parts in it, that ``found`` lacks."""
+    absent: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        key, value = prefix + field.name, getattr(config, field.name)
+        if key in found:
+            continue  # null, or a number: what lies below is not there
+        if not any(_within(name, key) for name in found):
+            if field.default is not dataclasses.MISSING:
+                absent |= _flat(key, plain(field.default))
+            elif field.default_factory is not dataclasses.MISSING:
+                absent |= _flat(key, plain(field.default_factory()))
+        elif dataclasses.is_dataclass(value):
+            absent |= _defaults(value, f"{key}.", found)
+        elif isinstance(value, tuple):
+            for number, part in enumerate(value):
+                if dataclasses.is_dataclass(part):
+                    absent |= _defaults(part, f"{key}.{number}.", found)
+    return absent
 
 
 def changes(
-    folder: Path, expected: Mapping[str, str], allowed: Sequence[str]
+    folder: Path, config: RunConfig, expected: Mapping[str, str], allowed: Sequence[str]
 ) -> list[dict[str, Any]]:
     """How the run that goes on from ``folder`` differs from before: ``key``, ``was``, ``now``.
 
     Args:
         folder: ``training`` of a checkpoint.
-        expected: the ``identity`` of the run that is to go on.
+        config: the run that is to go on.
+        expected: its ``identity``.
         allowed: keys that may change, with all below them (``optimizer`` for ``optimizer.lr``).
 
     Raises:
         OtherRunError: naming every key that changed but is not allowed to.
         ConfigError: ``allowed`` names what is no key.
     """
-    found = json.loads((folder / "run.json").read_text())["identity"]
-    if (summary := found.pop("pictures and captions", None)) is not None:
-        found[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
+    found = _told_before(folder, config, expected)
     every = sorted(found.keys() | expected.keys())
     for name in allowed:
         if not any(_within(key, name) for key in every):
             near = difflib.get_close_matches(name, every, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(every)}"
             raise ConfigError(f"resume.allow: {name!r} is no key that a run is held to; {hint}")
-    # A run from before a key was there is one in which it is null.
+    # To be null and not to be there is the same.
     differing = [key for key in every if found.get(key, "null") != expected.get(key, "null")]
     refused = [key for key in differing if not any(_within(key, name) for name in allowed)]
     if refused:
         number = "1 key differs" if len(refused) == 1 else f"{len(refused)} keys differ"
         lines = [
-            f"  {key}: the pictures or captions changed"
-            if key == _CONTENT
+            f"  {key}: {_CHANGED[key]} changed"
+            if key in _CHANGED and key in found and key in expected
             else f"  {key} was {_told(found, key)} and is now {_told(expected, key)}"
             for key in refused
         ]

@@ -18,6 +18,13 @@ class Task(Protocol):
     format.
     """
 
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What was read from folders, by keys of a run's identity: it is a function of these too.
+        Of weights a fingerprint.
+        """
+        ...
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by stable names."""
         ...

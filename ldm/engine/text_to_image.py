@@ -23,19 +23,22 @@ from ldm.data.collection import Item, Items, spread
 from ldm.data.images import View, to_pixels
 from ldm.diffusion import normal
 from ldm.engine import pictures
+from ldm.engine.adapt import trained
 from ldm.engine.encoded import Encoded
+from ldm.engine.learning import parts as learning_parts
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
-from ldm.interop import lora
+from ldm.interop import embedding, lora
 from ldm.models.denoiser import UNetDenoiser
-from ldm.models.lora import collect, named, weights
+from ldm.models.lora import collect, named
 from ldm.pipeline import LatentDiffusionPipeline
 
 
 class TextToImageTask(nn.Module):
     """A U-Net, and on request a text encoder, that learn; saved as a pipeline folder.
 
-    With ``config.lora`` their adapters learn, and the folder is that of a LoRA.
+    With ``config.lora`` their adapters learn, and the folder is that of a LoRA; with
+    ``config.textual_inversion`` a new word does, and the folder holds its embeddings.
     """
 
     def __init__(
@@ -46,23 +49,26 @@ class TextToImageTask(nn.Module):
         self.parts, self.held_out, self.encoded = parts, held_out, encoded
         self.denoiser = UNetDenoiser(parts.unet)
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
-        self.text_encoder = parts.text_encoder if "text_encoder" in config.train else None
-        for name, part in (("unet", parts.unet), ("text_encoder", parts.text_encoder)):
-            part.requires_grad_(name in config.train and config.lora is None)
-        for learning in self.trained().values():
-            learning.requires_grad_(True)
-        parts.vae.requires_grad_(False).eval()
+        learning = learning_parts(config)
+        self.text_encoder = parts.text_encoder if "text_encoder" in learning else None
+        for part in (parts.unet, parts.text_encoder, parts.vae):
+            part.requires_grad_(False)
+        for parameter in self.trained().values():
+            parameter.requires_grad_(True)
+        parts.vae.eval()
+        if config.gradient_checkpointing:
+            parts.unet.enable_gradient_checkpointing()
+            if self.text_encoder is not None:
+                # transformers calls it by the second name, and later by the first.
+                for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+                    if enable := getattr(self.text_encoder, name, None):
+                        enable({"use_reentrant": False})
+                        break
+        self.origin = parts.origin
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of the parts that learn, or of their adapters, as ``unet.NAME`` and
-        ``text_encoder.NAME``.
-        """
-        found = {}
-        for part in self.config.train:
-            network: nn.Module = getattr(self.parts, part)
-            mine = weights(network) if self.config.lora else dict(network.named_parameters())
-            found |= {f"{part}.{name}": parameter for name, parameter in mine.items()}
-        return found
+        """The parameters that learn, as ``unet.NAME`` and ``text_encoder.NAME``."""
+        return trained(self.parts, self.config)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` (weighted) and ``mse`` per sample, ``b``."""
@@ -78,17 +84,7 @@ class TextToImageTask(nn.Module):
 
     def pipeline(self) -> LatentDiffusionPipeline:
         """A pipeline over the networks as they are."""
-        scheduler = DDIMScheduler(
-            **self.process.scheduler_config(self.objective.target),
-            # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        )
-        parts = self.parts
-        return LatentDiffusionPipeline(
-            parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, scheduler
-        )
+        return pipeline(self.parts)
 
     @torch.no_grad()
     def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
@@ -152,11 +148,14 @@ class TextToImageTask(nn.Module):
         }
 
     def save(self, folder: Path) -> None:
-        """A pipeline folder, or that of a LoRA."""
+        """A pipeline folder, or that of a LoRA or of a new word."""
+        parts, word = self.parts, self.config.textual_inversion
         if self.config.lora:
-            lora.write(
-                {part: collect(getattr(self.parts, part)) for part in self.config.train}, folder
-            )
+            updates = {part: collect(getattr(parts, part)) for part in learning_parts(self.config)}
+            lora.write(updates, folder, base=self.origin)
+        elif word is not None:
+            (rows,) = self.trained().values()
+            embedding.write(word.token, rows, folder, self.origin)
         else:
             self.pipeline().save_pretrained(folder)
 
@@ -164,18 +163,37 @@ class TextToImageTask(nn.Module):
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Weights of what learns, as ``trained`` names them."""
-        found = {}
+        found: dict[str, Tensor] = {}
+        learning = learning_parts(self.config)
+        if self.config.textual_inversion is not None:
+            (name,) = self.trained()
+            return {name: embedding.read(folder)[1]}
         if self.config.lora:
             for part, updates in lora.read(folder).items():
                 found |= {f"{part}.{name}": value for name, value in named(updates).items()}
             return found
-        if "unet" in self.config.train:
+        if "unet" in learning:
             weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
             found |= {f"unet.{name}": value for name, value in weights.items()}
-        if "text_encoder" in self.config.train:
+        if "text_encoder" in learning:
             text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
             found |= {f"text_encoder.{n}": v for n, v in text.named_parameters()}
-        return found
+        mine = self.trained()
+        return {name: value for name, value in found.items() if name in mine}
+
+
+def pipeline(parts: Parts) -> LatentDiffusionPipeline:
+    """A pipeline over the networks of ``parts``."""
+    scheduler = DDIMScheduler(
+        **parts.process.scheduler_config(parts.objective.target),
+        # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return LatentDiffusionPipeline(
+        parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, scheduler
+    )
 
 
 def _of_one_shape(items: Sequence[Item], numbers: list[int], size: int) -> Iterator[list[int]]:

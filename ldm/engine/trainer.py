@@ -23,7 +23,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.collection import Collection
@@ -36,7 +35,7 @@ from ldm.engine.ema import Average, decay
 from ldm.engine.ending import Ending
 from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
-from ldm.engine.optimizer import adamw, learning_rate
+from ldm.engine.optimizer import adamw, learning_rate, set_rate
 from ldm.engine.record import SKIPPED, write_record, write_skipped
 from ldm.engine.schema import Resume, RunConfig
 from ldm.engine.task import Draws, Task, evaluating
@@ -71,7 +70,7 @@ class Trainer:
     ) -> None:
         self.config, self.task, self.draws = config, task, draws
         self.epoch, self.collection = collection.epoch, collection
-        self.identity = state.identity(config, collection)
+        self.identity = state.identity(config, collection, task.origin)
         self.accelerator = accelerator
         self.batch = config.batch_size
         self.share, self.micro = split_batch(config, accelerator.num_processes)
@@ -83,7 +82,6 @@ class Trainer:
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
         self.seen, self.skipped = 0, 0  # images, steps
         self.window = Window(self.batch, accelerator)
-        self.norm: Tensor | None = None  # of the last gradient that was applied
         self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
         self.ending = Ending(accelerator)
         self.run = Path(config.run)
@@ -124,8 +122,7 @@ class Trainer:
             bar = progress.add_task("training", total=self.total, completed=self.seen, note="")
             while self.seen < self.total:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                rates = set_rate(self.optimizer, rate)
                 step = self._gradient(model, micro_batches)
                 number = self.seen // self.batch + 1
                 end = self.seen + self.batch >= self.total
@@ -138,7 +135,6 @@ class Trainer:
                     self._skip(step)
                 else:
                     optimizer.step()
-                    self.norm = step.norm
                     self.window.pending.append(step)
                 optimizer.zero_grad()
                 self.seen += self.batch
@@ -148,7 +144,7 @@ class Trainer:
                 progress.advance(bar, self.batch)
                 if due:
                     speed = (self.seen - since) / (time.perf_counter() - clock)
-                    note = self._log(rate, speed)
+                    note = self._log(rates, speed)
                     progress.update(bar, note=f"{note}  {speed:.0f} images/s")
                     clock, since = time.perf_counter(), self.seen
                 if stopping:  # first of all: there may be little time
@@ -256,17 +252,16 @@ class Trainer:
         if wrong:
             self._fail(self._evidence(wrong))
 
-    def _log(self, rate: float, speed: float) -> str:
+    def _log(self, rates: dict[str, float], speed: float) -> str:
         """Writes the means since the last line; returns what the progress bar shows of them."""
         self._gather()
         means = self.window.means()
-        if not means or self.norm is None:
+        if not means:
             return "every step was skipped"
         self._write(
             self.seen,
             **means,
-            gradient_norm=float(self.norm),
-            learning_rate=rate,
+            **rates,
             images_per_second=round(speed, 2),
         )
         return f"loss {means['loss']:.4f}"
@@ -368,7 +363,7 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         resume = self.config.resume
         allowed = resume.allow if isinstance(resume, Resume) else ()
-        changes = state.changes(folder / "training", self.identity, allowed)
+        changes = state.changes(folder / "training", self.config, self.identity, allowed)
         counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
             averaged = self.task.read(folder)

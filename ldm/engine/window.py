@@ -11,7 +11,7 @@ from ldm.engine.fault import Step
 
 
 class Window:
-    """Sums over the steps since the last line.
+    """Sums over the steps since the last line, and the norm of the last gradient among them.
 
     Args:
         batch: images per step.
@@ -20,7 +20,7 @@ class Window:
 
     def __init__(self, batch: int, accelerator: Accelerator) -> None:
         self.batch, self.accelerator = batch, accelerator
-        self.sums: dict[str, float] = {}  # over all processes, by name, and their ``images``
+        self.sums: dict[str, float] = {}  # over all processes, by name, their ``images``, ``norm``
         self.pending: list[Step] = []  # of this process, not yet in the sums
 
     def gather(self) -> Step | None:
@@ -45,10 +45,15 @@ class Window:
                 return step
             for name, value in (*sums.items(), ("images", self.batch)):
                 self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums["norm"] = norm
         return None
 
     def means(self) -> dict[str, float]:
-        """Means per image; the window is empty after it. Empty where every step was skipped."""
+        """Means per image, and ``gradient_norm``; the window is empty after it. Empty where every
+        step was skipped.
+        """
         sums, self.sums = self.sums, {}
-        count = sums.pop("images", 0)
-        return {name: total / count for name, total in sums.items()}
+        count, norm = sums.pop("images", 0), sums.pop("norm", None)
+        # A window from before a checkpoint kept it lacks the norm.
+        last = {} if norm is None else {"gradient_norm": norm}
+        return {name: total / count for name, total in sums.items()} | last

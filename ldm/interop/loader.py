@@ -1,4 +1,4 @@
-"""LoRA files into the networks of a pipeline."""
+"""LoRA files, and new words of textual inversion, into the networks of a pipeline."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from torch import Tensor
 
-from ldm.interop import lora
+from ldm.interop import embedding, lora
 from ldm.models.lora import check_fit
 
 
@@ -87,3 +88,51 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
                 low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
                 hotswap=hotswap,
             )
+
+
+class EmbeddingLoader(TextualInversionLoaderMixin):
+    """diffusers' loader of textual inversion on this library's reader of files."""
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | list[str] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Teaches tokenizer and text encoder a new word, or several.
+
+        Files of this machine are read by ``ldm.interop.embedding``, from safetensors only; what is
+        not on this machine is a repository of the Hub and is left to diffusers. A word of several
+        vectors is written in prompts as its first token. ``unload_textual_inversion`` is diffusers'
+        own.
+
+        Args:
+            pretrained_model_name_or_path: a file, its folder, its tensor by its word, or a list of
+                these.
+            token: the word, in place of the file's.
+            tokenizer: by default the pipeline's.
+            text_encoder: by default the pipeline's.
+            kwargs: of diffusers; ``weight_name`` is the file in the folder.
+
+        Raises:
+            ValueError: the file is none of textual inversion, is for another text encoder, or its
+                word is taken; the message is one line.
+        """
+        sources = pretrained_model_name_or_path
+        width = (text_encoder or self.text_encoder).get_input_embeddings().weight.shape[-1]
+        loaded = []
+        for source in sources if isinstance(sources, list) else [sources]:
+            if isinstance(source, (str, PathLike)) and Path(source).exists():
+                name, rows = embedding.read(source, kwargs.get("weight_name"))
+                if rows.shape[-1] != width:
+                    raise ValueError(
+                        f"{source} is not for this text encoder: its vectors are of width"
+                        f" {rows.shape[-1]}, the encoder's of {width}"
+                    )
+                source = {name: rows}
+            loaded.append(source)
+        # Room for the new rows is drawn from the global generator before they are copied there.
+        with torch.random.fork_rng(devices=[]):
+            super().load_textual_inversion(loaded, token, tokenizer, text_encoder, **kwargs)

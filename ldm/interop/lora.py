@@ -47,6 +47,7 @@ Format = Literal["diffusers", "kohya"]
 
 FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
+_BASE = "base"
 _TOWER = "text_model."
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
 # In kohya's names "_" is also what stands for ".": these are the words that have one of their own.
@@ -274,19 +275,25 @@ def to_kohya(lora: Lora) -> dict[str, Tensor]:
 # -- files --
 
 
-def write(lora: Lora, path: str | PathLike[str], to: Format = "diffusers") -> Path:
+def write(
+    lora: Lora,
+    path: str | PathLike[str],
+    to: Format = "diffusers",
+    base: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes a LoRA and returns its file.
 
     Args:
         lora: what to write, in the dtype that it has.
         path: the file if it ends in ``.safetensors``, else a folder for ``FILE``.
         to: the format.
+        base: fingerprints (and settings) of the networks that it was trained on, for the header.
 
     Raises:
         ValueError: the format cannot express it (``to_diffusers``).
     """
     path = Path(path)
-    header = {"format": "pt"}
+    header = {"format": "pt"} | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
     if to == "kohya":
         tensors = to_kohya(lora)
     else:

@@ -8,7 +8,9 @@ classifier-free guidance is the encoding of the empty text (Ho & Salimans 2022, 
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +55,15 @@ class ClipConditioner:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self._reported: set[str] = set()
+        # Words of several vectors (textual inversion): a text names the first of their tokens.
+        self._spelt: dict[str, str] = {}
+        added = tokenizer.added_tokens_encoder
+        for token in added:
+            further = itertools.takewhile(
+                added.__contains__, (f"{token}_{number}" for number in itertools.count(1))
+            )
+            if rest := list(further):
+                self._spelt[token] = " ".join([token, *rest])
 
     @property
     def length(self) -> int:
@@ -60,14 +71,16 @@ class ClipConditioner:
         return self.tokenizer.model_max_length
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Int64 ids ``b l`` on the CPU, cut and padded to ``length``.
+        """Int64 ids ``b l`` on the CPU, cut and padded to ``length``; a word of textual inversion
+        stands for all of its tokens.
 
         A text that is too long is reported once in the life of this object, with the words that
         were cut.
         """
+        texts = [self._written_out(text) for text in texts]
         # Overflowing tokens come back as further rows: one pass finds the ids and what was cut.
         rows = self.tokenizer(
-            list(texts),
+            texts,
             padding="max_length",
             max_length=self.length,
             truncation=True,
@@ -83,6 +96,12 @@ class ClipConditioner:
                 first_cut = rows["offset_mapping"][row][1][0]  # behind the start-of-text token
                 self._report(texts[sample], first_cut)
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.length)
+
+    def _written_out(self, text: str) -> str:
+        for token, all_of_it in self._spelt.items():
+            # ``<cat>_1`` alone is that token alone.
+            text = re.sub(rf"{re.escape(token)}(?!_\d)", lambda _, new=all_of_it: new, text)
+        return text
 
     def _report(self, text: str, first_cut: int) -> None:
         start = first_cut

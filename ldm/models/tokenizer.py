@@ -65,11 +65,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> C
     )
 
 
+def settings_of(tokenizer: CLIPTokenizer) -> str:
+    """All that decides which ids a text becomes, and no more: two tokenizers of the same settings
+    are the same.
+    """
+    _forget_last_call(tokenizer)
+    ends = tokenizer.pad_token_id, tokenizer.model_max_length
+    return f"{tokenizer.backend_tokenizer.to_str()} {ends}"
+
+
+def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
+    """What the last call padded and cut to is no part of the tokenizer, but would be written."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+
+
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | Path) -> None:
     """Writes ``tokenizer.json`` and, for older readers, ``vocab.json`` and ``merges.txt``."""
     folder = Path(folder)
-    # What the last call padded and cut to is no part of the tokenizer, but would be written.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    _forget_last_call(tokenizer)
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))

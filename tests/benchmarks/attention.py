@@ -14,7 +14,8 @@ import time
 import torch
 from diffusers import UNet2DConditionModel
 
-from ldm.engine.parts import initialised, make_unet
+from ldm.engine.networks import initialised
+from ldm.engine.parts import make_unet
 from ldm.engine.schema import UNetShape
 from ldm.models.attention import set_attention
 

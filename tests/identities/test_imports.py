@@ -155,7 +155,7 @@ GLOBAL_DRAWS = re.compile(
 )
 # Where the global generator is set on purpose, inside fork_rng or per step for network dropout.
 SEEDED = {
-    "ldm/engine/parts.py": 1,
+    "ldm/engine/networks.py": 1,
     "ldm/engine/trainer.py": 1,
     "ldm/models/clip.py": 1,
 }

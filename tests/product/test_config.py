@@ -198,7 +198,11 @@ def test_a_key_of_another_kind_names_that_kind(file):
         ("optimizer=3", "key 'optimizer' is 3: input should be keys and values"),
         ("precision=fp16", "key 'precision' is 'fp16': input should be 'float32' or 'bfloat16'"),
         ("train=unet", "key 'train' is 'unet': input should be a list"),
-        ("train=[unett]", "key 'train.0' is 'unett': input should be 'unet' or 'text_encoder'"),
+        (
+            "train=[unett]",
+            "train.0: 'unett' is no part: write unet or text_encoder, or parameters of one of them"
+            " as unet.PATTERN (unet.*attn2*); did you mean 'unet'?",
+        ),
         ("images.size=abc", "key 'images.size' is 'abc': input should be a valid integer"),
         ("images.size=0", "images: size=0: a picture has at least one pixel"),
         ("images.background=[1, 2, 700]", "images: background=(1, 2, 700): red, green and blue"),

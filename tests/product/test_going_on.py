@@ -2,16 +2,24 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 
+import tiny
 from ldm.engine import checkpoint, state
 from ldm.engine.checkpoint import CheckpointError
+from ldm.engine.config import validate
+from ldm.engine.fault import Step
+from ldm.engine.schema import TrainConfig
+from ldm.engine.window import Window
+from ldm.interop.lora import FILE
 from programs import own_process, told
-from runs import train, tree
+from runs import accelerator, train, tree
 
 CONTENT = "data.content: the pictures or captions changed"
 
@@ -29,8 +37,6 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(trained, tmp_path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -197,3 +203,128 @@ def test_the_warning_reaches_the_terminal(tmp_path, run):
     assert done.returncode == 0, done.stderr
     assert f"WARNING: checkpoint {folder} is passed over: it has no manifest" in done.stderr
     assert f"going on from {run}/checkpoints/images-000000000032" in done.stdout
+
+
+# -- what a run is a function of, beside its config --
+
+
+def copied(model: Path, to: Path, part: str | None = None) -> Path:
+    """A pipeline folder again, with one bit of one weight of ``part`` another."""
+    shutil.copytree(model, to)
+    if part is not None:
+        (file,) = (to / part).glob("*.safetensors")
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    return to
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_other_weights_under_the_same_config_are_noticed(command, tmp_path, lora):
+    model = tiny.folder(tmp_path / "model")
+    parts = {"vae": None, "text": None, "unet": None, "lora": lora}
+    settings = {**parts, "model": str(model), "duration": "1 step"}
+    assert command(tree(tmp_path / "run", **settings))[0] == 0
+    settings["duration"] = "2 steps"
+    for part, key in (("unet", "unet"), ("text_encoder", "text"), ("vae", "vae")):
+        other = copied(model, tmp_path / part, part)
+        message = told(
+            *command(tree(tmp_path / "run", **settings | {"model": str(other)})), lines=2
+        )
+        assert message.endswith(
+            f"\n  model.{key}: the weights (or config) that the folder holds changed"
+        )
+    file = other / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.01}))
+    changed = tree(tmp_path / "run", **settings | {"model": str(other)})
+    message = told(*command(changed), lines=3)
+    assert "\n  model.scheduler.beta_end was 0.012 and is now 0.01\n" in message
+    assert command(changed, "resume.allow=[model]")[0] == 0
+    recorded = json.loads((tmp_path / "run" / "environment.json").read_text())["changes"]
+    assert [change["key"] for change in recorded] == ["model.scheduler.beta_end", "model.vae"]
+    # A folder may move, and come back.
+    moved = copied(other, tmp_path / "moved")
+    settings |= {"model": str(moved), "duration": "3 steps"}
+    assert command(tree(tmp_path / "run", **settings))[0] == 0
+    if lora:
+        with safe_open(tmp_path / "run" / "final" / FILE, framework="pt") as opened:
+            base = json.loads(opened.metadata()["base"])
+        assert base.keys() == {"model.unet", "model.text", "model.vae", "model.scheduler"}
+
+
+def differing(run: Path, **changes) -> list[str]:
+    """Keys of today's config that differ from what ``run.json`` of ``run`` says."""
+    folder = run / "training"
+    config = validate(TrainConfig, tree(Path("run"), **changes))
+    today = state.identity(config, Pictures(), {})
+    try:
+        return [change["key"] for change in state.changes(folder, config, today, ())]
+    except state.OtherRunError as error:
+        return [line.split()[0] for line in str(error).splitlines()[1:]]
+
+
+class Pictures:
+    def summary(self) -> str:
+        return "the same"
+
+
+def test_a_key_that_a_run_is_older_than_has_its_default(tmp_path):
+    config = validate(TrainConfig, tree(Path("run"), images={"buckets": {"step": 16}}, lora={}))
+    whole = state.identity(config, Pictures(), {})
+    assert whole["images.buckets.step"] == "16"
+
+    def wrote(identity: dict[str, str]) -> None:
+        folder = tmp_path / "training"
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text(json.dumps({"identity": identity}))
+
+    changes = {"images": {"buckets": {"step": 16}}, "lora": {}}
+    new = ("textual_inversion", "optimizer.text_encoder_lr", "text_dropout", "optimizer.final")
+    new += ("images.buckets.upscale", "data.seed", "lora.dora")
+    wrote({key: text for key, text in whole.items() if key not in new})
+    assert set(new) - whole.keys() == set()
+    assert differing(tmp_path, **changes) == []
+    assert differing(tmp_path, **changes, text_dropout=0.2) == ["text_dropout"]
+    assert differing(tmp_path, **changes, optimizer={"final": 0.5}) == ["optimizer.final"]
+    dora = changes | {"lora": {"dora": True}}
+    assert differing(tmp_path, **dora) == ["lora.dora"]
+    # Where the part was not there at all, its defaults were not either.
+    wrote({k: v for k, v in whole.items() if not k.startswith("lora.")} | {"lora": "null"})
+    added = ["lora.dora", "lora.rank", "lora.targets", "lora.text_targets"]
+    assert differing(tmp_path, **changes) == added  # and alpha, which is null
+    # Once a part within a part was one text, and a folder its path.
+    shape = {k: v for k, v in whole.items() if not k.startswith("images.buckets.")}
+    shape["images.buckets"] = json.dumps({"step": 16})
+    wrote(shape)
+    assert differing(tmp_path, **changes) == []
+    assert differing(tmp_path, lora={}, images={"buckets": {"step": 8}}) == ["images.buckets.step"]
+
+
+def test_other_captions_do_not_make_another_tokenizer(command, pictures, tmp_path):
+    data = {"kind": "folder", "path": str(pictures), "held_out_fraction": 0.0}
+    base = tree(tmp_path / "run", batch_size=4, duration="1 step") | {"data": data}
+    for lora in (None, {"rank": 2}):
+        run = tmp_path / ("run" if lora is None else "lora")
+        config = {**base, "run": str(run), "lora": lora}
+        for n in range(8):
+            (pictures / f"{n}.txt").write_text(f"picture {n}")
+        assert command(config)[0] == 0
+        kept = run / ("final" if lora is None else "base") / "tokenizer"
+        before = (kept / "vocab.json").read_text()
+        for n in range(8):
+            (pictures / f"{n}.txt").write_text(f"zebra crossing zebra {n}")
+        config["duration"] = "2 steps"
+        status, output = command(config, "resume.allow=[data]")
+        assert status == 0, output
+        assert (kept / "vocab.json").read_text() == before and "zebra" not in before
+
+
+def test_the_window_keeps_the_norm_of_its_last_step():
+    first, second = Window(2, accelerator()), Window(2, accelerator())
+    step = Step(0, norm=torch.tensor(0.75))
+    step.sums["loss"] = torch.tensor(3.0, dtype=torch.float64)
+    first.pending.append(step)
+    assert first.gather() is None
+    second.sums = json.loads(json.dumps(first.sums))  # through a checkpoint
+    assert second.means() == {"loss": 1.5, "gradient_norm": 0.75} == first.means()
+    assert second.means() == {}

@@ -15,8 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from ldm.cli import app
-from ldm.engine import pictures, state
-from ldm.engine.checkpoint import CheckpointError
+from ldm.engine import pictures
 from ldm.engine.config import validate
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
@@ -346,12 +345,3 @@ def test_bad_files_at_the_command_line(base, tmp_path):
             run = CliRunner().invoke(app, ["lora", str(path), out, "--to", "kohya"])
             assert (run.exit_code, run.stderr.count("\n")) == (2, 1)
             assert run.stderr.startswith(f"error: {message}")
-
-
-def test_a_run_from_before_there_were_adapters_goes_on(tmp_path):
-    folder = tmp_path / "run" / "checkpoints" / "images-1" / "training"
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"identity": {"seed": "3"}}))
-    assert state.changes(folder, {"seed": "3", "lora": "null"}, ()) == []
-    with pytest.raises(CheckpointError, match="lora.rank was not there and is now 2"):
-        state.changes(folder, {"seed": "3", "lora.rank": "2"}, ())

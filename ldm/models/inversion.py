@@ -1,0 +1,82 @@
+"""New words in a text encoder, of which nothing but their embeddings learns.
+
+    v* = argmin_v  E |eps - eps_theta(z_t, t, c_theta(y))|^2,   v the rows of the new tokens in c
+
+(Gal et al. 2022, eq. 2). A word of k vectors is k tokens, ``<cat>``, ``<cat>_1``, ..., as diffusers
+spells them; a text names the first, and ``ldm.models.conditioner`` writes out the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def spelt(token: str, vectors: int) -> list[str]:
+    """The tokens that stand for a word."""
+    return [token, *(f"{token}_{number}" for number in range(1, vectors))]
+
+
+class Embedding(nn.Module):
+    """A token embedding with further rows, which alone learn.
+
+    Args:
+        known: the embedding of the tokens that there are, kept as it is.
+        first: id of the first new token; rows of ``known`` from there on are not used.
+        rows: what the new rows start from, ``k d``.
+    """
+
+    def __init__(self, known: nn.Embedding, first: int, rows: Tensor) -> None:
+        super().__init__()
+        self.known, self.first = known, first
+        self.rows = nn.Parameter(rows.clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings ``b l d`` of ``ids``, ``b l``."""
+        new = ids >= self.first
+        known = self.known(ids.masked_fill(new, 0))
+        return torch.where(
+            new[..., None], embedding((ids - self.first).clamp(min=0), self.rows), known
+        )
+
+
+def add_word(
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    token: str,
+    initializer: str,
+    vectors: int,
+) -> None:
+    """Teaches both a word of ``vectors`` tokens; its rows alone learn from then on.
+
+    The initializer's tokens are dealt out over the vectors in order; where a vector gets several it
+    starts from their mean, and where there are too few tokens neighbours start from the same one.
+
+    Raises:
+        ValueError: the tokenizer has the word already, or cannot read the initializer.
+    """
+    taken = [name for name in spelt(token, vectors) if name in tokenizer.get_vocab()]
+    if taken:
+        raise ValueError(f"token: the tokenizer has {taken[0]!r} already: choose another word")
+    ids = tokenizer(initializer, add_special_tokens=False).input_ids
+    if not ids:
+        raise ValueError(f"initializer: {initializer!r} holds no word")
+    known, first = text_encoder.get_input_embeddings(), len(tokenizer)
+    shares = [(i * len(ids) // vectors, (i + 1) * len(ids) // vectors) for i in range(vectors)]
+    rows = [known.weight[ids[start : max(end, start + 1)]].mean(0) for start, end in shares]
+    tokenizer.add_tokens(spelt(token, vectors))
+    if len(tokenizer) != first + vectors:
+        raise ValueError(f"token: the tokenizer does not tell {token!r} from other words")
+    text_encoder.set_input_embeddings(Embedding(known, first, torch.stack(rows).detach()))
+    text_encoder.config.vocab_size = first + vectors
+
+
+def rows(text_encoder: CLIPTextModel) -> dict[str, nn.Parameter]:
+    """The rows that ``add_word`` made, by their name in the text encoder."""
+    return {
+        f"{name}.rows": module.rows
+        for name, module in text_encoder.named_modules()
+        if isinstance(module, Embedding)
+    }
