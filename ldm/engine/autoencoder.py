@@ -25,6 +25,7 @@ from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.plan import Plan
 from ldm.diffusion import normal, stream
 from ldm.engine import pictures
+from ldm.engine.memory import Memory
 from ldm.engine.schema import AutoencoderConfig
 from ldm.evaluation.similarity import psnr, ssim
 from ldm.models.codec import Codec, fold_statistics
@@ -70,6 +71,7 @@ class AutoencoderTask(nn.Module):
         self, config: AutoencoderConfig, vae: AutoencoderKL, collection: Collection
     ) -> None:
         super().__init__()
+        self.memory = Memory()
         self.config, self.vae, self.codec = config, vae, Codec(vae)
         self.collection, self.held_out = collection, collection.held_out
         if config.train == "decoder":

@@ -6,10 +6,9 @@ weights depend on which others were built before it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +20,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.data.images import ImageTransform
-from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target, stream
+from ldm.diffusion import NoiseProcess, Objective, stream
 from ldm.engine.config import ConfigError
+from ldm.engine.noise import process_and_objective, saved
 from ldm.engine.schema import TextShape, TrainConfig, UNetShape, VaeShape
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
@@ -43,6 +43,11 @@ class Parts:
     unet: UNet2DConditionModel
     process: NoiseProcess
     objective: Objective
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """What a saved folder says of noise and target."""
+        learned = self.objective.learned_variance
+        return self.process.scheduler_config(self.objective.target, learned_variance=learned)
 
 
 @contextmanager
@@ -76,25 +81,23 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
     Raises:
         ConfigError: a part is described nowhere, cannot be read, or does not fit another.
     """
+    if config.model and config.unet is None:
+        _from(config, "unet", "unet")  # before its scheduler is read
+    process, objective = process_and_objective(config)
     vae = _vae(config, meta)
     tokenizer, text_encoder = _text(config, captions, meta)
     if tokenizer is not None:
         with _described("text"):
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
-    unet = _unet(config, vae, text_encoder, meta)
-    process, objective = process_and_objective(config)
+    unet = _unet(config, vae, text_encoder, process, objective, meta)
     unet.register_to_config(sample_size=latent_side(vae, config.images))
-    try:
-        process.refuse(objective.target)
-        # What a checkpoint will say, and what will draw from it.
-        scheduler = process.scheduler_config(objective.target)
-        for key in ("validation", "score"):
-            if (drawing := getattr(config, key)) is not None:
-                with _described(key):
-                    sampler(drawing.sampler, scheduler).start(drawing.steps)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
     parts = Parts(vae, tokenizer, text_encoder, unet, process, objective)
+    for key in ("validation", "score"):
+        drawing = getattr(config, key)
+        # A validation without prompts draws nothing.
+        if drawing is not None and getattr(drawing, "prompts", True):
+            with _described(key):
+                sampler(drawing.sampler, parts.scheduler_config()).start(drawing.steps)
     if config.lora is not None:
         _adapt(parts, config, meta)
     return parts
@@ -132,38 +135,9 @@ def is_model(config: TrainConfig, parts: Parts) -> bool:
     """
     if config.model is None or config.vae or config.text or config.unet:
         return False
-    return _saved_process(config.model) == (parts.process, parts.objective.target)
-
-
-def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:
-    """Those of the config; what it leaves open comes from the model folder, else the defaults."""
-    process, target = NoiseProcess(), "eps"
-    if config.model and config.unet is None:
-        process, target = _saved_process(config.model)
-    try:
-        return (
-            replace(process, **_given(config.process)),
-            Objective(**{"target": target, **_given(config.objective)}),
-        )
-    except ValueError as error:
-        raise ConfigError(f"process: {error}") from None
-
-
-def _given(settings: Any) -> dict[str, Any]:
-    """The fields that a config sets."""
-    return {k: v for k, v in vars(settings).items() if v is not None}
-
-
-def _saved_process(model: str) -> tuple[NoiseProcess, Target]:
-    file = Path(model) / "scheduler" / "scheduler_config.json"
-    try:
-        saved = json.loads(file.read_text())
-        speaks = saved.get("prediction_type", "epsilon")
-        if speaks not in TARGET_OF_PREDICTION_TYPE:
-            raise ValueError(f"prediction_type {speaks!r} is not supported")
-        return NoiseProcess.from_scheduler(saved), TARGET_OF_PREDICTION_TYPE[speaks]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model: {file} cannot be used: {error}") from None
+    objective = parts.objective
+    mine = (parts.process, objective.target, objective.learned_variance)
+    return saved(config.model) == mine
 
 
 def _read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
@@ -274,17 +248,24 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _unet(
-    config: TrainConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, meta: bool
+    config: TrainConfig,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    process: NoiseProcess,
+    objective: Objective,
+    meta: bool,
 ) -> UNet2DConditionModel:
     width = text_encoder.config.hidden_size
     side = latent_side(vae, config.images)
     if config.unet is None:
         unet = _read(UNet2DConditionModel, _from(config, "unet", "unet"), "unet", meta)
         channels = vae.config.latent_channels
-        if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
+        returned = channels * (2 if objective.learned_variance else 1)
+        if (unet.config.in_channels, unet.config.out_channels) != (channels, returned):
+            told = f" of which a learned variance makes {returned}" if returned > channels else ""
             raise ConfigError(
                 f"the U-Net of {config.model} takes {unet.config.in_channels} channels and returns"
-                f" {unet.config.out_channels}, the autoencoder has {channels} latent channels"
+                f" {unet.config.out_channels}, the autoencoder has {channels} latent channels{told}"
             )
         if unet.config.cross_attention_dim != width:
             raise ConfigError(
@@ -294,7 +275,18 @@ def _unet(
         return unet
 
     def make() -> UNet2DConditionModel:
-        return make_unet(config.unet, vae.config.latent_channels, width, side)
+        unet = make_unet(
+            config.unet,
+            vae.config.latent_channels,
+            width,
+            side,
+            learned_variance=objective.learned_variance,
+        )
+        if config.unet.time_embedding == "fourier":
+            first, last = process.timestep(torch.tensor([0.0, 1.0], device="cpu")).tolist()
+            turns = config.unet.fourier_scale or 16.0
+            unet.time_proj.weight.data *= turns / (last - first)  # drawn from N(0, 1)
+        return unet
 
     with _described("unet"):
         if meta:
@@ -314,7 +306,9 @@ def latent_side(vae: AutoencoderKL, images: ImageTransform) -> int:
     return images.size // factor
 
 
-def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DConditionModel:
+def make_unet(
+    shape: UNetShape, channels: int, width: int, side: int, *, learned_variance: bool = False
+) -> UNet2DConditionModel:
     """A U-Net of ``shape`` for latents of ``channels`` and ``side``, tokens of ``width``."""
     levels = len(shape.block_out_channels)
     attention = shape.attention or (True,) * (levels - 1) + (False,)
@@ -325,7 +319,7 @@ def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DC
     return UNet2DConditionModel(
         sample_size=side,
         in_channels=channels,
-        out_channels=channels,
+        out_channels=channels * (2 if learned_variance else 1),
         block_out_channels=shape.block_out_channels,  # type: ignore[arg-type]
         layers_per_block=shape.layers_per_block,
         down_block_types=tuple(  # type: ignore[arg-type]
@@ -338,6 +332,7 @@ def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DC
         cross_attention_dim=width,
         norm_num_groups=shape.norm_num_groups,
         use_linear_projection=shape.use_linear_projection,
+        time_embedding_type=shape.time_embedding or "positional",
     )
 
 
