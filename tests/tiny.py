@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.diffusion import NoiseProcess
+from ldm.diffusion import DiscreteVP
 from ldm.models.tokenizer import train_tokenizer
 
 WIDTH = 32
@@ -74,7 +74,7 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
 
 def scheduler(target: str = "eps", **process: Any) -> DDIMScheduler:
     """The scheduler that a saved folder holds."""
-    config = NoiseProcess(**process).scheduler_config(target)  # type: ignore[arg-type]
+    config = DiscreteVP(**process).scheduler_config(target)  # type: ignore[arg-type]
     return DDIMScheduler.from_config({**config, "steps_offset": 1, "clip_sample": False})
 
 

@@ -2,13 +2,24 @@
 
 from ldm.diffusion.condition import Condition, Denoiser, Predictor, predictor
 from ldm.diffusion.level import Level
-from ldm.diffusion.objective import LossTerms, Objective
-from ldm.diffusion.process import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Schedule
+from ldm.diffusion.objective import LossTerms, Objective, Weighting, WeightingName
+from ldm.diffusion.process import (
+    ContinuousVP,
+    Cosine,
+    DiscreteVP,
+    NoiseProcess,
+    RectifiedFlow,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+)
+from ldm.diffusion.schedulers import target_of
 from ldm.diffusion.streams import normal, stratified, stream
-from ldm.diffusion.target import Prediction, Target, coefficients, determinant
+from ldm.diffusion.target import Edm, Prediction, Target, TargetName, coefficients, determinant
 
 __all__ = [
-    "TARGET_OF_PREDICTION_TYPE", "Condition", "Denoiser", "Level", "LossTerms", "NoiseProcess",
-    "Objective", "Prediction", "Predictor", "Schedule", "Target", "coefficients", "determinant",
-    "normal", "predictor", "stratified", "stream",
+    "Condition", "ContinuousVP", "Cosine", "Denoiser", "DiscreteVP", "Edm", "Level", "LossTerms",
+    "NoiseProcess", "Objective", "Prediction", "Predictor", "RectifiedFlow", "Schedule", "Target",
+    "TargetName", "VarianceExploding", "VariancePreserving", "Weighting", "WeightingName",
+    "coefficients", "determinant", "normal", "predictor", "stratified", "stream", "target_of",
 ]  # fmt: skip

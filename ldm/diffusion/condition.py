@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.level import Level
-from ldm.diffusion.target import Prediction, Target
+from ldm.diffusion.target import Prediction, Target, network_input
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,13 @@ another."""
 
 
 def predictor(denoiser: Denoiser, target: Target) -> Predictor:
-    """A network that was trained to predict ``target`` as a Predictor."""
+    """A network that was trained to predict ``target`` as a Predictor; what it says beyond the
+    channels of ``x_t`` is a learned variance.
+    """
 
     def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
-        return Prediction(x_t, level, denoiser(x_t, timestep, cond), target)
+        out = denoiser(network_input(target, x_t, level), timestep, cond)
+        variance = out[:, x_t.shape[1] :] if out.shape[1] > x_t.shape[1] else None
+        return Prediction(x_t, level, out[:, : x_t.shape[1]], target, variance)
 
     return predict

@@ -5,17 +5,32 @@ The pair is canonical, never the ratio: sigma / alpha is infinite at zero termin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+def spread(part: Tensor, x: Tensor) -> Tensor:
+    """A number per sample (``b``, or a scalar), broadcast against the axes of ``x``, on its device.
+
+    The dtype is float32 (float64 if ``x`` is float64), never less: in bfloat16 sigma would be 0 at
+    the clean end and only 192 of 1,000 levels would stay distinct.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.as_tensor(part).to(x.device, dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+
+
 class Level(NamedTuple):
-    """(alpha, sigma) of a batch, tensors of shape ``b`` (or scalars), float64 unless cast."""
+    """(alpha, sigma) of a batch, tensors of shape ``b`` (or scalars), float64 unless cast; and
+    their derivatives by t where a process gives them.
+    """
 
     alpha: Tensor
     sigma: Tensor
+    d_alpha: Tensor | None = None
+    d_sigma: Tensor | None = None
 
     @property
     def snr(self) -> Tensor:
@@ -27,12 +42,12 @@ class Level(NamedTuple):
         """log(alpha^2 / sigma^2); -inf at zero terminal SNR."""
         return 2 * (self.alpha.log() - self.sigma.log())
 
-    def like(self, x: Tensor) -> Level:
-        """The same level on the device of ``x``, broadcast against its axes behind the batch.
+    def map(self, function: Callable[[Tensor], Tensor]) -> Level:
+        """``function`` applied to every part."""
+        alpha, sigma, *rates = self
+        d_alpha, d_sigma = (None if rate is None else function(rate) for rate in rates)
+        return Level(function(alpha), function(sigma), d_alpha, d_sigma)
 
-        The dtype is float32 (float64 if ``x`` is float64), never less: in bfloat16 sigma would be 0
-        at the clean end and only 192 of 1,000 levels would stay distinct.
-        """
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        return Level(*(torch.as_tensor(part).to(x.device, dtype).reshape(shape) for part in self))
+    def like(self, x: Tensor) -> Level:
+        """The same level, every part ``spread`` over ``x``."""
+        return self.map(lambda part: spread(part, x))

@@ -1,15 +1,18 @@
-"""The forward process: q(x_t | x0) = N(alpha(t) x0, sigma(t)^2 I), variance preserving, on a table
-of betas.
+"""The forward process: q(x_t | x0) = N(alpha(t) x0, sigma(t)^2 I), t in [0, 1], noise at 1.
 
-    alpha_bar_i = prod_{s <= i} (1 - beta_s),   alpha = sqrt(alpha_bar),   sigma = sqrt(1 -
-    alpha_bar)
+It is the solution of dx = f(t) x dt + g(t) dB (Kingma et al. 2021, eq. 25 and 26) with
 
-Ho et al. 2020, eq. 4 (linear); Rombach et al. 2022 (scaled linear); Nichol & Dhariwal 2021, eq. 17
-(cosine); Lin et al. 2024, algorithm 1 (zero terminal SNR).
+    f = alpha' / alpha,   g^2 = 2 sigma sigma' - 2 f sigma^2.
+
+discrete: Ho et al. 2020, eq. 4 (linear betas); Rombach et al. 2022 (scaled linear); Nichol &
+Dhariwal 2021, eq. 17 (cosine); Lin et al. 2024, algorithm 1 (zero terminal SNR). vp, ve: Song et
+al. 2021, eq. 29 and 30. cosine: Salimans & Ho 2022. rectified_flow: Liu et al. 2023, eq. 1.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,24 +26,126 @@ from ldm.diffusion.level import Level
 from ldm.diffusion.target import Target, determinant
 
 Schedule = Literal["linear", "scaled_linear", "cosine"]
-_IN_DIFFUSERS: dict[Schedule, str] = {
+IN_DIFFUSERS: dict[Schedule, str] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
     "cosine": "squaredcos_cap_v2",
 }
-_PREDICTION_TYPE: dict[Target, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-TARGET_OF_PREDICTION_TYPE: dict[str, Target] = {
-    name: target for target, name in _PREDICTION_TYPE.items()
-}
+
+
+class NoiseProcess(ABC):
+    """What every process gives; its config *is* the process.
+
+    ``num_train_timesteps`` (N) nodes t = 1/N, 2/N, ..., 1 are the levels of a table of that length,
+    and timestep i is the node (i + 1) / N.
+    """
+
+    kind: Any  # a Literal
+    num_train_timesteps: int
+
+    @abstractmethod
+    def level(self, t: Tensor) -> Level:
+        """Level at times ``t`` in [0, 1] with its derivatives, float64."""
+
+    @abstractmethod
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        """The time in [0, 1] at which log(alpha^2 / sigma^2) is ``logsnr``, or comes nearest."""
+
+    def time(self, u: Tensor) -> Tensor:
+        """The time that ``u`` in [0, 1] stands for in training and in a sampler's spacing."""
+        return u.double()
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What the network's embedding sees of ``t``, float64."""
+        return t.double() * self.num_train_timesteps - 1
+
+    def at(self, timestep: Tensor) -> Level:
+        """Level at the nodes with these numbers, float64, on their device."""
+        return self.level((timestep.double() + 1) / self.num_train_timesteps)
+
+    @cached_property
+    def table(self) -> Level:
+        """The levels at all nodes, float64 tensors of length N, from clean to noisy."""
+        return self.at(torch.arange(self.num_train_timesteps))
+
+    def sde(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, g^2) at times ``t``, float64; infinite where alpha is 0."""
+        alpha, sigma, d_alpha, d_sigma = self.level(t)
+        assert d_alpha is not None and d_sigma is not None
+        f = d_alpha / alpha
+        return f, 2 * sigma * d_sigma - 2 * f * sigma**2
+
+    def prior_std(self, data_std: float = 1.0) -> float:
+        """Standard deviation at t = 1 of data that have mean 0: what sampling starts from."""
+        end = self.level(torch.ones(()))
+        return math.hypot(float(end.alpha) * data_std, float(end.sigma))
+
+    def perturb(
+        self, x0: Tensor, eps: Tensor, t: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """x_t = alpha x0 + sigma eps, mixed in float32 (or float64) and only then cast to
+        ``dtype``.
+        """
+        level = self.level(t).like(x0)
+        mixed = level.alpha * x0.to(level.alpha.dtype) + level.sigma * eps.to(level.alpha.dtype)
+        return mixed.to(dtype or x0.dtype)
+
+    def refuse(self, target: Target) -> None:
+        """Raises ``ValueError`` if ``target`` does not determine x0 at some node."""
+        if bool((determinant(target, self.table) == 0).any()):
+            why, way_out = f"which it is at t = 1 of process {self.kind!r}", "'velocity', 'v'"
+            if isinstance(self, DiscreteVP):
+                why = "which zero_terminal_snr makes the last timestep"
+                way_out = "'v' (or 'x0'), or set process.zero_terminal_snr to false"
+            raise ValueError(
+                f"target {target!r} says nothing about x0 where alpha = 0, {why}:"
+                f" use target {way_out}"
+            )
+
+    def scheduler_config(self, target: Target, *, learned_variance: bool = False) -> dict[str, Any]:
+        """See ``ldm.diffusion.schedulers.scheduler_config``."""
+        from ldm.diffusion.schedulers import scheduler_config
+
+        return scheduler_config(self, target, learned_variance=learned_variance)
+
+    @staticmethod
+    def from_scheduler(config: Mapping[str, Any]) -> NoiseProcess:
+        """See ``ldm.diffusion.schedulers.process_of``."""
+        from ldm.diffusion.schedulers import process_of
+
+        return process_of(config)
+
+
+class VariancePreserving(NoiseProcess):
+    """alpha^2 + sigma^2 = 1, for which g^2 = -2 f."""
+
+    @abstractmethod
+    def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(log alpha, alpha') at ``t``, float64."""
+
+    def level(self, t: Tensor) -> Level:
+        log_alpha, d_alpha = self._log_alpha(t.double())
+        alpha, sigma = log_alpha.exp(), torch.expm1(2 * log_alpha).abs().sqrt()
+        return Level(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def sde(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        level = self.level(t)  # the general formula is 0 times infinity where sigma is 0
+        assert level.d_alpha is not None
+        f = level.d_alpha / level.alpha
+        return f, -2 * f
+
+    def betas(self) -> Tensor:
+        """1 - (alpha_i / alpha_{i-1})^2 of the nodes, float64."""
+        log_alpha, _ = self._log_alpha(torch.linspace(0, 1, self.num_train_timesteps + 1).double())
+        return -torch.expm1(2 * log_alpha.diff())
 
 
 @dataclass(frozen=True)
-class NoiseProcess:
-    """A discrete variance-preserving process; the config *is* the process.
+class DiscreteVP(VariancePreserving):
+    """A variance-preserving process on a table of betas, on whose nodes it is trained.
 
-    Time ``t`` runs over [0, 1], data at 0 and noise at 1, and falls into one of
-    ``num_train_timesteps`` equal cells; the cell's number is the ``timestep`` that the network's
-    embedding sees.
+    alpha_i = prod_{s <= i} sqrt(1 - beta_s). Between nodes log alpha is interpolated linearly
+    (alpha itself where it falls to 0).
 
     Args:
         schedule: shape of the betas.
@@ -55,98 +160,155 @@ class NoiseProcess:
     beta_end: float = 0.012
     num_train_timesteps: int = 1000
     zero_terminal_snr: bool = False
+    kind: Literal["discrete"] = "discrete"
 
-    @cached_property
-    def table(self) -> Level:
-        """All levels, float64 tensors of length ``num_train_timesteps``, from clean to noisy."""
-        betas = DDIMScheduler(
-            num_train_timesteps=self.num_train_timesteps,
-            beta_start=self.beta_start,
-            beta_end=self.beta_end,
-            beta_schedule=_IN_DIFFUSERS[self.schedule],
-        ).betas.double()
-        alpha_bar = (1 - betas).cumprod(0)
-        if self.zero_terminal_snr:
-            root = alpha_bar.sqrt()
-            root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-            alpha_bar = root**2
-        return Level(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    def time(self, u: Tensor) -> Tensor:
+        """The node at the upper end of the cell that ``u`` falls into (derivative 1)."""
+        count, u = self.num_train_timesteps, u.double()
+        return u + ((u.detach() * count).floor().add(1).clamp(1, count) / count - u.detach())
 
-    def timestep(self, t: Tensor) -> Tensor:
-        """Number of the cell that ``t`` in [0, 1] falls into, int64."""
-        cell = (t.double() * self.num_train_timesteps).floor().long()
-        return cell.clamp(0, self.num_train_timesteps - 1)
+    def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        nodes, slopes = _nodes(self, t.device)
+        position = t * len(slopes)
+        cell = (position.detach() - 1e-9).ceil().long().clamp(1, len(slopes)) - 1
+        w, slope = position - cell, slopes[cell]
+        to_zero = slope == -math.inf
+        slope = torch.where(to_zero, 0.0, slope)
+        upper = torch.where(to_zero, nodes[cell], nodes[cell + 1])
+        linear = torch.log1p(-torch.where(to_zero, w, 0.0))
+        log_alpha = upper + (w - 1) * slope + linear
+        rate = torch.where(to_zero, -nodes[cell].exp(), log_alpha.exp() * slope)
+        return log_alpha, rate * len(slopes)
 
-    def at(self, timestep: Tensor) -> Level:
-        """Level at integer timesteps, float64, on their device."""
-        return Level(*(part[timestep.long()] for part in _table_on(self, timestep.device)))
-
-    def level(self, t: Tensor) -> Level:
-        """Level at times ``t`` in [0, 1], float64."""
-        return self.at(self.timestep(t))
-
-    def perturb(
-        self, x0: Tensor, eps: Tensor, t: Tensor, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """x_t = alpha x0 + sigma eps, mixed in float32 (or float64) and only then cast to
-        ``dtype``.
-        """
-        level = self.level(t).like(x0)
-        mixed = level.alpha * x0.to(level.alpha.dtype) + level.sigma * eps.to(level.alpha.dtype)
-        return mixed.to(dtype or x0.dtype)
-
-    def refuse(self, target: Target) -> None:
-        """Raises ``ValueError`` if ``target`` does not determine x0 at some level of this
-        process.
-        """
-        if bool((determinant(target, self.table) == 0).any()):
-            raise ValueError(
-                f"target {target!r} says nothing about x0 where alpha = 0, which zero_terminal_snr"
-                " makes the last timestep: use target 'v' (or 'x0'), or set"
-                " process.zero_terminal_snr to false"
-            )
-
-    def scheduler_config(self, target: Target) -> dict[str, Any]:
-        """The process and its target in the words of diffusers' ``scheduler_config.json``."""
-        if target not in _PREDICTION_TYPE:
-            raise ValueError(
-                f"diffusers' schedulers cannot express target {target!r}: use one of"
-                f" {[*_PREDICTION_TYPE]}"
-            )
-        return {
-            "num_train_timesteps": self.num_train_timesteps,
-            "beta_start": self.beta_start,
-            "beta_end": self.beta_end,
-            "beta_schedule": _IN_DIFFUSERS[self.schedule],
-            "rescale_betas_zero_snr": self.zero_terminal_snr,
-            "prediction_type": _PREDICTION_TYPE[target],
-            # Other spacings skip the last timestep, the only one that pure noise belongs to.
-            "timestep_spacing": "trailing" if self.zero_terminal_snr else "leading",
-        }
-
-    @classmethod
-    def from_scheduler(cls, config: Mapping[str, Any]) -> NoiseProcess:
-        """Reads a process back from a ``scheduler_config.json``; ``ValueError`` names a key that
-        has no meaning here.
-        """
-        schedules: dict[str, Schedule] = {name: own for own, name in _IN_DIFFUSERS.items()}
-        schedule = config.get("beta_schedule", "linear")
-        if schedule not in schedules or config.get("trained_betas") is not None:
-            wrong = "trained_betas" if schedule in schedules else f"beta_schedule {schedule!r}"
-            raise ValueError(
-                f"scheduler config: {wrong} is not supported, only beta_schedule"
-                f" {sorted(schedules)}"
-            )
-        return cls(
-            schedule=schedules[schedule],
-            beta_start=config.get("beta_start", 0.0001),
-            beta_end=config.get("beta_end", 0.02),
-            num_train_timesteps=config.get("num_train_timesteps", 1000),
-            zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        )
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        nodes, slopes = _nodes(self, logsnr.device)
+        log_alpha = torch.nn.functional.logsigmoid(logsnr.double()) / 2
+        cell = torch.searchsorted(-nodes, -log_alpha.detach()).clamp(1, len(slopes)) - 1
+        slope, beyond = slopes[cell], log_alpha - nodes[cell]
+        w = torch.where(slope == -math.inf, -torch.expm1(beyond), beyond / slope)
+        return ((cell + w) / len(slopes)).clamp(0, 1)
 
 
 @lru_cache(maxsize=32)
-def _table_on(process: NoiseProcess, device: torch.device) -> Level:
-    """The table where it is looked up: a training step must not wait for a device's timesteps."""
-    return Level(*(part.to(device) for part in process.table))
+def _nodes(process: DiscreteVP, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Log alpha at t = 0, 1/N, ..., 1 and its differences, on the device where it is looked up: a
+    training step must not wait for a device's times.
+    """
+    betas = DDIMScheduler(
+        num_train_timesteps=process.num_train_timesteps,
+        beta_start=process.beta_start,
+        beta_end=process.beta_end,
+        beta_schedule=IN_DIFFUSERS[process.schedule],
+    ).betas.double()
+    root = (1 - betas).cumprod(0).sqrt()
+    if process.zero_terminal_snr:
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    nodes = torch.cat([root.new_zeros(1), root.log()])
+    return nodes.to(device), nodes.diff().to(device)
+
+
+@dataclass(frozen=True)
+class ContinuousVP(VariancePreserving):
+    """The Ornstein-Uhlenbeck process dx = -beta(t) x / 2 dt + sqrt(beta(t)) dB, beta linear in t.
+
+    Args:
+        beta_min: beta(0).
+        beta_max: beta(1).
+        num_train_timesteps: nodes, and the range of timesteps.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    num_train_timesteps: int = 1000
+    kind: Literal["vp"] = "vp"
+
+    def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        rise = self.beta_max - self.beta_min
+        log_alpha = -t * (self.beta_min / 2 + t * rise / 4)
+        return log_alpha, -log_alpha.exp() * (self.beta_min + t * rise) / 2
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        rise, half = self.beta_max - self.beta_min, self.beta_min / 2
+        log_alpha = torch.nn.functional.logsigmoid(logsnr.double()) / 2
+        log_alpha = log_alpha.clamp(min=-half - rise / 4)
+        return -2 * log_alpha / (half + (half**2 - rise * log_alpha).sqrt())
+
+
+@dataclass(frozen=True)
+class Cosine(VariancePreserving):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+
+    num_train_timesteps: int = 1000
+    kind: Literal["cosine"] = "cosine"
+
+    def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = (1 - t) * (math.pi / 2)  # so that alpha is exactly 0 at t = 1
+        return angle.sin().log(), -math.pi / 2 * angle.cos()
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        return (-logsnr.double() / 2).exp().atan() * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class VarianceExploding(NoiseProcess):
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t: the geometric levels of NCSN (Song &
+    Ermon 2019). The network is told c_noise = log(sigma) / 4 (Karras et al. 2022, table 1).
+
+    Args:
+        sigma_min: sigma(0).
+        sigma_max: sigma(1).
+        num_train_timesteps: nodes.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    num_train_timesteps: int = 1000
+    kind: Literal["ve"] = "ve"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min must be less than sigma_max ({self.sigma_max})")
+
+    @property
+    def _rise(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def level(self, t: Tensor) -> Level:
+        sigma = self.sigma_min * (t.double() * self._rise).exp()
+        return Level(torch.ones_like(sigma), sigma, torch.zeros_like(sigma), sigma * self._rise)
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        return ((-logsnr.double() / 2 - math.log(self.sigma_min)) / self._rise).clamp(0, 1)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return (t.double() * self._rise + math.log(self.sigma_min)) / 4
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(NoiseProcess):
+    """alpha = 1 - t, sigma = t. The shift is a change of clock, not of the path: sigma / alpha is
+    ``shift`` times as large at the same ``u``, and velocity stays eps - x0 (Esser et al. 2024, eq.
+    23).
+
+    Args:
+        shift: sqrt of the ratio of the numbers of latent pixels to that at which it is 1.
+        num_train_timesteps: nodes, and the range of timesteps.
+    """
+
+    shift: float = 1.0
+    num_train_timesteps: int = 1000
+    kind: Literal["rectified_flow"] = "rectified_flow"
+
+    def level(self, t: Tensor) -> Level:
+        t = t.double()
+        return Level(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+
+    def time_at(self, logsnr: Tensor) -> Tensor:
+        return torch.sigmoid(-logsnr.double() / 2)
+
+    def time(self, u: Tensor) -> Tensor:
+        u = u.double()
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return t.double() * self.num_train_timesteps

@@ -1,6 +1,7 @@
 """What the network predicts: y = a x0 + b eps, with (a, b) a function of the level only.
 
-    x0 (1, 0)   eps (0, 1)   v (-sigma, alpha)   score (0, -1 / sigma)
+    x0 (1, 0)   eps (0, 1)   v (-sigma, alpha)   score (0, -1 / sigma)   velocity (alpha', sigma')
+    edm (sigma / s, -alpha s) / sqrt(alpha^2 s^2 + sigma^2),   s = sigma_data
 
 With x_t = alpha x0 + sigma eps and d = alpha b - sigma a this is one 2x2 system, and its solution
 
@@ -8,32 +9,64 @@ With x_t = alpha x0 + sigma eps and d = alpha b - sigma a this is one 2x2 system
 
 replaces every pairwise conversion. Where d = 0 the target does not determine x0 (eps at zero
 terminal SNR). v: Salimans & Ho 2022, appendix D. score: Song et al. 2021, the gradient of log p(x_t
-| x0).
+| x0). velocity: Liu et al. 2023, eq. 1; Lipman et al. 2023. edm: Karras et al. 2022, table 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.level import Level
 
-Target = Literal["x0", "eps", "v", "score"]
+
+@dataclass(frozen=True)
+class Edm:
+    """The preconditioned target y = (x0 - c_skip x) / c_out, seen from the input c_in x.
+
+    Written for any pair (alpha, sigma): c_skip x is the best linear guess of x0, and input and
+    target have variance 1. All of it stays the same if x, alpha and sigma are scaled together.
+
+    Args:
+        sigma_data: standard deviation of the data.
+    """
+
+    sigma_data: float = 0.5
+    kind: Literal["edm"] = "edm"
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data must be greater than 0, not {self.sigma_data}")
+
+    def std(self, level: Level) -> Tensor:
+        """Standard deviation of x_t; its inverse is c_in."""
+        return ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
+
+
+TargetName = Literal["x0", "eps", "v", "score", "velocity"]
+Target: TypeAlias = TargetName | Edm
 
 
 def coefficients(target: Target, level: Level) -> tuple[Tensor, Tensor]:
     """(a, b) of ``target`` at ``level``, of the level's shape and dtype."""
     zero, one = torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
+    if isinstance(target, Edm):
+        std = target.std(level)
+        return level.sigma / target.sigma_data / std, -level.alpha * target.sigma_data / std
     if target == "x0":
         return one, zero
     if target == "eps":
         return zero, one
     if target == "v":
         return -level.sigma, level.alpha
-    return zero, -1 / level.sigma
+    if target == "score":
+        return zero, -1 / level.sigma
+    if level.d_alpha is None or level.d_sigma is None:
+        raise ValueError("target 'velocity' needs a level with derivatives, as a process gives it")
+    return level.d_alpha, level.d_sigma
 
 
 def determinant(target: Target, level: Level) -> Tensor:
@@ -42,22 +75,29 @@ def determinant(target: Target, level: Level) -> Tensor:
     return level.alpha * b - level.sigma * a
 
 
+def network_input(target: Target, x_t: Tensor, level: Level) -> Tensor:
+    """What a network that speaks ``target`` sees of ``x_t``: c_in x_t for edm, else ``x_t``."""
+    return (x_t / target.std(level.like(x_t))).to(x_t) if isinstance(target, Edm) else x_t
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A network output ``y`` of kind ``target`` at (``x_t``, ``level``), readable as every other
     target.
 
     Args:
-        x_t: noisy input in the network's coordinates, ``b ...``.
+        x_t: noisy input ``b ...``, in the coordinates that ``level`` states.
         level: its level, ``b`` or scalar.
         y: the network's output, ``b ...``.
         target: what ``y`` is.
+        variance: v in [-1, 1] of a learned variance, ``b ...`` (``ldm.diffusion.variance``).
     """
 
     x_t: Tensor
     level: Level
     y: Tensor
     target: Target
+    variance: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:

@@ -82,6 +82,7 @@ def trained(networks: Parts, config: TrainConfig) -> dict[str, nn.Parameter]:
             mine = lora.weights(network)
         else:
             mine = dict(network.named_parameters())
+            mine.pop("time_proj.weight", None)  # random Fourier features are drawn, not learnt
         named = {f"{part}.{name}": parameter for name, parameter in mine.items()}
         if config.textual_inversion is None:
             entries = [entry for entry in config.train if part_of(entry) == part]

@@ -24,6 +24,7 @@ from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.diffusion import normal, stream
 from ldm.engine import pictures
+from ldm.engine.memory import Memory
 from ldm.engine.networks import digest
 from ldm.engine.schema import AutoencoderConfig
 from ldm.evaluation.similarity import psnr, ssim
@@ -70,6 +71,7 @@ class AutoencoderTask(nn.Module):
         self, config: AutoencoderConfig, vae: AutoencoderKL, collection: Collection
     ) -> None:
         super().__init__()
+        self.memory = Memory()
         self.config, self.vae, self.codec = config, vae, Codec(vae)
         self.origin = {"vae.folder": digest(vae)} if isinstance(config.vae, str) else {}
         self.collection, self.held_out = collection, collection.held_out

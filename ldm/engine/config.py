@@ -207,7 +207,7 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
         return
     cls, asked = kinds[0], value.get("kind")
     if len(kinds) > 1 and asked is not None:
-        cls = next((c for c in kinds if c.kind == asked), None)
+        cls = next((c for c in kinds if _kind(c) == asked), None)
     if cls is None:
         return  # pydantic lists the kinds
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -218,15 +218,20 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
             _refuse_unknown(hints[name], item, key)
             continue
         near = difflib.get_close_matches(str(name), fields, 1)
-        other = [c.kind for c in kinds if name in {f.name for f in dataclasses.fields(c)}]
+        other = [_kind(c) for c in kinds if name in {f.name for f in dataclasses.fields(c)}]
         hint = f"known keys: {', '.join(fields)}"
         if near:
             hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
         elif nested := _nested(cls, str(name)):
             hint = f"did you mean {'.'.join((*path, *nested))!r}?"
         elif other:
-            hint = f"kind {cls.kind!r} does not have it, kind {other[0]!r} does"
+            hint = f"kind {_kind(cls)!r} does not have it, kind {other[0]!r} does"
         raise ConfigError(f"unknown key {'.'.join(key)!r}; {hint}")
+
+
+def _kind(cls: Any) -> str:
+    """What ``kind`` of a dataclass says, also where it may be left out (None)."""
+    return cls.kind or typing.get_args(typing.get_args(typing.get_type_hints(cls)["kind"])[0])[0]
 
 
 def _nested(cls: Any, name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from transformers import CLIPTokenizer
 from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import to_pixels
 from ldm.diffusion import stream
+from ldm.engine.memory import Memory
 from ldm.engine.schema import ClipConfig
 from ldm.evaluation.retrieval import ranks
 from ldm.models.clip import Clip
@@ -73,6 +74,7 @@ class ContrastiveTask(nn.Module):
     ) -> None:
         super().__init__()
         self.origin: dict[str, str] = {}
+        self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)
         self.contrast = ClipLoss(

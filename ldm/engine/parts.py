@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.data.images import ImageTransform
-from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target
+from ldm.diffusion import NoiseProcess, Objective
 from ldm.engine.adapt import adapt
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.networks import described, digest, in_model, initialised, on_meta, read
+from ldm.engine.noise import process_and_objective, saved
 from ldm.engine.schema import TrainConfig, UNetShape, VaeShape
 from ldm.engine.text import make_text
 from ldm.models.codec import Codec
@@ -40,6 +40,11 @@ class Parts:
     objective: Objective
     origin: dict[str, Any] = field(default_factory=dict)
 
+    def scheduler_config(self) -> dict[str, Any]:
+        """What a saved folder says of noise and target."""
+        learned = self.objective.learned_variance
+        return self.process.scheduler_config(self.objective.target, learned_variance=learned)
+
 
 def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -> Parts:
     """All parts of ``config``.
@@ -52,26 +57,24 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
     Raises:
         ConfigError: a part is described nowhere, cannot be read, or does not fit another.
     """
+    if config.model and config.unet is None:
+        in_model(config.model, "unet", "unet")  # before its scheduler is read
+    process, objective = process_and_objective(config)
     vae = _vae(config, meta)
     tokenizer, text_encoder = make_text(config, captions, meta=meta)
     if tokenizer is not None:
         with described("text"):
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
-    unet = _unet(config, vae, text_encoder, meta)
-    process, objective = process_and_objective(config)
+    unet = _unet(config, vae, text_encoder, process, objective, meta)
     origin = {} if meta else _origin(config, vae, tokenizer, text_encoder, unet)
     unet.register_to_config(sample_size=latent_side(vae, config.images))
-    try:
-        process.refuse(objective.target)
-        # What a checkpoint will say, and what will draw from it.
-        scheduler = process.scheduler_config(objective.target)
-        for key in ("validation", "score"):
-            if (drawing := getattr(config, key)) is not None:
-                with described(key):
-                    sampler(drawing.sampler, scheduler).start(drawing.steps)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
     parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin)
+    for key in ("validation", "score"):
+        drawing = getattr(config, key)
+        # A validation without prompts draws nothing.
+        if drawing is not None and getattr(drawing, "prompts", True):
+            with described(key):
+                sampler(drawing.sampler, parts.scheduler_config()).start(drawing.steps)
     adapt(parts, config, meta=meta)
     return parts
 
@@ -94,8 +97,9 @@ def _origin(
             name = f"model.{key}" if given is None else f"{key}.folder"
             found[name] = digest(network, beside)
     if config.model and config.unet is None:
-        process, target = _saved_process(config.model)
-        found["model.scheduler"] = {**plain(process), "target": target}
+        process, target, learned = saved(config.model)
+        noise = {"kind": process.kind, **plain(process)}
+        found["model.scheduler"] = noise | {"target": plain(target), "learned_variance": learned}
     return found
 
 
@@ -105,38 +109,9 @@ def is_model(config: TrainConfig, parts: Parts) -> bool:
     """
     if config.model is None or config.vae or config.text or config.unet or config.text_layers:
         return False
-    return _saved_process(config.model) == (parts.process, parts.objective.target)
-
-
-def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:
-    """Those of the config; what it leaves open comes from the model folder, else the defaults."""
-    process, target = NoiseProcess(), "eps"
-    if config.model and config.unet is None:
-        process, target = _saved_process(config.model)
-    try:
-        return (
-            replace(process, **_given(config.process)),
-            Objective(**{"target": target, **_given(config.objective)}),
-        )
-    except ValueError as error:
-        raise ConfigError(f"process: {error}") from None
-
-
-def _given(settings: Any) -> dict[str, Any]:
-    """The fields that a config sets."""
-    return {k: v for k, v in vars(settings).items() if v is not None}
-
-
-def _saved_process(model: str) -> tuple[NoiseProcess, Target]:
-    file = Path(model) / "scheduler" / "scheduler_config.json"
-    try:
-        saved = json.loads(file.read_text())
-        speaks = saved.get("prediction_type", "epsilon")
-        if speaks not in TARGET_OF_PREDICTION_TYPE:
-            raise ValueError(f"prediction_type {speaks!r} is not supported")
-        return NoiseProcess.from_scheduler(saved), TARGET_OF_PREDICTION_TYPE[speaks]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model: {file} cannot be used: {error}") from None
+    objective = parts.objective
+    mine = (parts.process, objective.target, objective.learned_variance)
+    return saved(config.model) == mine
 
 
 def make_vae(shape: VaeShape, seed: int, *, meta: bool = False) -> AutoencoderKL:
@@ -174,17 +149,24 @@ def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
 
 
 def _unet(
-    config: TrainConfig, vae: AutoencoderKL, text_encoder: CLIPTextModel, meta: bool
+    config: TrainConfig,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    process: NoiseProcess,
+    objective: Objective,
+    meta: bool,
 ) -> UNet2DConditionModel:
     width = text_encoder.config.hidden_size
     side = latent_side(vae, config.images)
     if config.unet is None:
         unet = read(UNet2DConditionModel, in_model(config.model, "unet", "unet"), "unet", meta)
         channels = vae.config.latent_channels
-        if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
+        returned = channels * (2 if objective.learned_variance else 1)
+        if (unet.config.in_channels, unet.config.out_channels) != (channels, returned):
+            told = f" of which a learned variance makes {returned}" if returned > channels else ""
             raise ConfigError(
                 f"the U-Net of {config.model} takes {unet.config.in_channels} channels and returns"
-                f" {unet.config.out_channels}, the autoencoder has {channels} latent channels"
+                f" {unet.config.out_channels}, the autoencoder has {channels} latent channels{told}"
             )
         if unet.config.cross_attention_dim != width:
             raise ConfigError(
@@ -194,7 +176,18 @@ def _unet(
         return unet
 
     def make() -> UNet2DConditionModel:
-        return make_unet(config.unet, vae.config.latent_channels, width, side)
+        unet = make_unet(
+            config.unet,
+            vae.config.latent_channels,
+            width,
+            side,
+            learned_variance=objective.learned_variance,
+        )
+        if config.unet.time_embedding == "fourier":
+            first, last = process.timestep(torch.tensor([0.0, 1.0], device="cpu")).tolist()
+            turns = config.unet.fourier_scale or 16.0
+            unet.time_proj.weight.data *= turns / (last - first)  # drawn from N(0, 1)
+        return unet
 
     with described("unet"):
         if meta:
@@ -214,7 +207,9 @@ def latent_side(vae: AutoencoderKL, images: ImageTransform) -> int:
     return images.size // factor
 
 
-def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DConditionModel:
+def make_unet(
+    shape: UNetShape, channels: int, width: int, side: int, *, learned_variance: bool = False
+) -> UNet2DConditionModel:
     """A U-Net of ``shape`` for latents of ``channels`` and ``side``, tokens of ``width``."""
     levels = len(shape.block_out_channels)
     attention = shape.attention or (True,) * (levels - 1) + (False,)
@@ -225,7 +220,7 @@ def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DC
     return UNet2DConditionModel(
         sample_size=side,
         in_channels=channels,
-        out_channels=channels,
+        out_channels=channels * (2 if learned_variance else 1),
         block_out_channels=shape.block_out_channels,  # type: ignore[arg-type]
         layers_per_block=shape.layers_per_block,
         down_block_types=tuple(  # type: ignore[arg-type]
@@ -238,6 +233,7 @@ def make_unet(shape: UNetShape, channels: int, width: int, side: int) -> UNet2DC
         cross_attention_dim=width,
         norm_num_groups=shape.norm_num_groups,
         use_linear_projection=shape.use_linear_projection,
+        time_embedding_type=shape.time_embedding or "positional",
     )
 
 

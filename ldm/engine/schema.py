@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ldm.data.images import ImageTransform
-from ldm.diffusion import Schedule, Target
 from ldm.engine.config import Duration, Interval, config_class
 from ldm.engine.kinds import DataConfig
 from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
+from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.models.clip import ClipSize
 
-Positive = Annotated[int, Field(gt=0)]
 Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
 TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -81,6 +80,9 @@ class UNetShape:
             per resolution.
         norm_num_groups: groups of every GroupNorm.
         use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
+        time_embedding: ``positional`` (sinusoids, the default), or ``fourier``: random features of
+            the timestep, whose frequencies are drawn once and do not learn (Song et al. 2021).
+        fourier_scale: their standard deviation, in turns over all timesteps of the process.
     """
 
     block_out_channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
@@ -89,26 +91,8 @@ class UNetShape:
     attention_head_dim: Positive | tuple[Positive, ...] = 8
     norm_num_groups: Positive = 32
     use_linear_projection: bool = False
-
-
-@config_class
-class ProcessSettings:
-    """The fields of ``NoiseProcess``; None leaves one to the model that is fine-tuned."""
-
-    schedule: Schedule | None = None
-    beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
-    beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
-    num_train_timesteps: Positive | None = None
-    zero_terminal_snr: bool | None = None
-
-
-@config_class
-class ObjectiveSettings:
-    """The fields of ``Objective``; None leaves one to the model, or to its default."""
-
-    target: Target | None = None
-    weighting: Literal["uniform", "min_snr"] | None = None
-    gamma: Annotated[float, Field(gt=0)] | None = None
+    time_embedding: Literal["positional", "fourier"] | None = None
+    fourier_scale: Annotated[float, Field(gt=0)] | None = None
 
 
 @config_class
@@ -333,7 +317,7 @@ class TrainConfig(RunConfig):
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them: less memory, more time, the same gradients.
         optimizer: AdamW and its schedule.
-        process: the noise; what is left out is that of ``model``, else of ``NoiseProcess``.
+        process: the noise; what is left out is that of ``model``, else of ``DiscreteVP``.
         objective: target and weight; the target left out is that of ``model``, else eps.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
         cache_latents: encode every picture once; off with a random crop.
@@ -352,7 +336,7 @@ class TrainConfig(RunConfig):
     textual_inversion: TextualInversion | None = None
     gradient_checkpointing: bool = False
     optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
-    process: ProcessSettings = field(default_factory=ProcessSettings)
+    process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     text_dropout: Fraction = 0.1
     cache_latents: bool = True

@@ -11,12 +11,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.data.collection import Item
+from ldm.engine.memory import Memory
 
 
 class Task(Protocol):
     """What a program trains: a module that turns a micro-batch into losses, and its folder
     format.
     """
+
+    memory: Memory
+    """What is learnt from every step beside the weights."""
 
     @property
     def origin(self) -> Mapping[str, Any]:

@@ -9,12 +9,14 @@ batch (``ldm.engine.encoded``): the task below only computes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -22,10 +24,12 @@ from transformers import CLIPTextModel
 from ldm.data.collection import Item, Items, spread
 from ldm.data.images import View, to_pixels
 from ldm.diffusion import normal
+from ldm.diffusion.times import LossSecondMoment, Uniform
 from ldm.engine import pictures
 from ldm.engine.adapt import trained
 from ldm.engine.encoded import Encoded
 from ldm.engine.learning import parts as learning_parts
+from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
 from ldm.interop import embedding, lora
@@ -47,6 +51,9 @@ class TextToImageTask(nn.Module):
         super().__init__()
         self.config, self.process, self.objective = config, parts.process, parts.objective
         self.parts, self.held_out, self.encoded = parts, held_out, encoded
+        times, self.memory = self.objective.times, Memory()
+        if isinstance(times, LossSecondMoment):
+            self.memory = LossMemory(times, self.process)
         self.denoiser = UNetDenoiser(parts.unet)
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
         learning = learning_parts(config)
@@ -71,7 +78,7 @@ class TextToImageTask(nn.Module):
         return trained(self.parts, self.config)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``loss`` (weighted) and ``mse`` per sample, ``b``."""
+        """``loss`` (weighted), ``mse`` and, of a learned variance, ``bound`` per sample, ``b``."""
         terms = self.objective(
             self.process,
             self.denoiser,
@@ -80,7 +87,10 @@ class TextToImageTask(nn.Module):
             u=batch["u"],
             eps=batch["noise"],
         )
-        return {"loss": terms.loss, "mse": terms.mse}
+        if isinstance(self.memory, LossMemory):
+            self.memory.add(batch["position"], batch["u"], terms.term)
+        bound = {} if terms.bound is None else {"bound": terms.bound}
+        return {"loss": terms.loss, "mse": terms.mse, **bound}
 
     def pipeline(self) -> LatentDiffusionPipeline:
         """A pipeline over the networks as they are."""
@@ -120,6 +130,7 @@ class TextToImageTask(nn.Module):
         levels, device = validation.levels, accelerator.device
         sums = torch.zeros(levels + 1, dtype=torch.float64, device=device)
         seed, codec = validation.seed, self.encoded.codec
+        objective = replace(self.objective, times=Uniform())
         for numbers in _of_one_shape(chosen, mine, self.encoded.batch):
             items = [chosen[n] for n in numbers]
             transform = self.config.images
@@ -130,7 +141,7 @@ class TextToImageTask(nn.Module):
             shape = tuple(z.shape[1:])
             for k in range(levels):
                 eps = [normal(seed, f"validation {k}", n, shape) for n in numbers]
-                terms = self.objective(
+                terms = objective(
                     self.process,
                     self.denoiser,
                     z,
@@ -184,13 +195,12 @@ class TextToImageTask(nn.Module):
 
 def pipeline(parts: Parts) -> LatentDiffusionPipeline:
     """A pipeline over the networks of ``parts``."""
-    scheduler = DDIMScheduler(
-        **parts.process.scheduler_config(parts.objective.target),
-        # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+    stated = parts.scheduler_config()
+    scheduler = getattr(diffusers, stated.pop("_class_name"))
+    # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
+    stated |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    known = inspect.signature(scheduler.__init__).parameters
+    scheduler = scheduler(**{key: value for key, value in stated.items() if key in known})
     return LatentDiffusionPipeline(
         parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, scheduler
     )

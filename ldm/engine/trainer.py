@@ -124,6 +124,7 @@ class Trainer:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
                 rates = set_rate(self.optimizer, rate)
                 step = self._gradient(model, micro_batches)
+                self.task.memory.update(accelerator)
                 number = self.seen // self.batch + 1
                 end = self.seen + self.batch >= self.total
                 due = number % config.log_every == 0 or end
@@ -310,6 +311,7 @@ class Trainer:
             "window": self.window.sums,
             "skipped": self.skipped,
             "changes": self.changes,
+            "memory": self.task.memory.state(),
             "identity": self.identity,
         }
         state.write(folder / "training", self.weights, self.optimizer, counters)
@@ -333,19 +335,15 @@ class Trainer:
 
     def _resume(self) -> None:
         root = self.run / "checkpoints"
-        if self.config.resume == "never":
-            if checkpoint.folders(root):
-                raise CheckpointError(
-                    f"{root} already has checkpoints: set resume to auto to go on, or choose"
-                    " another run"
-                )
-            folder = None
-        else:
-            folder = checkpoint.newest(root)
+        never, folders = self.config.resume == "never", checkpoint.folders(root)
+        if never and folders:
+            told = f"{root} already has checkpoints: set resume to auto to go on, or choose"
+            raise CheckpointError(f"{told} another run")
+        folder = None if never else checkpoint.newest(root)
         if folder is not None:
             self._load(folder)
             self.accelerator.print(f"going on from {folder}")
-        elif checkpoint.folders(root):
+        elif folders:
             raise CheckpointError(
                 f"{root}: none of its checkpoints is whole; remove it to start the run anew"
             )
@@ -376,6 +374,7 @@ class Trainer:
                 f" {self.batch}: choose one that divides them"
             )
         self.skipped, self.ending.saved = counters.get("skipped", 0), folder
+        self.task.memory.load(counters.get("memory"))
         self.changes = counters.get("changes", []) + [
             {"images": self.seen, **change} for change in changes
         ]

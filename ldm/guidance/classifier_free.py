@@ -52,7 +52,7 @@ class ClassifierFree:
                 nulls = null.map(lambda part: part.expand(many, *part.shape[1:]))
             both = predict(
                 torch.cat([x_t, x_t]),
-                Level(_twice(level.alpha), _twice(level.sigma)),
+                level.map(_twice),
                 _twice(timestep),
                 Condition.cat([nulls, cond]),
             )
@@ -62,6 +62,7 @@ class ClassifierFree:
                 axes = tuple(range(1, y.ndim))
                 std = y_cond.std(dim=axes, keepdim=True) / y.std(dim=axes, keepdim=True)
                 y = self.rescale * (y * std) + (1 - self.rescale) * y
-            return Prediction(x_t, level, y, both.target)
+            variance = None if both.variance is None else both.variance[len(y) :]
+            return Prediction(x_t, level, y, both.target, variance)
 
         return guided

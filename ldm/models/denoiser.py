@@ -23,4 +23,5 @@ class UNetDenoiser(nn.Module):
 
     def forward(self, x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
         """Output ``b c h w``, as ``x_t``; ``timestep`` is of shape ``b`` or ``()``."""
-        return self.unet(x_t, timestep, encoder_hidden_states=cond.tokens).sample
+        # Not below float32: random Fourier features are turns of up to hundreds of radians.
+        return self.unet(x_t, timestep.float(), encoder_hidden_states=cond.tokens).sample

@@ -17,14 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ldm.diffusion import (
-    TARGET_OF_PREDICTION_TYPE,
-    Condition,
-    Level,
-    NoiseProcess,
-    Predictor,
-    Target,
-)
+from ldm.diffusion import Condition, Level, NoiseProcess, Predictor, Target, target_of
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 Callback: TypeAlias = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -70,19 +63,13 @@ class SchedulerSampler:
                     f"{name}: {key} is not supported, the process is variance preserving"
                 )
         object.__setattr__(self, "process", NoiseProcess.from_scheduler(self.config))
-        prediction_type = str(self.config.get("prediction_type", "epsilon"))
-        if prediction_type not in TARGET_OF_PREDICTION_TYPE:
-            raise ValueError(
-                f"{name}: prediction_type {prediction_type!r} is not supported, only"
-                f" {sorted(TARGET_OF_PREDICTION_TYPE)}"
-            )
-        object.__setattr__(self, "target", TARGET_OF_PREDICTION_TYPE[prediction_type])
+        object.__setattr__(self, "target", target_of(self.config))
         self._check(self._fresh())
         self.process.refuse(self.target)
 
     def _fresh(self) -> Any:
         config = dict(self.config)
-        if self.process.zero_terminal_snr:
+        if float(self.process.table.alpha[-1]) == 0:
             config["timestep_spacing"] = "trailing"
         # Not from_config: it drops values that were set after construction.
         known = inspect.signature(self.scheduler.__init__).parameters
@@ -195,6 +182,7 @@ class SchedulerSampler:
             many = isinstance(generators, Sequence)
             extra["generator"] = list(generators) if many else generators
         x = x * scheduler.init_noise_sigma
+        learned = getattr(scheduler.config, "variance_type", None) == "learned_range"
         refused: Target | None = self.target
         for index, timestep in enumerate(scheduler.timesteps):
             x_t = scheduler.scale_model_input(x, timestep)
@@ -203,6 +191,8 @@ class SchedulerSampler:
                 refused = prediction.target
                 self.process.refuse(refused)
             y = prediction.as_(self.target).to(x.dtype)
+            if learned and prediction.variance is not None:
+                y = torch.cat([y, prediction.variance.to(x.dtype)], 1)
             x = scheduler.step(y, timestep, x, **extra)[0]
             if callback is not None:
                 replaced = callback(index, timestep, x)

@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
-from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess
+from ldm.diffusion import NoiseProcess, VariancePreserving, target_of
 from ldm.sampling.bridge import SchedulerSampler
 
 
@@ -141,12 +141,13 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Scheduler
         raise ValueError(
             f"unknown sampler {name!r}: did you mean {near!r}? There are {', '.join(SAMPLERS)}"
         )
-    process = NoiseProcess.from_scheduler(config)
-    prediction_type = str(config.get("prediction_type", "epsilon"))
-    if prediction_type not in TARGET_OF_PREDICTION_TYPE:
+    process, row = NoiseProcess.from_scheduler(config), SAMPLERS[name]
+    if not isinstance(process, VariancePreserving):
         raise ValueError(
-            f"prediction_type {prediction_type!r} is not one of {sorted(TARGET_OF_PREDICTION_TYPE)}"
+            f"sampler {name!r} runs variance preserving processes, not {process.kind!r}"
         )
-    row = SAMPLERS[name]
-    target = TARGET_OF_PREDICTION_TYPE[prediction_type]
-    return SchedulerSampler(row.scheduler, {**process.scheduler_config(target), **row.pins}, eta)
+    pins = dict(row.pins)
+    if name == "ddpm" and config.get("variance_type") == "learned_range":
+        pins["variance_type"] = "learned_range"
+    stated = process.scheduler_config(target_of(config))
+    return SchedulerSampler(row.scheduler, {**stated, **pins}, eta)

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ldm.diffusion import Condition, Level, NoiseProcess, Prediction
+from ldm.diffusion import Condition, DiscreteVP, Level, Prediction
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
 
 STOCK = {
@@ -42,7 +42,7 @@ X0 = torch.tensor([[0.3, -1.2], [0.8, 0.1]])
 
 
 def every() -> dict[str, SchedulerSampler]:
-    config = NoiseProcess().scheduler_config("eps")
+    config = DiscreteVP().scheduler_config("eps")
     stock = {n: SchedulerSampler(kind, {**config, **pins}) for n, (kind, pins) in STOCK.items()}
     return {**stock, **{name: sampler(name, config) for name in SAMPLERS}}
 
@@ -79,7 +79,7 @@ def test_level_is_the_schedulers(name: str, steps: int) -> None:
 
 def test_rounded_timesteps_are_not_levels() -> None:
     # Why the level never comes from the timestep: up to 4 % in sigma.
-    config = {**NoiseProcess().scheduler_config("eps"), "use_karras_sigmas": True}
+    config = {**DiscreteVP().scheduler_config("eps"), "use_karras_sigmas": True}
     which = SchedulerSampler(DPMSolverMultistepScheduler, config)
     worst = 0.0
 
@@ -110,7 +110,7 @@ def test_the_timestep_is_passed_on_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_zero_terminal_snr_starts_at_the_last_timestep(name: str) -> None:
-    which = sampler(name, NoiseProcess(zero_terminal_snr=True).scheduler_config("v"))
+    which = sampler(name, DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
     scheduler = which.start(20)
     assert float(scheduler.timesteps[0]) == 999
     level = which.level(scheduler, scheduler.timesteps[0])
@@ -118,7 +118,7 @@ def test_zero_terminal_snr_starts_at_the_last_timestep(name: str) -> None:
 
 
 def test_zero_terminal_snr_forces_trailing() -> None:
-    config = NoiseProcess(zero_terminal_snr=True).scheduler_config("v")
+    config = DiscreteVP(zero_terminal_snr=True).scheduler_config("v")
     for kind in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
         which = SchedulerSampler(kind, {**config, "timestep_spacing": "leading"})
         assert float(which.start(10).timesteps[0]) == 999
@@ -126,7 +126,7 @@ def test_zero_terminal_snr_forces_trailing() -> None:
 
 @pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler, KDPM2DiscreteScheduler])
 def test_a_scheduler_that_drops_zero_terminal_snr_is_refused(kind: type) -> None:
-    good = DDIMScheduler.from_config(NoiseProcess(zero_terminal_snr=True).scheduler_config("v"))
+    good = DDIMScheduler.from_config(DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
     silent = kind.from_config(good.config)  # no word from diffusers
     assert "rescale_betas_zero_snr" not in inspect.signature(kind.__init__).parameters
     with pytest.raises(ValueError, match=f"{kind.__name__} .*rescale_betas_zero_snr"):
@@ -134,7 +134,7 @@ def test_a_scheduler_that_drops_zero_terminal_snr_is_refused(kind: type) -> None
 
 
 def test_eps_with_zero_terminal_snr_is_refused() -> None:
-    config = NoiseProcess(zero_terminal_snr=True).scheduler_config("eps")
+    config = DiscreteVP(zero_terminal_snr=True).scheduler_config("eps")
     for name in SAMPLERS:
         with pytest.raises(ValueError, match="zero_terminal_snr"):
             sampler(name, config)
@@ -145,7 +145,7 @@ def test_eps_with_zero_terminal_snr_is_refused() -> None:
 
 
 def test_other_refusals_name_the_key() -> None:
-    config = NoiseProcess().scheduler_config("eps")
+    config = DiscreteVP().scheduler_config("eps")
     refusals = {
         "use_flow_sigmas": {"use_flow_sigmas": True},
         "prediction_type 'flow_prediction'": {"prediction_type": "flow_prediction"},
@@ -164,11 +164,11 @@ def test_a_different_table_is_refused() -> None:
             super().__init__(num_train_timesteps, beta_schedule=beta_schedule)
 
     with pytest.raises(ValueError, match="beta_start and beta_end"):
-        SchedulerSampler(Other, NoiseProcess().scheduler_config("eps"))
+        SchedulerSampler(Other, DiscreteVP().scheduler_config("eps"))
 
 
 def test_step_counts() -> None:
-    which = sampler("ddim", NoiseProcess().scheduler_config("eps"))
+    which = sampler("ddim", DiscreteVP().scheduler_config("eps"))
     for steps in (0, 1001):
         with pytest.raises(ValueError, match="1..1000"):
             which.start(steps)
@@ -184,7 +184,7 @@ def test_step_counts() -> None:
 
 def test_lu_spacing_runs_where_the_first_timesteps_round_to_one() -> None:
     # Stock begins at the second sigma there and ends in an IndexError.
-    which = sampler("dpm++", NoiseProcess(zero_terminal_snr=True).scheduler_config("v"))
+    which = sampler("dpm++", DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
     times = which.start(50).timesteps
     assert int(times[0]) == int(times[1]) == 999
 
@@ -195,14 +195,14 @@ def test_lu_spacing_runs_where_the_first_timesteps_round_to_one() -> None:
 
 
 def test_values_set_after_construction_reach_the_sampler() -> None:
-    scheduler = DDIMScheduler(**NoiseProcess().scheduler_config("eps"))
+    scheduler = DDIMScheduler(**DiscreteVP().scheduler_config("eps"))
     assert scheduler.config.clip_sample and "clip_sample" in scheduler.config["_use_default_values"]
     scheduler.register_to_config(clip_sample=False)
     assert not SchedulerSampler(DDIMScheduler, scheduler.config).start(5).config.clip_sample
 
 
 def test_callback_sees_and_replaces() -> None:
-    which = sampler("ddim", NoiseProcess().scheduler_config("eps"))
+    which = sampler("ddim", DiscreteVP().scheduler_config("eps"))
     seen: list[tuple[int, int]] = []
 
     def callback(index: int, timestep: Tensor, latent: Tensor) -> Tensor | None:
@@ -219,7 +219,7 @@ def test_callback_sees_and_replaces() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(ValueError) as caught:
-        sampler("eulera", NoiseProcess().scheduler_config("eps"))
+        sampler("eulera", DiscreteVP().scheduler_config("eps"))
     assert str(caught.value) == (
         "unknown sampler 'eulera': did you mean 'euler-a'?"
         " There are ddim, ddpm, dpm++, euler, euler-a"

@@ -8,10 +8,12 @@ import torch
 
 from ldm.diffusion import (
     Condition,
-    NoiseProcess,
+    DiscreteVP,
+    Edm,
     Objective,
     Schedule,
     Target,
+    TargetName,
     coefficients,
     normal,
     stratified,
@@ -26,7 +28,7 @@ COND = Condition(torch.zeros(8, 1, 1))
 @pytest.mark.parametrize("schedule", get_args(Schedule))
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_closed_forms(schedule: Schedule, gamma: float) -> None:
-    level = NoiseProcess(schedule).table
+    level = DiscreteVP(schedule).table
     snr = level.snr
     capped = snr.clamp(max=gamma)
     forms = {"x0": capped, "eps": capped / snr, "v": capped / (snr + 1)}  # Hang et al. 2023, 3.4
@@ -36,7 +38,7 @@ def test_min_snr_closed_forms(schedule: Schedule, gamma: float) -> None:
 
 
 def test_min_snr_at_zero_terminal_snr_is_finite() -> None:
-    level = NoiseProcess(zero_terminal_snr=True).table
+    level = DiscreteVP(zero_terminal_snr=True).table
     weight = Objective("v", "min_snr").weight(level)
     assert bool(weight.isfinite().all()) and float(weight[-1]) == 0
     x0 = Objective("x0", "min_snr").weight(level)
@@ -46,18 +48,19 @@ def test_min_snr_at_zero_terminal_snr_is_finite() -> None:
 @pytest.mark.parametrize("target", ["eps", "v", "x0"])
 def test_uniform_is_one_in_the_targets_own_space(target: Target) -> None:
     assert torch.equal(
-        Objective(target).weight(NoiseProcess().table), torch.ones(1000, dtype=torch.float64)
+        Objective(target).weight(DiscreteVP().table), torch.ones(1000, dtype=torch.float64)
     )
 
 
-@pytest.mark.parametrize("target", get_args(Target))
+@pytest.mark.parametrize("target", [*get_args(TargetName), Edm()])
 @pytest.mark.parametrize("weighting", ["uniform", "min_snr"])
 def test_loss_is_the_weighted_error_of_x0(target: Target, weighting: str) -> None:
-    process, objective = NoiseProcess(), Objective(target, weighting)  # type: ignore[arg-type]
+    process, objective = DiscreteVP(), Objective(target, weighting)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(0)
     z, eps, off = torch.randn(3, 8, 4, 2, 2, generator=draw, dtype=torch.float64)
     u = torch.linspace(0.05, 0.95, 8, dtype=torch.float64)
-    wide = process.level(u).like(z)
+    t = process.time(u)
+    wide = process.level(t).like(z)
     a, b = coefficients(target, wide)
 
     def truth(x_t: torch.Tensor, timestep: torch.Tensor, cond: Condition) -> torch.Tensor:
@@ -69,12 +72,12 @@ def test_loss_is_the_weighted_error_of_x0(target: Target, weighting: str) -> Non
     assert float(objective(process, truth, z, COND, u=u, eps=eps).loss.abs().max()) < 1e-20
     terms = objective(process, wrong, z, COND, u=u, eps=eps)
     assert torch.allclose(terms.mse, off.square().mean((1, 2, 3)), rtol=1e-12)
-    assert torch.allclose(terms.loss, objective.weight(process.level(u)) * terms.mse, rtol=1e-12)
+    assert torch.allclose(terms.loss, objective.weight(process.level(t)) * terms.mse, rtol=1e-12)
     assert terms.loss.shape == terms.t.shape == terms.level.alpha.shape == (8,)
 
 
 def test_data_need_no_four_axes() -> None:
-    process = NoiseProcess()
+    process = DiscreteVP()
     z, eps = torch.randn(2, 8, 5)
     terms = Objective("v")(
         process, lambda x, t, c: torch.zeros_like(x), z, COND, u=torch.rand(8), eps=eps

@@ -6,17 +6,17 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ldm.diffusion import NoiseProcess, Schedule
+from ldm.diffusion import DiscreteVP, NoiseProcess, Schedule
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-T = (torch.arange(1000) + 0.5) / 1000
+T = (torch.arange(1000).double() + 1) / 1000  # the nodes
 ZERO, ONE = torch.zeros(1000, 1), torch.ones(1000, 1)
 
 
-def processes() -> list[NoiseProcess]:
+def processes() -> list[DiscreteVP]:
     return [
-        NoiseProcess(schedule, *betas, zero_terminal_snr=zero)
+        DiscreteVP(schedule, *betas, zero_terminal_snr=zero)
         for schedule, betas in (
             ("linear", (0.0001, 0.02)),
             ("linear", (0.0015, 0.0195)),
@@ -27,30 +27,30 @@ def processes() -> list[NoiseProcess]:
     ]
 
 
-def name(process: NoiseProcess) -> str:
+def name(process: DiscreteVP) -> str:
     zero = "-zero" if process.zero_terminal_snr else ""
     return f"{process.schedule}-{process.beta_end}{zero}"
 
 
 @pytest.fixture(params=processes(), ids=name)
-def process(request: pytest.FixtureRequest) -> NoiseProcess:
+def process(request: pytest.FixtureRequest) -> DiscreteVP:
     return request.param
 
 
-def test_table(process: NoiseProcess) -> None:
-    alpha, sigma = process.table
+def test_table(process: DiscreteVP) -> None:
+    alpha, sigma, *_ = process.table
     assert alpha.dtype == sigma.dtype == torch.float64 and len(alpha) == 1000
     assert float((alpha**2 + sigma**2 - 1).abs().max()) < 1e-15
     assert bool((alpha.diff() < 0).all()) and bool((sigma.diff() >= 0).all())
     assert (float(alpha[-1]) == 0) == process.zero_terminal_snr
     if process.zero_terminal_snr:
         assert float(sigma[-1]) == 1
-        plain = NoiseProcess(process.schedule, process.beta_start, process.beta_end).table
+        plain = DiscreteVP(process.schedule, process.beta_start, process.beta_end).table
         assert float(alpha[0]) == pytest.approx(float(plain.alpha[0]), abs=1e-15)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_noise_really_added(process: NoiseProcess, dtype: torch.dtype) -> None:
+def test_the_noise_really_added(process: DiscreteVP, dtype: torch.dtype) -> None:
     # What perturb makes of x0 = 0, eps = 1 is sigma, of x0 = 1, eps = 0 it is alpha. The operands
     # arrive in the compute dtype, as under autocast; 0 and 1 are exact in it.
     zero, one = ZERO.to(dtype), ONE.to(dtype)
@@ -72,7 +72,7 @@ def test_the_noise_really_added(process: NoiseProcess, dtype: torch.dtype) -> No
     assert float(cast[0]) > 0.006 and bool((cast.diff() >= 0).all())
 
 
-def test_diffusers_add_noise_is_why(process: NoiseProcess) -> None:
+def test_diffusers_add_noise_is_why(process: DiscreteVP) -> None:
     scheduler = DDPMScheduler.from_config(process.scheduler_config("v"))
     theirs = scheduler.add_noise(ZERO.bfloat16(), ONE.bfloat16(), torch.arange(1000))[:, 0]
     assert theirs.unique().numel() < 260  # of 1,000
@@ -82,7 +82,7 @@ def test_diffusers_add_noise_is_why(process: NoiseProcess) -> None:
         assert float(ours[0]) == pytest.approx(0.02915, rel=0.01)
 
 
-def test_one_draw_is_the_formula(process: NoiseProcess) -> None:
+def test_one_draw_is_the_formula(process: DiscreteVP) -> None:
     draw = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 1000, 4, 2, 2, generator=draw)
     level = process.table.like(x0.double())
@@ -92,7 +92,7 @@ def test_one_draw_is_the_formula(process: NoiseProcess) -> None:
     assert torch.equal(half, process.perturb(x0, eps, T).bfloat16())
 
 
-def test_scheduler_config_round_trip(process: NoiseProcess) -> None:
+def test_scheduler_config_round_trip(process: DiscreteVP) -> None:
     config = process.scheduler_config("v")
     assert NoiseProcess.from_scheduler(config) == process
     scheduler = DDIMScheduler.from_config(config)
@@ -100,7 +100,7 @@ def test_scheduler_config_round_trip(process: NoiseProcess) -> None:
     assert scheduler.config["prediction_type"] == "v_prediction"
 
 
-def test_table_is_diffusers_own(process: NoiseProcess) -> None:
+def test_table_is_diffusers_own(process: DiscreteVP) -> None:
     mine = process.table.alpha**2
     for kind in (DDIMScheduler, DDPMScheduler):
         theirs = kind.from_config(process.scheduler_config("v")).alphas_cumprod.double()
@@ -109,16 +109,20 @@ def test_table_is_diffusers_own(process: NoiseProcess) -> None:
 
 
 def test_keys_without_a_meaning_are_named() -> None:
-    config = NoiseProcess().scheduler_config("eps")
+    config = DiscreteVP().scheduler_config("eps")
     with pytest.raises(ValueError, match="trained_betas"):
         NoiseProcess.from_scheduler({**config, "trained_betas": [0.1] * 1000})
     with pytest.raises(ValueError, match="sigmoid"):
         NoiseProcess.from_scheduler({**config, "beta_schedule": "sigmoid"})
     with pytest.raises(ValueError, match="score"):
-        NoiseProcess().scheduler_config("score")
+        DiscreteVP().scheduler_config("score")
 
 
-def test_time_falls_into_equal_cells() -> None:
-    process = NoiseProcess()
-    assert process.timestep(T).tolist() == list(range(1000))
-    assert process.timestep(torch.tensor([0.0, 0.9999999999, 1.0])).tolist() == [0, 999, 999]
+def test_time_falls_into_equal_cells_of_which_each_has_a_node() -> None:
+    process = DiscreteVP()
+    middles = (torch.arange(1000).double() + 0.5) / 1000
+    assert torch.equal(process.time(middles), T)
+    ends = torch.tensor([0.0, 0.0009999999, 0.001, 0.9999999999, 1.0], dtype=torch.float64)
+    assert process.time(ends).tolist() == [0.001, 0.001, 0.002, 1.0, 1.0]
+    # The embedding computes in float32, where these are stock's integers.
+    assert process.timestep(T).float().tolist() == list(range(1000))

@@ -7,22 +7,24 @@ import pytest
 import torch
 
 from ldm.diffusion import (
+    DiscreteVP,
+    Edm,
     Level,
-    NoiseProcess,
     Prediction,
     Schedule,
     Target,
+    TargetName,
     coefficients,
     determinant,
 )
 
-TARGETS: tuple[Target, ...] = get_args(Target)
+TARGETS: tuple[Target, ...] = (*get_args(TargetName), Edm(), Edm(1.3))
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 PAIRS = list(itertools.product(TARGETS, TARGETS))
 
 
 def levels(schedule: Schedule, zero: bool) -> Level:
-    return NoiseProcess(schedule, zero_terminal_snr=zero).table
+    return DiscreteVP(schedule, zero_terminal_snr=zero).table
 
 
 def pair(level: Level) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Level]:
@@ -88,11 +90,11 @@ def test_closed_forms() -> None:
 
 
 def test_eps_and_score_are_refused_at_zero_terminal_snr() -> None:
-    process = NoiseProcess(zero_terminal_snr=True)
+    process = DiscreteVP(zero_terminal_snr=True)
     for target in ("eps", "score"):
         with pytest.raises(ValueError, match="zero_terminal_snr"):
             process.refuse(target)  # type: ignore[arg-type]
     for target in ("v", "x0"):
         process.refuse(target)  # type: ignore[arg-type]
     for target in TARGETS:
-        NoiseProcess().refuse(target)
+        DiscreteVP().refuse(target)

@@ -17,7 +17,7 @@ import torch
 from diffusers import PNDMScheduler
 from torch import Tensor
 
-from ldm.diffusion import Condition, Level, NoiseProcess, Prediction, Predictor, coefficients
+from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, Predictor, coefficients
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
 
 # diffusers 0.42 under NumPy 2.
@@ -30,7 +30,7 @@ def exact(target: str) -> Predictor:
     """E[y | x_t] of N(MEAN, STD^2)."""
 
     def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
-        alpha, sigma = level.like(x_t)
+        alpha, sigma, *_ = level.like(x_t)
         gain = 1 / (alpha**2 * STD**2 + sigma**2) * (x_t - alpha * MEAN)
         a, b = coefficients(target, Level(alpha, sigma))  # type: ignore[arg-type]
         y = a * (MEAN + alpha * STD**2 * gain) + b * sigma * gain
@@ -40,11 +40,11 @@ def exact(target: str) -> Predictor:
 
 
 def named(name: str, target: str = "eps", **process: bool) -> SchedulerSampler:
-    return sampler(name, NoiseProcess(**process).scheduler_config(target))  # type: ignore[arg-type]
+    return sampler(name, DiscreteVP(**process).scheduler_config(target))  # type: ignore[arg-type]
 
 
 def pndm() -> SchedulerSampler:
-    config = NoiseProcess().scheduler_config("eps")
+    config = DiscreteVP().scheduler_config("eps")
     return SchedulerSampler(PNDMScheduler, {**config, "skip_prk_steps": True, "steps_offset": 1})
 
 
@@ -87,7 +87,7 @@ def closed_form(name: str) -> tuple[float, float]:
     comes to the first level of the table and jumps to sigma = 0 from there at any number of steps,
     to x0_hat; PNDM stops at the first level.
     """
-    first = NoiseProcess().table
+    first = DiscreteVP().table
     alpha, sigma = float(first.alpha[0]), float(first.sigma[0])
     if name == "dpm++":
         return MEAN, STD**2 / math.hypot(STD, sigma / alpha)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm.data.folder import FolderData
 from ldm.engine.config import validate
-from ldm.engine.parts import process_and_objective
+from ldm.engine.noise import process_and_objective
 from ldm.engine.schema import TrainConfig
 from programs import own_process, told
 from runs import train, tree

@@ -1,0 +1,138 @@
+"""Process and target in the words of diffusers' ``scheduler_config.json``, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ldm.diffusion.process import (
+    IN_DIFFUSERS,
+    ContinuousVP,
+    Cosine,
+    DiscreteVP,
+    NoiseProcess,
+    RectifiedFlow,
+    Schedule,
+    VarianceExploding,
+    VariancePreserving,
+)
+from ldm.diffusion.target import Edm, Target
+
+_PREDICTION_TYPE: dict[Target, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def scheduler_config(
+    process: NoiseProcess, target: Target, *, learned_variance: bool = False
+) -> dict[str, Any]:
+    """What a folder saves, ``_class_name`` included: a scheduler with which stock draws, if there
+    is one.
+
+    Raises:
+        ValueError: no scheduler has words for this.
+    """
+    if learned_variance and not isinstance(process, VariancePreserving):
+        raise ValueError(
+            "a learned variance belongs to ancestral sampling of a variance preserving process,"
+            f" not to process {process.kind!r}"
+        )
+    config, legal = _words(process, target)
+    if target not in legal:
+        raise ValueError(
+            f"diffusers' schedulers cannot express target {target!r} of process {process.kind!r}:"
+            f" use one of {legal}"
+        )
+    if learned_variance:
+        config |= {"_class_name": "DDPMScheduler", "variance_type": "learned_range"}
+    return {"num_train_timesteps": process.num_train_timesteps, **config}
+
+
+def _words(process: NoiseProcess, target: Target) -> tuple[dict[str, Any], list[Target]]:
+    """The config for ``target`` (without the length of the table), and all legal targets."""
+    if isinstance(process, RectifiedFlow):
+        # Unlike FlowMatchEulerDiscreteScheduler it runs in a stock StableDiffusionPipeline.
+        return {
+            "_class_name": "DPMSolverMultistepScheduler",
+            "use_flow_sigmas": True,
+            "flow_shift": process.shift,
+            "prediction_type": "flow_prediction",
+        }, ["velocity"]
+    if isinstance(process, VarianceExploding):
+        ends = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
+        if isinstance(target, Edm):
+            ends |= {"sigma_data": target.sigma_data}
+            return {"_class_name": "EDMEulerScheduler", **ends, "prediction_type": "epsilon"}, [
+                target
+            ]
+        return {"_class_name": "ScoreSdeVeScheduler", **ends, "sampling_eps": 1e-5}, [
+            "score",
+            Edm(),
+        ]
+    assert isinstance(process, VariancePreserving)
+    zero = float(process.table.alpha[-1]) == 0
+    config: dict[str, Any] = {
+        "_class_name": "DDIMScheduler",
+        "rescale_betas_zero_snr": zero,
+        "prediction_type": _PREDICTION_TYPE.get(target),
+        # Other spacings skip the last timestep, the only one that pure noise belongs to.
+        "timestep_spacing": "trailing" if zero else "leading",
+        "beta_schedule": "linear",
+    }
+    if isinstance(process, DiscreteVP):
+        config |= {"beta_start": process.beta_start, "beta_end": process.beta_end}
+        config["beta_schedule"] = IN_DIFFUSERS[process.schedule]
+    else:
+        config["trained_betas"] = process.betas().tolist()
+    if isinstance(process, ContinuousVP):  # which no scheduler reads beside trained_betas
+        count = process.num_train_timesteps
+        config |= {"beta_start": process.beta_min / count, "beta_end": process.beta_max / count}
+    return config, [*_PREDICTION_TYPE]
+
+
+def process_of(config: Mapping[str, Any]) -> NoiseProcess:
+    """The process of a ``scheduler_config.json``; ``ValueError`` names a key that has no meaning
+    here.
+    """
+    count = config.get("num_train_timesteps", 1000)
+    if config.get("use_dynamic_shifting"):
+        raise ValueError("scheduler config: use_dynamic_shifting is not supported")
+    if config.get("use_flow_sigmas"):
+        return RectifiedFlow(config.get("flow_shift", 1.0), count)
+    if "base_image_seq_len" in config:  # FlowMatchEulerDiscreteScheduler
+        return RectifiedFlow(config.get("shift", 1.0), count)
+    if "sigma_data" in config or "sampling_eps" in config:
+        return VarianceExploding(config["sigma_min"], config["sigma_max"], count)
+    schedules: dict[str, Schedule] = {name: own for own, name in IN_DIFFUSERS.items()}
+    schedule, betas = config.get("beta_schedule", "linear"), config.get("trained_betas")
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    if betas is not None and len(betas) == count:
+        for known in (ContinuousVP(start * count, end * count, count), Cosine(count)):
+            if float((known.betas() - torch.tensor(betas)).abs().max()) < 1e-6:
+                return known
+    if schedule not in schedules or betas is not None:
+        wrong = "trained_betas" if schedule in schedules else f"beta_schedule {schedule!r}"
+        raise ValueError(
+            f"scheduler config: {wrong} is not supported, only beta_schedule {sorted(schedules)}"
+        )
+    zero = bool(config.get("rescale_betas_zero_snr", False))
+    return DiscreteVP(schedules[schedule], start, end, count, zero)
+
+
+def target_of(config: Mapping[str, Any]) -> Target:
+    """What the network of a ``scheduler_config.json`` predicts; ``ValueError`` if it is unknown."""
+    if "sampling_eps" in config:
+        return "score"
+    if "base_image_seq_len" in config:
+        return "velocity"
+    spoken: dict[str, Target] = {name: target for target, name in _PREDICTION_TYPE.items()}
+    if "sigma_data" in config:
+        spoken = {"epsilon": Edm(config["sigma_data"])}
+    elif config.get("use_flow_sigmas"):
+        spoken = {"flow_prediction": "velocity"}
+    prediction_type = str(config.get("prediction_type", "epsilon"))
+    if prediction_type not in spoken:
+        raise ValueError(
+            f"prediction_type {prediction_type!r} is not supported, only {sorted(spoken)}"
+        )
+    return spoken[prediction_type]

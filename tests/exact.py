@@ -1,0 +1,110 @@
+"""Data whose every marginal is known: mixtures of Gaussians, with their exact denoisers.
+
+p(x_t) = sum_k w_k N(alpha m_k, S_k), S_k = alpha^2 C_k + sigma^2 I, and within a component
+E[x0 | x_t] = m_k + alpha C_k S_k^{-1} (x_t - alpha m_k); finite for any (alpha, sigma) but (0, 0).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion import Condition, Level, Prediction, Predictor, Target, coefficients
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Weights ``k``, means ``k d``, covariances ``k d d``, all float64."""
+
+    weights: Tensor
+    means: Tensor
+    covs: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        return self.weights @ self.means
+
+    @property
+    def cov(self) -> Tensor:
+        off = self.means - self.mean
+        return torch.einsum("k,kij->ij", self.weights, self.covs + off[:, :, None] * off[:, None])
+
+    def noised(self, alpha: Tensor | float, sigma: Tensor | float) -> Mixture:
+        """The distribution of x_t."""
+        eye = torch.eye(self.means.shape[1], dtype=torch.float64)
+        return Mixture(self.weights, alpha * self.means, alpha**2 * self.covs + sigma**2 * eye)
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        which = torch.multinomial(self.weights, count, replacement=True, generator=draw)
+        z = torch.randn(count, self.means.shape[1], generator=draw, dtype=torch.float64)
+        return self.means[which] + torch.einsum(
+            "bij,bj->bi", torch.linalg.cholesky(self.covs)[which], z
+        )
+
+    def _parts(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
+        """log(w_k N(x; k)) ``b k``, S_k^{-1} (x - alpha m_k) ``b k d``, alpha ``b 1 1``."""
+        shape = (len(x), 1, 1)
+        alpha, sigma = (p.double().reshape(-1, 1, 1).expand(shape) for p in level[:2])
+        eye = torch.eye(x.shape[1], dtype=torch.float64)
+        spread = alpha[..., None] ** 2 * self.covs + sigma[..., None] ** 2 * eye  # b k d d
+        off = x.double()[:, None] - alpha * self.means
+        solved = torch.linalg.solve(spread, off)
+        log = (
+            self.weights.log()
+            - ((off * solved).sum(-1) + torch.logdet(spread) + x.shape[1] * math.log(2 * math.pi))
+            / 2
+        )
+        return log, solved, alpha
+
+    def log_prob(self, x: Tensor, level: Level) -> Tensor:
+        """log p(x_t), nats, ``b``."""
+        return self._parts(x, level)[0].logsumexp(1)
+
+    def responsibilities(self, x: Tensor, level: Level) -> Tensor:
+        """p(component | x_t), ``b k``."""
+        return self._parts(x, level)[0].softmax(1)
+
+    def score(self, x: Tensor, level: Level) -> Tensor:
+        """Gradient of log p(x_t), ``b d``."""
+        log, solved, _ = self._parts(x, level)
+        return -(log.softmax(1)[..., None] * solved).sum(1)
+
+    def x0_hat(self, x: Tensor, level: Level) -> Tensor:
+        """E[x0 | x_t], ``b d``."""
+        log, solved, alpha = self._parts(x, level)
+        per = self.means + alpha * torch.einsum("kij,bkj->bki", self.covs, solved)
+        return (log.softmax(1)[..., None] * per).sum(1)
+
+    def eps_hat(self, x: Tensor, level: Level) -> Tensor:
+        """E[eps | x_t] = -sigma score, ``b d``."""
+        return -level.sigma.double().reshape(-1, 1) * self.score(x, level)
+
+    def predictor(self, target: Target) -> Predictor:
+        """The exact denoiser, speaking ``target``; levels and times may be scalars."""
+
+        def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            a, b = coefficients(target, level.map(lambda p: p.double().reshape(-1, 1)))
+            y = a * self.x0_hat(x_t, level) + b * self.eps_hat(x_t, level)
+            return Prediction(x_t, level, y.to(x_t.dtype), target)
+
+        return predict
+
+
+def _mixture(weights: list[float], means: list[list[float]], covs: list[list[list[float]]]):
+    return Mixture(*(torch.tensor(part, dtype=torch.float64) for part in (weights, means, covs)))
+
+
+GAUSSIAN = _mixture([1.0], [[0.7]], [[[1.44]]])
+MIXTURE = _mixture([0.3, 0.7], [[-1.5], [1.0]], [[[0.09]], [[0.25]]])
+CORRELATED = _mixture(
+    [0.4, 0.6],
+    [[-1.2, -0.6], [0.9, 0.8]],
+    [[[0.3, 0.18], [0.18, 0.2]], [[0.25, -0.1], [-0.1, 0.4]]],
+)
+EXACT = {"gaussian": GAUSSIAN, "mixture": MIXTURE, "correlated": CORRELATED}
+PURE = Level(torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+"""No noise."""
