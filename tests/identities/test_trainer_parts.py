@@ -271,6 +271,8 @@ def test_newest_passes_over_broken_ones_and_says_so(tmp_path, caplog):
 
 def test_weight_decay_only_on_matrices(tmp_path):
     class Task(nn.Module):
+        origin: dict[str, str] = {}
+
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(3, 3))
