@@ -244,7 +244,7 @@ def test_fine_tuning_keeps_the_latent_scaling_and_weights_by_min_snr(base, tmp_p
         u=u,
         eps=torch.ones(3, 4, 8, 8),
     )
-    snr = task.process.level(u).snr
+    snr = terms.level.snr
     assert snr[0] > 2 > snr[2]
     assert torch.allclose(terms.loss.double(), snr.clamp(max=2) / snr * terms.mse.double())
 
