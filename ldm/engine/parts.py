@@ -12,13 +12,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ldm.data.cached import CachedData
 from ldm.data.images import ImageTransform
 from ldm.diffusion import TARGET_OF_PREDICTION_TYPE, NoiseProcess, Objective, Target
 from ldm.engine.adapt import adapt
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.engine.schema import TrainConfig, UNetShape, VaeShape
-from ldm.engine.text import make_text
+from ldm.engine.text import make_text, read_tokenizer
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import settings_of
@@ -39,27 +40,44 @@ class Parts:
     process: NoiseProcess
     objective: Objective
     origin: dict[str, Any] = field(default_factory=dict)
+    # The folder whose vae, text_encoder and tokenizer these are, where the two networks are shapes
+    # alone, on the meta device.
+    stored: Path | None = None
 
 
-def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -> Parts:
+def build(
+    config: TrainConfig,
+    captions: Sequence[str],
+    *,
+    meta: bool = False,
+    held: CachedData | None = None,
+) -> Parts:
     """All parts of ``config``.
 
     Args:
         config: the run.
         captions: what a tokenizer is trained on where the config describes one.
         meta: shapes only, on the meta device: no memory, and folders are read for configs alone.
+        held: a cached set that autoencoder and text encoder are taken from, as shapes only.
 
     Raises:
         ConfigError: a part is described nowhere, cannot be read, or does not fit another.
     """
-    vae = _vae(config, meta)
-    tokenizer, text_encoder = make_text(config, captions, meta=meta)
+    if held is not None:
+        vae = read_vae(str(held.folder / "vae"), meta=True)
+        tokenizer = None if meta else read_tokenizer(held.folder / "tokenizer")
+        text_encoder = read(CLIPTextModel, held.folder / "text_encoder", "data", True)
+    else:
+        vae, tokenizer, text_encoder = frozen_parts(config, captions, meta=meta)
     if tokenizer is not None:
         with described("text"):
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, meta)
     process, objective = process_and_objective(config)
-    origin = {} if meta else _origin(config, vae, tokenizer, text_encoder, unet)
+    origin = {}
+    if not meta:
+        frozen = held.made_with["origin"] if held else frozen_origin(vae, tokenizer, text_encoder)
+        origin = _origin(config, {**frozen, "unet": digest(unet)})
     unet.register_to_config(sample_size=latent_side(vae, config.images))
     try:
         process.refuse(objective.target)
@@ -71,28 +89,29 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
                     sampler(drawing.sampler, scheduler).start(drawing.steps)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin)
+    stored = held and held.folder
+    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin, stored)
     adapt(parts, config, meta=meta)
     return parts
 
 
-def _origin(
-    config: TrainConfig,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer | None,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-) -> dict[str, Any]:
-    """Fingerprints of what is read from folders, under ``model`` or the key that names the other
-    folder.
+def frozen_origin(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer | None, text_encoder: CLIPTextModel
+) -> dict[str, str]:
+    """Fingerprints of ``vae`` and of ``text``, the text encoder with its tokenizer."""
+    beside = settings_of(tokenizer) if tokenizer else ""
+    return {"vae": digest(vae), "text": digest(text_encoder, beside)}
+
+
+def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
+    """Those ``prints`` whose parts are read from folders, under ``model`` or the key that names
+    the other folder.
     """
     found: dict[str, Any] = {}
-    for key, network in (("vae", vae), ("text", text_encoder), ("unet", unet)):
+    for key, fingerprint in prints.items():
         given = getattr(config, key)
         if given is None or isinstance(given, str):
-            beside = settings_of(tokenizer) if key == "text" and tokenizer else ""
-            name = f"model.{key}" if given is None else f"{key}.folder"
-            found[name] = digest(network, beside)
+            found[f"model.{key}" if given is None else f"{key}.folder"] = fingerprint
     if config.model and config.unet is None:
         process, target = _saved_process(config.model)
         found["model.scheduler"] = {**plain(process), "target": target}
@@ -165,6 +184,13 @@ def make_vae(shape: VaeShape, seed: int, *, meta: bool = False) -> AutoencoderKL
 def read_vae(folder: str, *, meta: bool = False) -> AutoencoderKL:
     """The autoencoder of ``folder``, float32."""
     return read(AutoencoderKL, folder, "vae", meta)
+
+
+def frozen_parts(
+    config: TrainConfig, captions: Sequence[str], *, meta: bool = False
+) -> tuple[AutoencoderKL, CLIPTokenizer | None, CLIPTextModel]:
+    """Autoencoder, tokenizer and text encoder of ``config``; see ``build``."""
+    return _vae(config, meta), *make_text(config, captions, meta=meta)
 
 
 def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
