@@ -222,3 +222,7 @@ def convert_lora(
         ranks = sorted({update.rank for update in modules.values()})
         print(f"{part}: {len(modules)} modules of rank {', '.join(map(str, ranks))}")
     print(written)
+
+
+if __name__ == "__main__":  # torchrun -m ldm.cli
+    app()

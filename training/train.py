@@ -14,22 +14,25 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
 from ldm.data.source import cache_root
 from ldm.engine.checkpoint import write_folder
 from ldm.engine.config import ConfigError
 from ldm.engine.disk import writing
 from ldm.engine.encoded import Encoded, LatentDraws
+from ldm.engine.frozen import cached_set
 from ldm.engine.learning import TextualInversion
 from ldm.engine.parts import build, is_model, parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
-from ldm.engine.text_to_image import TextToImageTask, pipeline
+from ldm.engine.text_to_image import TextToImageTask, save_pipeline
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
 from ldm.models.codec import Codec
@@ -43,19 +46,19 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
     if config.score and config.score.before and config.model is None:
         raise ConfigError("score.before draws from what a run starts from: give model")
+    held = cached_set(config)
     collection = collect(config, accelerator)
     if config.textual_inversion:
         speak_of(config.textual_inversion, collection)
     captions = [] if collection.epoch is None else collection.captions()
     prompt = collection.prompt()
-    parts = build(config, captions)
+    parts = build(config, captions, held=held)
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
-    for network in (parts.vae, parts.text_encoder, parts.unet):
-        network.to(accelerator.device)
     conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
-    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator)
+    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator, parts.stored)
     task = TextToImageTask(config, parts, collection.held_out, encoded)
+    task.place(accelerator.device)
     draws = LatentDraws(config, collection, encoded)
     accelerator.print(
         f"U-Net of {parameters(parts.unet):,} parameters,"
@@ -71,7 +74,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             base = Path(config.run) / "base"
             if accelerator.is_main_process:
                 with writing("the base", base.parent, "the same command writes it again"):
-                    save_base(config, captions, base)
+                    save_base(config, captions, held, base)
     then = "the same command goes on with what is in the cache already"
     with writing("the cache", cache_root(), then):
         encoded.prepare(collection, captions)
@@ -120,17 +123,20 @@ def speak_of(word: TextualInversion, collection: Collection) -> None:
         )
 
 
-def save_base(config: TrainConfig, captions: Sequence[str], folder: Path) -> None:
+def save_base(
+    config: TrainConfig, captions: Sequence[str], held: CachedData | None, folder: Path
+) -> None:
     """Writes what adapters or a new word are learnt on, where no folder is that already."""
-    bare = build(replace(config, lora=None, textual_inversion=None), captions)
-    write_folder(folder, pipeline(bare).save_pretrained)
+    bare = build(replace(config, lora=None, textual_inversion=None), captions, held=held)
+    write_folder(folder, partial(save_pipeline, bare))
 
 
 def main() -> None:
     """The command line."""
     program = Program(TrainConfig, __doc__)
     if program.dry_run:
-        parts = build(program.config, [], meta=True)
+        held = cached_set(program.config)
+        parts = build(program.config, [], meta=True, held=held)
         program.report({name: getattr(parts, name) for name in ("unet", "text_encoder", "vae")})
     else:
         train(program.config, program.accelerator())

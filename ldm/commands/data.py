@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ldm.commands.cache import cache
 from ldm.commands.failure import fail, piped
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ldm.data.source import Source
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(cache)
 
 MOVABLE = (
     "exact-duplicates",

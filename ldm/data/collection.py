@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
+from ldm.data.content import Captions, Content
 from ldm.data.images import ImageTransform, Shape
 from ldm.data.plan import Plan
 from ldm.data.retold import Retold
-from ldm.data.rows import Rows
 from ldm.data.source import DataError, Example, Problem, Source, SourceGroup, printable
 
 TOO_SMALL = (
@@ -108,6 +109,27 @@ class Items(Sequence[Item]):
     def where(self, chosen: np.ndarray) -> Items:
         """Those for which ``chosen`` (bool, ``n``) is true."""
         return Items(self.sources, self.source[chosen], self.index[chosen], self.shapes[chosen])
+
+    def by_shape(self) -> list[tuple[Shape, np.ndarray]]:
+        """Every shape, in order, with the numbers of its items."""
+        wide, high = self.shapes.astype(np.int64).T
+        packed, which = np.unique(wide << 32 | high, return_inverse=True)
+        return [
+            ((shape >> 32, shape & 0xFFFFFFFF), np.flatnonzero(which == number))
+            for number, shape in enumerate(packed.tolist())
+        ]
+
+    def distinct(self) -> Items:
+        """The first of those that are made from the same picture, in order."""
+        digests = np.empty((len(self), 32), np.uint8)
+        for number, source in enumerate(self.sources):
+            mine = self.source == number
+            if mine.any():
+                digests[mine] = source.digests[self.index[mine]]
+        _, first = np.unique(digests.view("S32")[:, 0], return_index=True)
+        chosen = np.zeros(len(self), bool)
+        chosen[first] = True
+        return self if chosen.all() else self.where(chosen)
 
 
 class Planned(Protocol):
@@ -211,34 +233,33 @@ class Collection:
 
     def summary(self) -> str:
         """Hex SHA-256 of what is trained on: keys, captions and pictures of files, in order."""
-        digest = hashlib.sha256()
-        for number, source in enumerate(self.sources):
-            if source in self._grouped:  # its settings stand in a file, not in the config
-                digest.update(repr((source.weight, source.grammar)).encode())
-            mine = np.zeros(len(source.examples), bool)
-            mine[self.train.index[self.train.source == number]] = True
-            for keep, entry in zip(mine.tolist(), _entries(source), strict=True):
-                if keep:
-                    digest.update(repr(entry).encode())
-        return digest.hexdigest()
+        return self._summary
 
-    def captions(self) -> list[str]:
+    @cached_property
+    def _summary(self) -> str:
+        return self._content(self.train)
+
+    def content(self, items: Items) -> str:
+        """The same of ``train`` or ``held_out``, with what becomes of the captions."""
+        content = self._summary if items is self.train else self._content(items)
+        told = [(source.weight, source.grammar) for source in self.sources]
+        return hashlib.sha256(f"{content} {told!r}".encode()).hexdigest()
+
+    def _content(self, items: Items) -> str:
+        content = Content()
+        for number, source in enumerate(self.sources):
+            mine = np.zeros(len(source.examples), bool)
+            mine[items.index[items.source == number]] = True
+            # The settings of a group stand in a file, not in the config.
+            told = (source.weight, source.grammar) if source in self._grouped else None
+            content.add(source, mine, told)
+        return content.hexdigest()
+
+    def captions(self) -> Captions:
         """Every caption that training can draw (as the files have it, where it varies endlessly),
         and the one that drops it, without repeats.
         """
-        found = {"": None}
-        for item in self.train:
-            texts = item.source.captions(item.index)
-            found |= dict.fromkeys(item.example.captions if texts is None else texts)
-        return list(found)
-
-
-def _entries(source: Source) -> Iterator[tuple[object, ...]]:
-    if isinstance(source.examples, Rows):
-        yield from source.examples.scan()
-    else:
-        for example in source.examples:
-            yield example.key, example.captions
+        return Captions(self.train)
 
 
 def describe(name: str, problems: Sequence[Problem]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm.data.cached import MADE_WITH
 from ldm.data.files import below
 from ldm.data.hub import SAVED, SAVED_SPLITS
 from ldm.data.metadata import TABLES
@@ -36,6 +37,8 @@ def detect(path: str) -> Detected:
     here = Path(path).expanduser()
     if not here.is_dir():
         return _file(path, here)
+    if (here / MADE_WITH).is_file():
+        return Detected("cached", f"there is {MADE_WITH}")
     if all((here / name).is_file() for name in SAVED):
         return Detected("datasets", f"there is {' and '.join(SAVED)}")
     if (here / SAVED_SPLITS).is_file():

@@ -197,6 +197,11 @@ class Indexed(Captioned):
         """SHA-256 of the file's bytes."""
         return self.examples.digest(index)
 
+    @property
+    def digests(self) -> np.ndarray:
+        """The same of every example, as bytes, uint8 ``n 32``."""
+        return self.examples.digests
+
     def file(self, index: int) -> bytes:
         """The picture's file. Raises ``DataError`` if it cannot be read any more."""
         number, place = self.examples.place(index)

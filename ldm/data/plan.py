@@ -72,10 +72,10 @@ class Plan:
             1.0 if weight is None else weight / count if count else 0.0
             for weight, count in zip(weights, counts.tolist(), strict=True)
         ]
-        shapes, bucket = np.unique(items.shapes, axis=0, return_inverse=True)
+        shapes = items.by_shape()
         self._buckets, shares = [], []
-        for number, (width, height) in enumerate(shapes.tolist()):
-            mine = np.flatnonzero(bucket.reshape(-1) == number).astype(np.int32)
+        for (width, height), numbers in shapes:
+            mine = numbers.astype(np.int32)
             name = f"order {width}x{height}" if len(shapes) > 1 else "order"
             groups: list[tuple[int | None, np.ndarray]] = [(None, mine)]
             if weighted:

@@ -8,8 +8,9 @@ the pixels are read on demand.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+
+from ldm.data.captions import Grammar
 
 
 class DataError(ValueError):
@@ -66,6 +69,9 @@ class Source(Protocol):
     weight: float | None
     """Share of the draws in proportion to the other sources'; None: its number of pictures."""
 
+    grammar: Grammar | None
+    """What becomes of a caption at every use; None: nothing."""
+
     @property
     def problems(self) -> Sequence[Problem]:
         """What was meant to be an example and cannot be one."""
@@ -98,6 +104,11 @@ class Source(Protocol):
         """Hex SHA-256 of what the picture is made from: equal digests are equal pictures."""
         ...
 
+    @property
+    def digests(self) -> np.ndarray:
+        """The same of every example, as bytes, uint8 ``n 32``."""
+        ...
+
     def caption(self, index: int, draw: np.random.Generator | None) -> str:
         """The first caption for evaluation, a drawn one for training."""
         ...
@@ -122,6 +133,7 @@ class Drawn:
     examples: Sequence[Example]
     problems: Sequence[Problem] = ()
     shards: np.ndarray | None = None
+    grammar: Grammar | None = None
     size: int
     kind: str
 
@@ -139,6 +151,16 @@ class Drawn:
     def held_out(self) -> np.ndarray:
         """Which examples are held out, bool ``n``."""
         return np.array([example.held_out for example in self.examples], bool)
+
+    def digest(self, index: int) -> str:
+        """Hex SHA-256 of what the picture is made from."""
+        raise NotImplementedError
+
+    @property
+    def digests(self) -> np.ndarray:
+        """The same of every example, as bytes, uint8 ``n 32``."""
+        every = b"".join(bytes.fromhex(self.digest(n)) for n in range(len(self.examples)))
+        return np.frombuffer(every, np.uint8).reshape(-1, 32)
 
     def caption(self, index: int, draw: np.random.Generator | None) -> str:
         """The first caption for evaluation, a drawn one for training."""
@@ -159,8 +181,16 @@ def in_fraction(name: str, fraction: float) -> bool:
     """Whether ``name`` falls into a fixed pseudo-random ``fraction`` of all names, the same on
     every machine.
     """
-    value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return value < fraction * 2**64
+    return bool(in_fractions([name.encode()], fraction)[0])
+
+
+def in_fractions(names: Iterable[bytes], fraction: float) -> np.ndarray:
+    """``in_fraction`` of many names, bool ``n``."""
+    sha256 = hashlib.sha256
+    values = np.frombuffer(b"".join([sha256(name).digest()[:8] for name in names]), ">u8")
+    if fraction >= 1:  # 2^64 does not fit
+        return np.ones(len(values), bool)
+    return values < np.uint64(math.ceil(fraction * 2**64))
 
 
 def cache_root() -> Path:

@@ -27,7 +27,8 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message is one line."""
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Hex SHA-256 of the bytes of ``file``."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -60,7 +61,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(staging)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
-        listed = {str(path.relative_to(staging)): _sha256(path) for path in files}
+        listed = {str(path.relative_to(staging)): sha256(path) for path in files}
         manifest = staging / MANIFEST
         manifest.write_text(json.dumps({"sha256": listed}, indent=1))
         for path in [*files, manifest, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
@@ -93,7 +94,7 @@ def problem(folder: Path, below: str = "") -> str | None:
             continue
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != digest:
+        if sha256(folder / name) != digest:
             return f"{name} is not what was written (its SHA-256 differs)"
     return None
 

@@ -9,8 +9,9 @@ only computes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.cache import TensorCache, fingerprint, key_of
+from ldm.data.cache import TensorCache, column_of, fingerprint, key_of
 from ldm.data.collection import Collection, Item, Items
 from ldm.data.images import View, coordinates, to_pixels
 from ldm.data.source import cache_root
@@ -38,18 +39,28 @@ def _times(seed: int, batch: int, size: int) -> np.ndarray:
     return stratified(seed, "time", batch, size)
 
 
-class _Wanted:
+class Wanted:
     """Every (item, variant) whose latent is to be cached, by one number."""
 
     def __init__(self, items: Items, variants: int) -> None:
         self.items, self.variants = items, variants
 
+    def __len__(self) -> int:
+        return len(self.items) * self.variants
+
     def at(self, row: int) -> tuple[Item, int]:
+        """Item and variant of number ``row``."""
         item, variant = divmod(row, self.variants)
         return self.items[item], variant
 
-    def __iter__(self) -> Iterator[tuple[Item, int]]:
-        return map(self.at, range(len(self.items) * self.variants))
+    def key(self, row: int) -> bytes:
+        """The key of the moments of number ``row``, by its content."""
+        item, variant = self.at(row)
+        return latent_key(item, variant)
+
+    def keys(self) -> np.ndarray:
+        """All keys, S16."""
+        return column_of(map(self.key, range(len(self))))
 
 
 class Encoded:
@@ -57,9 +68,11 @@ class Encoded:
 
     Args:
         config: whether to cache, and the image transform.
-        codec: the frozen autoencoder.
-        conditioner: the text encoder, frozen or not.
+        codec: the frozen autoencoder; of a cached set its shape alone, on the meta device.
+        conditioner: the text encoder, frozen or not; of a cached set its shape alone.
         accelerator: where the networks are, and which part of a cache this process makes.
+        folder: of a cached set, which has all of its own; None: the caches are those of all runs of
+            this machine.
     """
 
     def __init__(
@@ -68,19 +81,29 @@ class Encoded:
         codec: Codec,
         conditioner: ClipConditioner,
         accelerator: Accelerator,
+        folder: Path | None = None,
     ) -> None:
         self.config, self.transform, self.codec = config, config.images, codec
-        self.conditioner, self.accelerator = conditioner, accelerator
+        self.conditioner, self.accelerator, self.folder = conditioner, accelerator, folder
         self.batch = config.micro_batch_size or min(config.batch_size, 64)
         self.latents: dict[tuple[int, int], TensorCache] = {}  # by width and height
         self.text: TensorCache | None = None
         self.latents_cached = config.cache_latents and config.images.deterministic
         self.text_cached = config.cache_text and "text_encoder" not in parts(config)
 
-    def prepare(self, collection: Collection, captions: list[str]) -> None:
+    def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
-        in all processes.
+        in all processes. A cached set has all of it.
+
+        Raises:
+            DataError: a shard of a cached set cannot be read.
         """
+        if self.folder:
+            self.text = self._text_cache(whole=True)
+            for items in (collection.train, collection.held_out):
+                for shape, _ in items.by_shape():
+                    self.latents[shape] = self._latents_cache(shape, whole=True)
+            return
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
             self.latents_cached = self.text_cached = False
@@ -91,72 +114,117 @@ class Encoded:
             )
             self.text_cached = False
         if self.latents_cached:
-            self._prepare_latents(collection)
+            self.cache_latents(collection.train, collection.content(collection.train))
         if self.text_cached:
-            self._prepare_text(captions)
+            self.cache_text(captions, collection.content(collection.train))
 
-    def _prepare_latents(self, collection: Collection) -> None:
-        items = collection.train
+    def cache_latents(self, items: Items, of: str) -> None:
+        """Makes what is missing of the moments of ``items``, which are told by the hash ``of``."""
+        variants = self.transform.variants
+        for shape, numbers in items.by_shape():
+            cache = self.latents[shape] = self._latents_cache(shape)
+            chosen = np.zeros(len(items), bool)
+            chosen[numbers] = True
+
+            def make(
+                chosen: np.ndarray = chosen,
+                cache: TensorCache = cache,
+                shape: tuple[int, int] = shape,
+            ) -> None:
+                wanted = Wanted(items.where(chosen).distinct(), variants)
+                keys = wanted.keys()
+                what = f"latents of {shape[0]}x{shape[1]}"
+                self._build(cache, keys, partial(self.encode_pictures, wanted), what, "images")
+
+            self._unless_there(cache, fingerprint(of, variants), make)
+
+    def cache_text(self, captions: Sequence[str], of: str) -> None:
+        """Makes what is missing of the embeddings of ``captions``, which are told by the hash
+        ``of``.
+        """
+        cache = self.text = self._text_cache()
+
+        def make() -> None:
+            keys = column_of(map(key_of, captions))
+            self._build(cache, keys, partial(self.encode_captions, captions), "text", "captions")
+
+        self._unless_there(cache, fingerprint(of), make)
+
+    def _latents_cache(self, shape: tuple[int, int], *, whole: bool = False) -> TensorCache:
+        if self.folder:
+            name = f"{shape[0]}x{shape[1]}"
+            return TensorCache(self.folder / "latents", name, whole=whole)
         # What a view cannot change: a flip is a second entry, a bucket a space of its own.
         settings = (self.transform.background, PIL.__version__, "float32")
-        weights = fingerprint(self.codec.vae)
-        for shape in np.unique(items.shapes, axis=0).tolist():
-            shape = (shape[0], shape[1])
-            space = fingerprint("moments", settings, shape, weights)
-            cache = self.latents[shape] = TensorCache(cache_root() / "latents", space)
-            mine = items.where((items.shapes == shape).all(1))
-            wanted = _Wanted(mine, self.transform.variants)
-            keys = [_latent_key(item, variant) for item, variant in wanted]
-            what = f"latents of {shape[0]}x{shape[1]}"
-            self._build(cache, keys, partial(self._moments, wanted), what)
+        space = fingerprint("moments", settings, shape, self._codec_print)
+        return TensorCache(cache_root() / "latents", space)
 
-    def _prepare_text(self, captions: list[str]) -> None:
-        conditioner, tokenizer = self.conditioner, self.conditioner.tokenizer
-        tokenizer.backend_tokenizer.no_truncation()  # of the last call, no part of the tokenizer
-        tokenizer.backend_tokenizer.no_padding()
+    def _text_cache(self, *, whole: bool = False) -> TensorCache:
+        if self.folder:
+            return TensorCache(self.folder, "text", whole=whole)
         space = fingerprint(
-            "tokens",
-            tokenizer.backend_tokenizer.to_str(),
-            (tokenizer.pad_token_id, conditioner.length),
-            conditioner.text_encoder,
-            "float32",
+            "tokens", *self.conditioner.printed, self.conditioner.text_encoder, "float32"
         )
-        self.text = TensorCache(cache_root() / "text", space)
-        self._build(
-            self.text,
-            [key_of(caption) for caption in captions],
-            partial(self._texts, captions),
-            "captions",
-        )
+        return TensorCache(cache_root() / "text", space)
+
+    @cached_property
+    def _codec_print(self) -> str:
+        return fingerprint(self.codec.vae)
+
+    def _unless_there(self, cache: TensorCache, of: str, make: Callable[[], None]) -> None:
+        """``make`` unless all processes know that it was done before: then there is no need to go
+        through a million rows to find nothing missing.
+        """
+        self.accelerator.wait_for_everyone()
+        cache.refresh()
+        there = torch.tensor([cache.covers(of)], dtype=torch.float64)
+        if bool(self.accelerator.gather(there.to(self.accelerator.device)).all()):
+            return
+        make()
+        if self.accelerator.is_main_process:
+            cache.cover(of)
 
     def _build(
         self,
         cache: TensorCache,
-        keys: list[bytes],
+        keys: np.ndarray,
         make: Callable[[Sequence[int]], Mapping[str, Tensor]],
         what: str,
+        unit: str,
     ) -> None:
         accelerator = self.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
-        accelerator.wait_for_everyone()  # all must see the same entries missing
-        cache.refresh()
-        cache.build(keys, make, what=what, batch=self.batch, rank=rank, world=world)
+        cache.build(keys, make, what=what, unit=unit, batch=self.batch, rank=rank, world=world)
         accelerator.wait_for_everyone()
         cache.refresh()
         # Where another run removed or lost something meanwhile, each makes what it lacks.
-        cache.build(keys, make, what=what, batch=self.batch)
+        cache.build(keys, make, what=what, unit=unit, batch=self.batch)
 
     @torch.no_grad()
-    def _moments(self, wanted: _Wanted, rows: Sequence[int]) -> dict[str, Tensor]:
+    def encode_pictures(self, wanted: Wanted, rows: Sequence[int]) -> dict[str, Tensor]:
+        """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
         seen = ((item, View(mirrored=bool(variant))) for item, variant in map(wanted.at, rows))
         x = torch.stack([self._pixels(item, view) for item, view in seen])
         return self.codec.encode(x.to(self.accelerator.device))._asdict()
 
     @torch.no_grad()
-    def _texts(self, captions: list[str], rows: Sequence[int]) -> dict[str, Tensor]:
+    def encode_captions(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
+        """``tokens``, ``mask`` and ``pooled`` of the captions that ``rows`` are numbers of."""
         cond = self.conditioner.encode([captions[row] for row in rows])
         assert cond.mask is not None and cond.pooled is not None
         return {"tokens": cond.tokens, "mask": cond.mask, "pooled": cond.pooled}
+
+    def evaluated(self, items: Sequence[Item]) -> tuple[Moments, Condition]:
+        """Moments and conditions of ``items`` of one shape as evaluation sees them."""
+        captions, device = [item.caption(None) for item in items], self.accelerator.device
+        if self.folder:
+            both = zip(items, captions, strict=True)
+            rows = [{**self.picture(i, View()), **self.caption(c)} for i, c in both]
+            batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+            cond = Condition(batch["tokens"], batch["mask"], batch["pooled"])
+            return Moments(batch["mean"], batch["logvar"]), cond
+        x = torch.stack([self._pixels(item, View()) for item in items])
+        return self.codec.encode(x.to(device)), self.conditioner.encode(captions)
 
     def _pixels(self, item: Item, view: View) -> Tensor:
         return to_pixels(self.transform(item.load(), view, item.shape))
@@ -164,7 +232,7 @@ class Encoded:
     def picture(self, item: Item, view: View) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of the latent, or ``pixels`` where latents are not cached."""
         if self.latents:
-            return self.latents[item.shape][_latent_key(item, int(view.mirrored))]
+            return self.latents[item.shape][latent_key(item, int(view.mirrored))]
         return {"pixels": self._pixels(item, view)}
 
     def caption(self, text: str) -> dict[str, Tensor]:
@@ -196,7 +264,8 @@ class Encoded:
         return Condition(cond.tokens, cond.mask, cond.pooled, extra)
 
 
-def _latent_key(item: Item, variant: int) -> bytes:
+def latent_key(item: Item, variant: int) -> bytes:
+    """The key of the moments of a picture, by its content."""
     return key_of(item.digest(), str(variant))
 
 

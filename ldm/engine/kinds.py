@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
+from ldm.data.cached import CachedData
 from ldm.data.detect import layout
 from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
@@ -42,6 +43,7 @@ DataConfig = Annotated[
     | Annotated[TableData, Tag("parquet")]
     | Annotated[DatasetsData, Tag("datasets")]
     | Annotated[SdScriptsData, Tag("sd_scripts")]
+    | Annotated[CachedData, Tag("cached")]
     | Annotated[EmojiData, Tag("emoji")]
     | Annotated[ShapesData, Tag("shapes")],
     Discriminator(_kind),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ldm.data.cached import CachedData
 from ldm.data.images import ImageTransform
 from ldm.diffusion import NoiseProcess, Objective
 from ldm.engine.adapt import adapt
@@ -18,7 +20,7 @@ from ldm.engine.config import ConfigError, plain
 from ldm.engine.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.engine.noise import process_and_objective, saved
 from ldm.engine.schema import TrainConfig, UNetShape, VaeShape
-from ldm.engine.text import make_text
+from ldm.engine.text import make_text, read_tokenizer
 from ldm.models.codec import Codec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import settings_of
@@ -39,6 +41,9 @@ class Parts:
     process: NoiseProcess
     objective: Objective
     origin: dict[str, Any] = field(default_factory=dict)
+    # The folder whose vae, text_encoder and tokenizer these are, where the two networks are shapes
+    # alone, on the meta device.
+    stored: Path | None = None
 
     def scheduler_config(self) -> dict[str, Any]:
         """What a saved folder says of noise and target."""
@@ -46,13 +51,20 @@ class Parts:
         return self.process.scheduler_config(self.objective.target, learned_variance=learned)
 
 
-def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -> Parts:
+def build(
+    config: TrainConfig,
+    captions: Sequence[str],
+    *,
+    meta: bool = False,
+    held: CachedData | None = None,
+) -> Parts:
     """All parts of ``config``.
 
     Args:
         config: the run.
         captions: what a tokenizer is trained on where the config describes one.
         meta: shapes only, on the meta device: no memory, and folders are read for configs alone.
+        held: a cached set that autoencoder and text encoder are taken from, as shapes only.
 
     Raises:
         ConfigError: a part is described nowhere, cannot be read, or does not fit another.
@@ -60,15 +72,23 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
     if config.model and config.unet is None:
         in_model(config.model, "unet", "unet")  # before its scheduler is read
     process, objective = process_and_objective(config)
-    vae = _vae(config, meta)
-    tokenizer, text_encoder = make_text(config, captions, meta=meta)
+    if held is not None:
+        vae = read_vae(str(held.folder / "vae"), meta=True)
+        tokenizer = None if meta else read_tokenizer(held.folder / "tokenizer")
+        text_encoder = read(CLIPTextModel, held.folder / "text_encoder", "data", True)
+    else:
+        vae, tokenizer, text_encoder = frozen_parts(config, captions, meta=meta)
     if tokenizer is not None:
         with described("text"):
             ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
     unet = _unet(config, vae, text_encoder, process, objective, meta)
-    origin = {} if meta else _origin(config, vae, tokenizer, text_encoder, unet)
+    origin = {}
+    if not meta:
+        frozen = held.made_with["origin"] if held else frozen_origin(vae, tokenizer, text_encoder)
+        origin = _origin(config, {**frozen, "unet": digest(unet)})
     unet.register_to_config(sample_size=latent_side(vae, config.images))
-    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin)
+    stored = held and held.folder
+    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin, stored)
     for key in ("validation", "score"):
         drawing = getattr(config, key)
         # A validation without prompts draws nothing.
@@ -79,23 +99,23 @@ def build(config: TrainConfig, captions: Sequence[str], *, meta: bool = False) -
     return parts
 
 
-def _origin(
-    config: TrainConfig,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer | None,
-    text_encoder: CLIPTextModel,
-    unet: UNet2DConditionModel,
-) -> dict[str, Any]:
-    """Fingerprints of what is read from folders, under ``model`` or the key that names the other
-    folder.
+def frozen_origin(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer | None, text_encoder: CLIPTextModel
+) -> dict[str, str]:
+    """Fingerprints of ``vae`` and of ``text``, the text encoder with its tokenizer."""
+    beside = settings_of(tokenizer) if tokenizer else ""
+    return {"vae": digest(vae), "text": digest(text_encoder, beside)}
+
+
+def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
+    """Those ``prints`` whose parts are read from folders, under ``model`` or the key that names
+    the other folder.
     """
     found: dict[str, Any] = {}
-    for key, network in (("vae", vae), ("text", text_encoder), ("unet", unet)):
+    for key, fingerprint in prints.items():
         given = getattr(config, key)
         if given is None or isinstance(given, str):
-            beside = settings_of(tokenizer) if key == "text" and tokenizer else ""
-            name = f"model.{key}" if given is None else f"{key}.folder"
-            found[name] = digest(network, beside)
+            found[f"model.{key}" if given is None else f"{key}.folder"] = fingerprint
     if config.model and config.unet is None:
         process, target, learned = saved(config.model)
         noise = {"kind": process.kind, **plain(process)}
@@ -140,6 +160,13 @@ def make_vae(shape: VaeShape, seed: int, *, meta: bool = False) -> AutoencoderKL
 def read_vae(folder: str, *, meta: bool = False) -> AutoencoderKL:
     """The autoencoder of ``folder``, float32."""
     return read(AutoencoderKL, folder, "vae", meta)
+
+
+def frozen_parts(
+    config: TrainConfig, captions: Sequence[str], *, meta: bool = False
+) -> tuple[AutoencoderKL, CLIPTokenizer | None, CLIPTextModel]:
+    """Autoencoder, tokenizer and text encoder of ``config``; see ``build``."""
+    return _vae(config, meta), *make_text(config, captions, meta=meta)
 
 
 def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:

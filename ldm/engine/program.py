@@ -103,6 +103,39 @@ def collect(config: RunConfig, accelerator: Accelerator | None = None) -> Collec
         return Collection(config.data, config.images, config.on_bad_sample)
 
 
+def connect(mixed_precision: str = "no") -> Accelerator:
+    """The processes that were started.
+
+    Raises:
+        ConfigError: the launcher asks for what a run cannot be (FSDP, DeepSpeed), or started
+            processes that do not see each other.
+    """
+    accelerator = Accelerator(
+        # Without it accelerate leaves processes on CPUs unconnected, and takes a Mac's MPS,
+        # which has no float64.
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=1,  # follows from the batch, not from the launcher
+        # The others wait while the main process fills a cache or draws.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
+    )
+    known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in known:
+        raise ConfigError(
+            f"the launcher asks for {accelerator.distributed_type.value}, which is not"
+            " supported: use one process per device (DDP)"
+        )
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ConfigError(
+            f"{started} processes were started but each sees {accelerator.num_processes}:"
+            " launch with torchrun or accelerate launch --multi_gpu"
+        )
+    if accelerator.device.type == "cpu" and started == 1 and _launched_on_one_thread():
+        torch.set_num_threads(os.cpu_count() or 1)
+    return accelerator
+
+
 class Program(Generic[C]):
     """The command line ``--config FILE [--dry-run] a.b=c ...``.
 
@@ -139,32 +172,12 @@ class Program(Generic[C]):
             ConfigError: the launcher asks for what a run cannot be (FSDP, DeepSpeed), or started
                 processes that do not see each other.
         """
-        accelerator = Accelerator(
-            # Without it accelerate leaves processes on CPUs unconnected, and takes a Mac's MPS,
-            # which has no float64.
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="bf16" if self.config.precision == "bfloat16" else "no",
-            gradient_accumulation_steps=1,  # follows from the batch, not from the launcher
-            # The others wait while the main process fills a cache or draws.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
-        )
-        # torch puts a hook in front that collects what ours prints and shows it when ours returns:
-        # it does not, and the line would be lost.
-        sys.excepthook = _one_line
-        known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-        if accelerator.distributed_type not in known:
-            raise ConfigError(
-                f"the launcher asks for {accelerator.distributed_type.value}, which is not"
-                " supported: use one process per device (DDP)"
-            )
-        started = int(os.environ.get("WORLD_SIZE", 1))
-        if started != accelerator.num_processes:
-            raise ConfigError(
-                f"{started} processes were started but each sees {accelerator.num_processes}:"
-                " launch with torchrun or accelerate launch --multi_gpu"
-            )
-        if accelerator.device.type == "cpu" and started == 1 and _launched_on_one_thread():
-            torch.set_num_threads(os.cpu_count() or 1)
+        try:
+            accelerator = connect("bf16" if self.config.precision == "bfloat16" else "no")
+        finally:
+            # torch puts a hook in front that collects what ours prints and shows it when ours
+            # returns: it does not, and the line would be lost.
+            sys.excepthook = _one_line
         split_batch(self.config, accelerator.num_processes)
         return accelerator
 

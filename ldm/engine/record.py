@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
         "git": _revision(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": versions(PACKAGES),
     }
 
 
@@ -53,6 +53,11 @@ def write_skipped(run: Path, skipped: Sequence[tuple[str, Problem]]) -> None:
         for source, problem in skipped
     ]
     (run / SKIPPED).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of what is installed."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _revision() -> str | None:

@@ -40,7 +40,7 @@ def make_text(
     else:
         root = Path(config.text) if config.text else in_model(config.model, "text", "")
         text_encoder = read(CLIPTextModel, root / "text_encoder", "text", meta)
-        tokenizer = None if meta else _read_tokenizer(root / "tokenizer")
+        tokenizer = None if meta else read_tokenizer(root / "tokenizer")
     if config.text_layers is not None:
         _cut(text_encoder, config.text_layers)
     return tokenizer, text_encoder
@@ -70,7 +70,7 @@ def _described(
     if meta:
         return None, on_meta(lambda: CLIPTextModel(text_config))
     tokenizer = (
-        _read_tokenizer(Path(shape.tokenizer))
+        read_tokenizer(Path(shape.tokenizer))
         if shape.tokenizer
         else own_tokenizer(config.run, captions, shape.vocab_size, shape.max_length)
     )
@@ -94,11 +94,12 @@ def own_tokenizer(
     for folder in [*reversed(checkpoints), Path(run) / "base"] if checkpoints else []:
         kept = folder / "tokenizer"
         if kept.is_dir() and checkpoint.problem(folder, "tokenizer/") is None:
-            return _read_tokenizer(kept)
+            return read_tokenizer(kept)
     return train_tokenizer(captions, vocab_size, max_length)
 
 
-def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``; ``ConfigError`` if there is none."""
     if not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"text: {folder} is no folder of a tokenizer")
     return CLIPTokenizer.from_pretrained(folder)

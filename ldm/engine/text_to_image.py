@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ldm.data.collection import Item, Items, spread
-from ldm.data.images import View, to_pixels
 from ldm.diffusion import normal
 from ldm.diffusion.times import LossSecondMoment, Uniform
 from ldm.engine import pictures
 from ldm.engine.adapt import trained
 from ldm.engine.encoded import Encoded
+from ldm.engine.frozen import loaded, save_linked
 from ldm.engine.learning import parts as learning_parts
 from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
@@ -73,6 +73,14 @@ class TextToImageTask(nn.Module):
                         break
         self.origin = parts.origin
 
+    def place(self, device: torch.device) -> None:
+        """Brings to ``device`` what is in memory."""
+        parts = self.parts
+        for network in (
+            (parts.unet,) if parts.stored else (parts.vae, parts.text_encoder, parts.unet)
+        ):
+            network.to(device)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, as ``unet.NAME`` and ``text_encoder.NAME``."""
         return trained(self.parts, self.config)
@@ -105,6 +113,8 @@ class TextToImageTask(nn.Module):
         measured = self._held_out_loss(accelerator) if validation.images and self.held_out else {}
         if validation.prompts and accelerator.is_main_process:
             pipe = self.pipeline()
+            if self.parts.stored:
+                pipe = loaded(pipe, self.parts.stored, "validation.prompts")
             pipe.set_progress_bar_config(disable=True)
             drawn = pipe(
                 list(validation.prompts),
@@ -133,11 +143,8 @@ class TextToImageTask(nn.Module):
         objective = replace(self.objective, times=Uniform())
         for numbers in _of_one_shape(chosen, mine, self.encoded.batch):
             items = [chosen[n] for n in numbers]
-            transform = self.config.images
-            x = torch.stack([to_pixels(transform(i.load(), View(), i.shape)) for i in items])
-            moments = codec.encode(x.to(device))
+            moments, cond = self.encoded.evaluated(items)
             z = codec.sample(moments, torch.zeros_like(moments.mean))
-            cond = self.encoded.conditioner.encode([i.caption(None) for i in items])
             shape = tuple(z.shape[1:])
             for k in range(levels):
                 eps = [normal(seed, f"validation {k}", n, shape) for n in numbers]
@@ -168,7 +175,7 @@ class TextToImageTask(nn.Module):
             (rows,) = self.trained().values()
             embedding.write(word.token, rows, folder, self.origin)
         else:
-            self.pipeline().save_pretrained(folder)
+            save_pipeline(parts, folder)
 
     finish = save
 
@@ -204,6 +211,14 @@ def pipeline(parts: Parts) -> LatentDiffusionPipeline:
     return LatentDiffusionPipeline(
         parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, scheduler
     )
+
+
+def save_pipeline(parts: Parts, folder: Path) -> None:
+    """A pipeline folder of ``parts``, which have no adapters."""
+    if parts.stored:
+        save_linked(pipeline(parts), folder, parts.stored)
+    else:
+        pipeline(parts).save_pretrained(folder)
 
 
 def _of_one_shape(items: Sequence[Item], numbers: list[int], size: int) -> Iterator[list[int]]:

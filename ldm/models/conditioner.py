@@ -21,6 +21,7 @@ from ldm.diffusion import Condition
 
 log = logging.getLogger(__name__)
 
+_NAMED = 100  # texts that are too long, in the life of a conditioner
 _OLD_EOS = 2  # where a config says so, the tower pools at the largest id of a text
 
 
@@ -70,12 +71,20 @@ class ClipConditioner:
         """Tokens of every condition, the two specials and padding included."""
         return self.tokenizer.model_max_length
 
+    @property
+    def printed(self) -> tuple[str, tuple[int | None, int]]:
+        """All that the ids of a text depend on, with a repr that tells it."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # of the last call, no part of the tokenizer
+        backend.no_padding()
+        return backend.to_str(), (self.tokenizer.pad_token_id, self.length)
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Int64 ids ``b l`` on the CPU, cut and padded to ``length``; a word of textual inversion
         stands for all of its tokens.
 
         A text that is too long is reported once in the life of this object, with the words that
-        were cut.
+        were cut; of very many the first are.
         """
         texts = [self._written_out(text) for text in texts]
         # Overflowing tokens come back as further rows: one pass finds the ids and what was cut.
@@ -91,7 +100,7 @@ class ClipConditioner:
         for row, sample in enumerate(rows["overflow_to_sample_mapping"]):
             if sample == len(ids):
                 ids.append(rows["input_ids"][row])
-            elif texts[sample] not in self._reported:
+            elif texts[sample] not in self._reported and len(self._reported) < _NAMED:
                 self._reported.add(texts[sample])
                 first_cut = rows["offset_mapping"][row][1][0]  # behind the start-of-text token
                 self._report(texts[sample], first_cut)
@@ -114,6 +123,8 @@ class ClipConditioner:
             self.length,
             text[start:],
         )
+        if len(self._reported) == _NAMED:
+            log.warning("further texts that are too long are not named")
 
     def encode(self, texts: Sequence[str]) -> Condition:
         """Condition of ``texts`` on the text encoder's device: tokens ``b l d``, mask ``b l``,

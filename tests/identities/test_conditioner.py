@@ -115,6 +115,16 @@ def test_too_long_texts_are_reported_once_with_the_words_cut(
     assert messages[0].endswith("this part of it is not seen: 'apple and Zebra  stripes'")
 
 
+def test_of_very_many_too_long_texts_the_first_are_reported(
+    tokenizer: CLIPTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    with caplog.at_level(logging.WARNING):
+        conditioner.tokenize([f"a red apple, a green apple, a red apple {n}" for n in range(300)])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 101 and messages[-1].startswith("further texts")
+
+
 def test_parts_that_do_not_belong_together_are_refused(tokenizer: CLIPTokenizer) -> None:
     for overrides, word in (
         ({"max_position_embeddings": 11}, "12 tokens"),

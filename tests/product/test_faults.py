@@ -90,7 +90,7 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
         (TextToImageTask, "forward", 6, signal.SIGINT, 96),  # the last step
         (TextToImageTask, "validate", 1, signal.SIGTERM, 48),
         (state, "write", 1, signal.SIGINT, 48),
-        (Encoded, "_moments", 1, signal.SIGTERM, None),
+        (Encoded, "encode_pictures", 1, signal.SIGTERM, None),
         (cache, "save_file", 2, signal.SIGINT, None),
         (TextToImageTask, "finish", 1, signal.SIGTERM, 96),
     ],

@@ -1,0 +1,357 @@
+"""Cached sets: made in any number of processes and kills, checked, and trained on alone."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+from typer.testing import CliRunner
+
+import tiny
+from launched import ENVIRONMENT, finish, launch, logged, losses, wait_for
+from ldm.cli import app
+from ldm.data.folder import FolderData
+from ldm.data.source import DataError
+from ldm.engine.checkpoint import sha256
+from ldm.engine.config import ConfigError
+from programs import told
+from runs import train, tree
+
+BATCH = dict(
+    batch_size=4,
+    duration="5 steps",
+    validation={"every": "5 steps", "images": 4, "levels": 2},
+    checkpoints={"every": "5 steps", "keep": 1},
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("model") / "model")
+
+
+def photos(folder: Path, count: int = 24) -> Path:
+    """Of two shapes, with two captions each."""
+    folder.mkdir()
+    lines = []
+    for n in range(count):
+        size = (24, 16) if n % 3 == 0 else (18, 18)
+        pixels = np.random.default_rng(n).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{n:02d}.png")
+        text = [f"picture {n}, red, round", f"number {n}"]
+        lines.append(json.dumps({"file_name": f"{n:02d}.png", "text": text}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def settings(tmp_path: Path, model: Path) -> dict:
+    """Buckets, flips, two sources by weight, one of them with drawn captions."""
+    if not (tmp_path / "a").exists():
+        photos(tmp_path / "a")
+        photos(tmp_path / "b", 9)
+    grammar = {"shuffle": True, "variants": 3}
+    data = [
+        {"path": str(tmp_path / "a"), "held_out_fraction": 0.2, "weight": 3.0},
+        {"path": str(tmp_path / "b"), "held_out_fraction": 0.2, "weight": 1.0, "grammar": grammar},
+    ]
+    images = {"size": 16, "flip": True, "buckets": {"step": 4, "max_aspect": 2.0}}
+    own = dict.fromkeys(("vae", "text", "unet"))
+    return dict(BATCH, model=str(model), data=data, images=images, **own)
+
+
+def call(tmp_path: Path, config: dict, *arguments: str, out: str = "set") -> tuple[int, str]:
+    """``ldm data cache`` in this process: exit status and all that it said."""
+    file = tmp_path / "cache.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = ["data", "cache", "--config", str(file), "--out", str(tmp_path / out), *arguments]
+    found = CliRunner().invoke(app, command)
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.output
+    return found.exit_code, found.output
+
+
+def made(tmp_path: Path, config: dict, **options: str) -> Path:
+    status, output = call(tmp_path, config, **options)
+    assert status == 0 and output.rstrip().endswith("; made"), output
+    return tmp_path / options.get("out", "set")
+
+
+def cached(changes: dict, folder: Path, **more) -> dict:
+    return {**changes, "data": {"path": str(folder)}, **more}
+
+
+def bits(run: Path) -> dict[str, torch.Tensor]:
+    """All that a run has learnt."""
+    (last,) = sorted((run / "checkpoints").iterdir())
+    return load_file(last / "training" / "raw.safetensors")
+
+
+def networks(folder: Path) -> dict[str, str]:
+    """The hash of every file of weights."""
+    return {str(f.relative_to(folder)): sha256(f) for f in sorted(folder.rglob("*.safetensors"))}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+class Opened(AssertionError):
+    """What a run over a cached set must not touch was touched."""
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Neither pictures nor the weights of the frozen networks can be opened."""
+
+    def refuse(*_, **__):
+        raise Opened
+
+    monkeypatch.setattr(FolderData, "load", refuse)
+    monkeypatch.setattr(Image, "open", refuse)
+    for network in (AutoencoderKL, CLIPTextModel):
+        monkeypatch.setattr(network, "from_pretrained", refuse)
+        monkeypatch.setattr(network, "to", refuse)
+        monkeypatch.setattr(network, "forward", refuse)
+
+
+def test_the_same_weights_without_pictures_and_networks(tmp_path, model, request):
+    changes = settings(tmp_path, model)
+    train(tmp_path / "ordinary", **changes)
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    for name in ("a", "b", "cache"):
+        shutil.rmtree(tmp_path / name)
+    request.getfixturevalue("closed")
+    with pytest.raises(DataError, match="cannot be read"):
+        train(tmp_path / "none", **settings(tmp_path, model))
+    with pytest.raises(Opened):
+        train(tmp_path / "none", vae=None, text=None, unet=None, model=str(model))
+    final = train(tmp_path / "run", **cached(changes, folder))
+    assert equal(bits(tmp_path / "run"), bits(tmp_path / "ordinary"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "ordinary")
+    held_out = [logged(tmp_path / name, "held_out_loss") for name in ("run", "ordinary")]
+    assert len(held_out[0]) == 1 and held_out[0] == pytest.approx(held_out[1], rel=1e-5)
+    request.getfixturevalue("monkeypatch").undo()
+    # The frozen parts are the files of the set, not copies; stock opens the whole.
+    part = "vae/diffusion_pytorch_model.safetensors"
+    assert (final / part).stat().st_ino == (folder / part).stat().st_ino
+    ordinary = networks(tmp_path / "ordinary" / "final")
+    assert networks(final) == ordinary and len(ordinary) == 3
+    pipe = StableDiffusionPipeline.from_pretrained(final)
+    assert pipe.vae.device.type == "cpu" and pipe.scheduler.config.steps_offset == 1
+
+
+def test_lora_and_prompts(tmp_path, model, caplog):
+    lora = {"rank": 2, "alpha": 1.0}
+    prompts = {"every": "5 steps", "images": 0, "prompts": ["picture 1"], "steps": 2}
+    changes = dict(settings(tmp_path, model), lora=lora, validation=prompts)
+    train(tmp_path / "ordinary", **changes)
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    caplog.set_level("INFO", "ldm")
+    train(tmp_path / "run", **cached(changes, folder))
+    assert equal(bits(tmp_path / "run"), bits(tmp_path / "ordinary"))
+    assert "validation.prompts: the autoencoder and the text encoder are loaded" in caplog.text
+    pages = [next((tmp_path / name / "samples").iterdir()) for name in ("run", "ordinary")]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_a_lora_whose_base_is_written_from_the_set(tmp_path):
+    changes = dict(BATCH, lora={"rank": 2}, duration="2 steps", checkpoints={"every": "2 steps"})
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    train(tmp_path / "run", **cached(changes, folder, vae=None, text=None))
+    base = StableDiffusionPipeline.from_pretrained(tmp_path / "run" / "base")
+    assert not any("lora" in name for name, _ in base.unet.named_parameters())
+
+
+def test_parts_from_random_init_are_in_the_set(tmp_path):
+    """Also the tokenizer, which was trained on the captions."""
+    changes = dict(BATCH, images={"size": 16, "flip": False})
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    train(tmp_path / "ordinary", **changes)
+    train(tmp_path / "run", **cached(changes, folder))
+    train(tmp_path / "from-set", **cached(changes, folder, vae=None, text=None))
+    for name in ("run", "from-set"):
+        assert equal(bits(tmp_path / name), bits(tmp_path / "ordinary"))
+        assert networks(tmp_path / name / "final") == networks(tmp_path / "ordinary" / "final")
+
+
+def test_what_a_set_was_not_made_with_is_refused(tmp_path, model):
+    changes = settings(tmp_path, model)
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    other = tiny.pipeline(seed=1)
+    other.save_pretrained(tmp_path / "other")
+    shutil.copytree(model, tmp_path / "words")
+    file = tmp_path / "words" / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"id":1,', '"id":1 ,').replace("</w>", "</x>"))
+    on_set = cached(changes, folder)
+    for more, words in (
+        (dict(vae=str(tmp_path / "other" / "vae")), "vae: * another autoencoder"),
+        (dict(text=str(tmp_path / "other")), "text: * another text encoder"),
+        (dict(text=str(tmp_path / "words")), "text: * another tokenizer"),
+        (dict(vae={"block_out_channels": [8, 16]}), "vae: * another autoencoder"),
+        (dict(images={**changes["images"], "flip": False}), "images.flip: * made with True"),
+        (dict(train=["text_encoder"]), "train: * a text encoder that learns"),
+        (dict(score={}, images={"size": 16}), "score: * no pictures"),
+        (dict(data=[{"path": str(folder)}, {"path": str(tmp_path / "a")}]), "data: * together"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            train(tmp_path / "run", **{**on_set, **more})
+        start, _, rest = words.partition("* ")
+        assert str(error.value).startswith(start) and rest in str(error.value), error.value
+        assert "\n" not in str(error.value)
+    # The same numbers in another file are the same part.
+    tiny.pipeline().vae.save_pretrained(tmp_path / "again", max_shard_size="100KB")
+    train(tmp_path / "run", **{**on_set, "vae": str(tmp_path / "again"), "duration": "1 steps"})
+    (folder / "manifest.json").unlink()
+    with pytest.raises(DataError, match="is not complete"):
+        train(tmp_path / "run", **on_set)
+
+
+def test_what_cannot_be_cached_is_refused(tmp_path, model):
+    changes = settings(tmp_path, model)
+    endless = [{"path": str(tmp_path / "a"), "grammar": {"shuffle": True}}]
+    something = tmp_path / "something"
+    something.mkdir()
+    (something / "else.txt").write_text("a")
+    for more, options, words in (
+        (dict(data=endless), {}, "data.grammar.variants: "),
+        (dict(images={"size": 16, "crop": "random"}), {}, "images: a random crop"),
+        (dict(train=["unet", "text_encoder"]), {}, "train: "),
+        (dict(), {"out": "something"}, "it holds something else"),
+    ):
+        status, output = call(tmp_path, tree(tmp_path / "n", **{**changes, **more}), **options)
+        assert words in told(status, output)
+    folder = made(tmp_path, tree(tmp_path / "n", **changes))
+    for more, words in (
+        (dict(data={"path": str(folder)}), "a cached set already"),
+        (dict(images={**changes["images"], "flip": False}), "made with another images.flip"),
+    ):
+        status, output = call(tmp_path, tree(tmp_path / "n", **{**changes, **more}))
+        assert words in told(status, output)
+
+
+def test_verify_names_what_is_broken_and_a_second_start_makes_it_again(tmp_path, model):
+    config = tree(tmp_path / "none", **settings(tmp_path, model))
+    folder = made(tmp_path, config)
+    status, output = call(tmp_path, config, "--verify")
+    assert status == 0 and "all of it is as it was made" in output
+    assert call(tmp_path, config)[1].rstrip().endswith("complete already")
+    shard = max((folder / "latents").rglob("*.safetensors"), key=lambda f: f.stat().st_size)
+    whole = shard.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    shard.write_bytes(flipped)
+    status, output = call(tmp_path, config, "--verify")
+    assert status == 1 and f"{shard.relative_to(folder)} is not what was written" in output
+    assert len(output.splitlines()) == 1
+    shard.unlink()
+    with pytest.raises(DataError, match=rf"{shard.relative_to(folder)} is missing"):
+        train(tmp_path / "run", **cached(settings(tmp_path, model), folder))
+    assert call(tmp_path, config)[1].rstrip().endswith("; made")
+    assert call(tmp_path, config, "--verify")[0] == 0
+    # One bit in the numbers under a hash that fits: found by making them again.
+    column = load_file(shard)
+    column["mean"] += 0.1
+    save_file(column, shard)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][shard.relative_to(folder).as_posix()] = sha256(shard)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    status, output = call(tmp_path, config, "--verify")
+    assert status == 1 and "its latent is not what encoding it gives now" in output
+
+
+def test_new_pictures_are_added(tmp_path, model):
+    changes = settings(tmp_path, model)
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    before = networks(folder)
+    Image.new("RGB", (18, 18), (200, 30, 90)).save(tmp_path / "b" / "99.png")
+    with (tmp_path / "b" / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "99.png", "text": "a new one"}')
+    status, output = call(tmp_path, tree(tmp_path / "none", **changes), "--verify")
+    assert status == 1 and "have changed since" in output
+    made(tmp_path, tree(tmp_path / "none", **changes))
+    after = networks(folder)
+    assert before.items() <= after.items() and len(after) == len(before) + 2
+    assert call(tmp_path, tree(tmp_path / "none", **changes), "--verify")[0] == 0
+
+
+def test_other_variants_of_captions_are_found_missing_in_the_ordinary_cache(tmp_path, model):
+    """That all of a run's entries are there is kept in mind for these captions alone."""
+    changes = settings(tmp_path, model)
+    train(tmp_path / "three", **changes)
+    changes["data"][1]["grammar"] = {"shuffle": True, "variants": 50}
+    train(tmp_path / "fifty", **dict(changes, duration="20 steps"))
+
+
+def entries(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Every entry of a set, by space and key."""
+    found = {}
+    for file in [*folder.rglob("latents/*/*.safetensors"), *folder.rglob("text/*.safetensors")]:
+        columns = load_file(file)
+        for row, key in enumerate(columns.pop("keys")):
+            name = f"{file.parent.name} {bytes(key.tolist()).hex()}"
+            assert name not in found
+            found[name] = {n: column[row] for n, column in columns.items()}
+    return found
+
+
+def test_killed_and_gone_on_in_two_processes(tmp_path, model):
+    config = tree(tmp_path / "none", **settings(tmp_path, model))
+    whole = entries(made(tmp_path, config, out="whole"))
+    file, folder = tmp_path / "config.yaml", tmp_path / "set"
+    file.write_text(yaml.safe_dump(config))
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    command = ["data", "cache", "--config", file, "--out", folder]
+    process = launch(script, *command, start_new_session=True)
+    wait_for(lambda: len(list(folder.rglob("latents/*/*.safetensors"))) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not (folder / "manifest.json").exists()
+    (folder / "latents" / ".half-1.partial").write_bytes(b"of the killed")
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert 4 <= len(kept) and len(entries(folder)) < len(whole)
+    finish(launch("-m", "ldm.cli", *command, processes=2))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing is made twice
+    found = entries(folder)
+    assert found.keys() == whole.keys() and not list(folder.rglob("*.partial"))
+    for key, entry in whole.items():
+        for name, value in entry.items():
+            torch.testing.assert_close(found[key][name], value, rtol=1e-5, atol=1e-5)
+    assert "all of it is as it was made" in finish(launch("-m", "ldm.cli", *command, "--verify"))
+
+
+# Shards of four rows, and time to be killed between them.
+SLOW = """
+import time
+from functools import partial
+from ldm.cli import app
+from ldm.data.cache import TensorCache
+from ldm.engine.encoded import Encoded
+
+build, encode = TensorCache.build, Encoded.encode_pictures
+
+def few(self, *arguments, **options):
+    return build(self, *arguments, **{**options, "shard_rows": 4, "batch": 4})
+
+def slow(self, *arguments):
+    time.sleep(0.2)
+    return encode(self, *arguments)
+
+TensorCache.build, Encoded.encode_pictures = few, slow
+app()
+"""
