@@ -30,6 +30,7 @@ from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
+from ldm.engine.trackers import require
 from ldm.engine.trainer import split_batch
 from ldm.models.attention import BackendError
 
@@ -126,6 +127,7 @@ class Program(Generic[C]):
         arguments = parser.parse_args()
         REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
+        require(self.config.trackers)
         self.dry_run: bool = arguments.dry_run
 
     def accelerator(self) -> Accelerator:

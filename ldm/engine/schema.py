@@ -274,6 +274,8 @@ class RunConfig:
         ema: None trains without.
         precision: of the forward pass; parameters and optimiser stay float32.
         log_every: steps between two lines of ``metrics.jsonl``.
+        trackers: where its numbers and the sample sheets go as well: ``tensorboard`` writes into
+            ``RUN/tensorboard``, ``wandb`` to its server, or with WANDB_MODE=offline into ``RUN``.
         validation: None for none.
         checkpoints: how often and how many.
         nonfinite: stop at a loss that is not a number, or skip the step.
@@ -294,6 +296,7 @@ class RunConfig:
     ema: Ema | None = field(default_factory=Ema)
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: Positive = 10
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     validation: Validation | None = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     nonfinite: NonFinite = field(default_factory=NonFinite)
