@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 T = TypeVar("T")
 
@@ -50,7 +57,12 @@ def _positive(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, BeforeValidator(_checked)]
+_SCHEMA = {
+    "type": "string",
+    "pattern": r"^\s*\d+(\.\d+)?\s*[kM]?\s*(image|step|epoch)s?\s*$",
+    "examples": ["20k steps", "2M images", "30 epochs"],
+}
+Duration = Annotated[str, BeforeValidator(_checked), WithJsonSchema(_SCHEMA)]
 """A number of optimiser steps, images or epochs: ``"20k steps"``, ``"2M images"``, ``"30
 epochs"``."""
 

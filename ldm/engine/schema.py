@@ -93,7 +93,15 @@ class UNetShape:
 
 @config_class
 class ProcessSettings:
-    """The fields of ``NoiseProcess``; None leaves one to the model that is fine-tuned."""
+    """The fields of ``NoiseProcess``; None leaves one to the model that is fine-tuned.
+
+    Args:
+        schedule: of beta, by diffusers' name.
+        beta_start: first beta.
+        beta_end: last beta.
+        num_train_timesteps: noise levels of the table.
+        zero_terminal_snr: rescaled so that the last level is pure noise (Lin et al. 2024).
+    """
 
     schedule: Schedule | None = None
     beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -104,7 +112,13 @@ class ProcessSettings:
 
 @config_class
 class ObjectiveSettings:
-    """The fields of ``Objective``; None leaves one to the model, or to its default."""
+    """The fields of ``Objective``; None leaves one to the model, or to its default.
+
+    Args:
+        target: what the network predicts.
+        weighting: ``uniform`` in the target's space, or ``min_snr`` (Hang et al. 2023).
+        gamma: where ``min_snr`` caps.
+    """
 
     target: Target | None = None
     weighting: Literal["uniform", "min_snr"] | None = None
@@ -152,7 +166,12 @@ class Ema:
 
 @config_class
 class Checkpoints:
-    """How often a loadable, resumable folder is written, and how many are kept."""
+    """How often a loadable, resumable folder is written, and how many are kept.
+
+    Args:
+        every: how often.
+        keep: how many, the newest.
+    """
 
     every: Interval = "5k steps"
     keep: Positive = 2
