@@ -70,8 +70,9 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
 # is looked at, how the work is split, what a fault leads to, and the end (which moves the learning
 # rate towards it).
 _FREE = {
-    "run", "duration", "micro_batch_size", "log_every", "trackers", "validation", "checkpoints", "resume",
+    "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
     "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score", "on_bad_sample",
+    "trackers",
 }  # fmt: skip
 _PATH = re.compile(r"data(\.\d+)?\.path")
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
