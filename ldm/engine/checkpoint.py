@@ -86,6 +86,8 @@ def problem(folder: Path) -> str | None:
         listed = json.loads(manifest.read_text())["sha256"].items()
     except (ValueError, LookupError, TypeError, AttributeError):
         return "its manifest cannot be read"
+    if not listed:
+        return "its manifest lists no file"
     for name, digest in listed:
         if not (folder / name).is_file():
             return f"{name} is missing"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +108,10 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
     scale = parts / min(parts, 2)
     trained = _bytes(learning)
-    held = trained if step.saved is None else sum(
-        _bytes(step.networks[name].parameters()) for name in step.saved
+    held = (
+        trained
+        if step.saved is None
+        else sum(_bytes(step.networks[name].parameters()) for name in step.saved)
     )
     return Cost(
         frozen=_bytes(every) - trained,
@@ -183,9 +184,14 @@ class Rates:
     device: str
 
 
+def device_at_hand() -> torch.device:
+    """A GPU, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def measure(precision: str) -> Rates:
     """The rates of this machine's GPU, or else its CPU, in the precision of the run."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_at_hand()
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     large = device.type == "cuda"
     with torch.no_grad():

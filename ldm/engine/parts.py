@@ -158,11 +158,15 @@ def _saved_process(model: str) -> tuple[NoiseProcess, Target]:
     file = Path(model) / "scheduler" / "scheduler_config.json"
     try:
         saved = json.loads(file.read_text())
+        if not isinstance(saved, dict):
+            raise ValueError("it is no JSON object")
         speaks = saved.get("prediction_type", "epsilon")
         if speaks not in TARGET_OF_PREDICTION_TYPE:
             raise ValueError(f"prediction_type {speaks!r} is not supported")
-        return NoiseProcess.from_scheduler(saved), TARGET_OF_PREDICTION_TYPE[speaks]
-    except (OSError, ValueError) as error:
+        process = NoiseProcess.from_scheduler(saved)
+        len(process.table.alpha)  # whether its numbers are some
+        return process, TARGET_OF_PREDICTION_TYPE[speaks]
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"model: {file} cannot be used: {error}") from None
 
 
@@ -177,9 +181,12 @@ def _read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
         return _on_meta(lambda: cls.from_config(cls.load_config(folder)))  # type: ignore[attr-defined]
     named = "dtype" if cls is CLIPTextModel else "torch_dtype"
     try:
-        return cls.from_pretrained(  # type: ignore[attr-defined]
-            folder, use_safetensors=True, **{named: torch.float32}
+        network, found = cls.from_pretrained(  # type: ignore[attr-defined]
+            folder, use_safetensors=True, output_loading_info=True, **{named: torch.float32}
         )
+        if missing := sorted(found["missing_keys"]):  # they would be random, or not there
+            raise ValueError(f"they lack {len(missing)} tensors, {missing[0]} for one")
+        return network
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         line = " ".join(str(error).split())[:300]
         raise ConfigError(f"{key}: the weights in {folder} cannot be read: {line}") from None
@@ -268,9 +275,14 @@ def _text(
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    if not (folder / "tokenizer_config.json").is_file():
+    there = [name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
+    if not there or not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"text: {folder} is no folder of a tokenizer")
-    return CLIPTokenizer.from_pretrained(folder)
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises no class of its own
+        line = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"text: {folder} cannot be read: {line}") from None
 
 
 def _unet(

@@ -16,6 +16,7 @@ from ldm.engine.kinds import DataConfig
 from ldm.models.clip import ClipSize
 
 Positive = Annotated[int, Field(gt=0)]
+Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
 TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -35,7 +36,7 @@ class VaeShape:
         mid_attention: self-attention at the lowest resolution.
     """
 
-    block_out_channels: tuple[Positive, ...] = (128, 256, 512, 512)
+    block_out_channels: Widths = (128, 256, 512, 512)
     layers_per_block: Positive = 2
     latent_channels: Positive = 4
     norm_num_groups: Positive = 32
@@ -83,7 +84,7 @@ class UNetShape:
         use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
     """
 
-    block_out_channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
+    block_out_channels: Widths = (320, 640, 1280, 1280)
     layers_per_block: Positive = 2
     attention: tuple[bool, ...] | None = None
     attention_head_dim: Positive | tuple[Positive, ...] = 8
@@ -303,7 +304,7 @@ class RunConfig:
         workers: processes that read and transform pictures; 0 reads in the training process.
     """
 
-    run: str
+    run: Annotated[str, Field(min_length=1)]
     seed: int = 0
     data: DataConfig | tuple[DataConfig, ...]
     on_bad_sample: Literal["error", "skip"] = "error"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,20 +51,42 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
     Raises:
         CheckpointError: the weights are those of another model.
     """
-    raw = load_file(folder / "raw.safetensors")
+    raw = _tensors(folder / "raw.safetensors")
     check_shapes(raw, weights, folder.parent)
     for name, value in weights.items():
         value.copy_(raw[name])
-    moments = load_file(folder / "optimizer.safetensors")
+    moments = _tensors(folder / "optimizer.safetensors")
     for name, value in weights.items():
         if f"{name}/step" not in moments:
             continue  # it has no state before its first step
+        expected = {f"{name}/{kind}": value for kind in ("exp_avg", "exp_avg_sq")}
+        check_shapes(moments, expected, folder / "optimizer.safetensors")
         optimizer.state[value] = {
             # AdamW counts its steps on the CPU.
             kind: moments[f"{name}/{kind}"].to("cpu" if kind == "step" else value.device)
             for kind in ("step", "exp_avg", "exp_avg_sq")
         }
-    return json.loads((folder / "run.json").read_text())
+    return _counters(folder, "images", "window")
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"{file} cannot be read: {line}") from None
+
+
+def _counters(folder: Path, *needed: str) -> dict[str, Any]:
+    """What ``write`` kept besides tensors; ``CheckpointError`` where that is something else."""
+    file = folder / "run.json"
+    try:
+        counters = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(counters, dict) or any(key not in counters for key in needed):
+            raise ValueError("no object with what is needed")
+    except (OSError, ValueError):
+        raise CheckpointError(f"{file} cannot be read: it is not the state of a run") from None
+    return counters
 
 
 # What may change between a checkpoint and going on from it: where things lie, how often something
@@ -122,7 +145,7 @@ def changes(
         OtherRunError: naming every key that changed but is not allowed to.
         ConfigError: ``allowed`` names what is no key.
     """
-    found = json.loads((folder / "run.json").read_text())["identity"]
+    found = _counters(folder, "identity")["identity"]
     if (summary := found.pop("pictures and captions", None)) is not None:
         found[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
     every = sorted(found.keys() | expected.keys())

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from ldm.diffusion import Condition
-from ldm.engine.estimate import Step
+from ldm.engine.estimate import Step, device_at_hand
 from ldm.engine.parts import Parts
 from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
+from ldm.models.attention import set_attention
 from ldm.models.codec import Codec
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.lora import weights
@@ -28,6 +29,8 @@ def text_to_image(config: TrainConfig, parts: Parts) -> Step:
         if config.lora and name in config.train:
             for adapter in weights(network).values():
                 adapter.requires_grad_(True)
+    bfloat16 = config.precision == "bfloat16"
+    set_attention(parts.unet, "sdpa", device_at_hand(), bfloat16=bfloat16)
     codec, denoiser, side = Codec(parts.vae), UNetDenoiser(parts.unet), config.images.size
     latent = (codec.channels, side // codec.factor, side // codec.factor)
     width = parts.text_encoder.config.hidden_size

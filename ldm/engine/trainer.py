@@ -32,7 +32,7 @@ from ldm.engine.metrics import Metrics
 from ldm.engine.optimizer import adamw, learning_rate
 from ldm.engine.pictures import sheet_name
 from ldm.engine.progress import progress_bar
-from ldm.engine.record import SKIPPED, write_record, write_skipped
+from ldm.engine.record import SKIPPED, check_folder, write_record, write_skipped
 from ldm.engine.schema import Resume, RunConfig
 from ldm.engine.task import Draws, Task, evaluating
 from ldm.engine.trackers import Trackers
@@ -84,6 +84,7 @@ class Trainer:
         self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
         self.ending = Ending(accelerator)
         self.run = Path(config.run)
+        check_folder(self.run)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
         self.trackers = Trackers(config, accelerator, self.seen)
