@@ -1,7 +1,7 @@
 """Configs, model folders, archives, run folders and LoRA files of every kind that is wrong.
 
-A row of a table is a kind of input: what makes it, and a part of the one line that names it. (What is
-wrong with pictures and captions is in ``bad_data``.)
+A row of a table is a kind of input: what makes it, and a part of the one line that names it. What
+is wrong with pictures and captions is in ``bad_data``.
 """
 
 import io
@@ -171,7 +171,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no autoencoder": (gone("vae"), "vae holds no AutoencoderKL (it has no config.json)"),
     "no text encoder": (gone("text_encoder"), "text_encoder holds no CLIPTextModel"),
     "no tokenizer": (gone("tokenizer"), "tokenizer is no folder of a tokenizer"),
-    "no scheduler": (gone("scheduler"), "scheduler_config.json cannot be used: "),
+    "no scheduler": (gone("scheduler"), "config.json cannot be used: "),
     "no weights": (gone(UNET), "unet cannot be read: "),
     "no weights of text": (gone(TEXT), "text_encoder cannot be read: "),
     "pickle alone": (pickled(UNET, "diffusion_pytorch_model.bin"), "unet cannot be read: "),
@@ -196,12 +196,12 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "number as text": (rewritten("unet/config.json", layers_per_block="many"), "unet"),
     "groups of config": (rewritten("vae/config.json", norm_num_groups=7), "vae"),
     "channels": (rewritten("unet/config.json", in_channels=9), "unet"),
-    "broken scheduler": (cut(SCHEDULER, 30), "scheduler_config.json cannot be used: "),
-    "scheduler as list": (replaced(SCHEDULER, "[]"), "scheduler_config.json cannot be used: "),
+    "broken scheduler": (cut(SCHEDULER, 30), "config.json cannot be used: "),
+    "scheduler as list": (replaced(SCHEDULER, "[]"), "config.json cannot be used: "),
     "unknown target": (rewritten(SCHEDULER, prediction_type="flow"), "prediction_type 'flow' is n"),
-    "unknown betas": (rewritten(SCHEDULER, beta_schedule="mine"), "scheduler_config.json cannot be"),
-    "trained betas": (rewritten(SCHEDULER, trained_betas=[0.1]), "scheduler_config.json cannot be"),
-    "betas as text": (rewritten(SCHEDULER, beta_start="low"), "scheduler_config.json cannot be used"),
+    "unknown betas": (rewritten(SCHEDULER, beta_schedule="mine"), "config.json cannot be"),
+    "trained betas": (rewritten(SCHEDULER, trained_betas=[0.1]), "config.json cannot be"),
+    "betas as text": (rewritten(SCHEDULER, beta_start="low"), "config.json cannot be used"),
     "broken tokenizer": (cut("tokenizer/tokenizer.json", 200), "tokenizer cannot be read"),
     "empty tokenizer": (replaced("tokenizer/tokenizer.json", "{}"), "tokenizer cannot be read"),
     "broken settings": (cut("tokenizer/tokenizer_config.json", 20), "tokenizer cannot be read"),
@@ -369,7 +369,7 @@ LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
     "LoHa": (module(KOHYA, hada_w1_a=DOWN, hada_w1_b=UP), "is of no LoRA"),
     "LoKr": (module("unet.a", lokr_w1=DOWN), "is no tensor of a LoRA"),
     "SDXL": (module("lora_te2_a", **PAIR), "is of no LoRA"),
-    "other size": (module(KOHYA, lora_down__weight=torch.ones(2, 31), lora_up__weight=UP), "not for"),
+    "other size": (module(KOHYA, lora_down__weight=DOWN[:, 1:], lora_up__weight=UP), "not for"),
     "other layer": (module("unet.no.layer", lora_A__weight=DOWN, lora_B__weight=UP), "no layer"),
     "magnitudes": (module(KOHYA, **PAIR, dora_scale=torch.ones(5)), "magnitudes"),
 }  # fmt: skip

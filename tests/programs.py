@@ -73,7 +73,7 @@ def in_this_process(
                     sys.excepthook(*sys.exc_info())
                 except Exit as left:
                     status = left.args[0]
-                # Readers ignore SIGTERM and would keep these tests from ending; torch must not hear.
+                # Readers ignore SIGTERM and would keep the tests from ending; torch must not hear.
                 heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for worker in multiprocessing.active_children():
                     worker.kill()

@@ -176,7 +176,7 @@ class _Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOPs a second of convolutions and of matrix products, bytes a second, and of which device."""
+    """FLOPs a second of convolutions and of products, bytes a second, and of which device."""
 
     convolution: float
     product: float

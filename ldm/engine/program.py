@@ -179,7 +179,7 @@ class Program(Generic[C]):
             print(f"{name:>12}: {value:>15}  {counted}")
 
     def _lengths(self) -> tuple[int, int, int] | None:
-        """Prints the lengths; returns pictures, cached views of them, captions, if they are there."""
+        """Prints the lengths; returns pictures, entries in a cache, captions, if they are there."""
         config = self.config
         try:
             collection = collect(config)
