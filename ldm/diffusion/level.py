@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
 class Level(NamedTuple):
     """(alpha, sigma) of a batch, tensors of shape ``b`` (or scalars), float64 unless cast."""
 
-    alpha: Tensor
-    sigma: Tensor
+    alpha: Float[Tensor, "..."]
+    sigma: Float[Tensor, "..."]
 
     @property
     def snr(self) -> Tensor:
@@ -27,7 +28,7 @@ class Level(NamedTuple):
         """log(alpha^2 / sigma^2); -inf at zero terminal SNR."""
         return 2 * (self.alpha.log() - self.sigma.log())
 
-    def like(self, x: Tensor) -> Level:
+    def like(self, x: Float[Tensor, "b ..."]) -> Level:
         """The same level on the device of ``x``, broadcast against its axes behind the batch.
 
         The dtype is float32 (float64 if ``x`` is float64), never less: in bfloat16 sigma would be 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.condition import Condition, Denoiser
@@ -24,9 +25,9 @@ class LossTerms(NamedTuple):
     space, time, level.
     """
 
-    loss: Tensor
-    mse: Tensor
-    t: Tensor
+    loss: Float[Tensor, " b"]
+    mse: Float[Tensor, " b"]
+    t: Float[Tensor, " b"]
     level: Level
 
 
@@ -57,11 +58,11 @@ class Objective:
         self,
         process: NoiseProcess,
         denoiser: Denoiser,
-        z: Tensor,
+        z: Float[Tensor, " b *shape"],
         cond: Condition,
         *,
-        u: Tensor,
-        eps: Tensor,
+        u: Float[Tensor, " b"],
+        eps: Float[Tensor, " b *shape"],
     ) -> LossTerms:
         """Loss per sample. ``z``: clean data ``b ...``; ``u`` in [0, 1) and ``eps`` are given, not
         drawn.

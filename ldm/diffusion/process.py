@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.level import Level
@@ -86,8 +87,12 @@ class NoiseProcess:
         return self.at(self.timestep(t))
 
     def perturb(
-        self, x0: Tensor, eps: Tensor, t: Tensor, dtype: torch.dtype | None = None
-    ) -> Tensor:
+        self,
+        x0: Float[Tensor, " b *shape"],
+        eps: Float[Tensor, " b *shape"],
+        t: Float[Tensor, "..."],
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, " b *shape"]:
         """x_t = alpha x0 + sigma eps, mixed in float32 (or float64) and only then cast to
         ``dtype``.
         """

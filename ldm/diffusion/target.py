@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.level import Level
@@ -54,22 +55,22 @@ class Prediction:
         target: what ``y`` is.
     """
 
-    x_t: Tensor
+    x_t: Float[Tensor, " b *shape"]
     level: Level
-    y: Tensor
+    y: Float[Tensor, " b *shape"]
     target: Target
 
     @property
-    def x0(self) -> Tensor:
+    def x0(self) -> Float[Tensor, "b ..."]:
         """The clean data that (x_t, y) imply."""
         return self.as_("x0")
 
     @property
-    def eps(self) -> Tensor:
+    def eps(self) -> Float[Tensor, "b ..."]:
         """The noise that (x_t, y) imply."""
         return self.as_("eps")
 
-    def as_(self, target: Target) -> Tensor:
+    def as_(self, target: Target) -> Float[Tensor, "b ..."]:
         """The prediction as ``target``; what the network speaks is handed through untouched."""
         if target == self.target:
             return self.y

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -59,7 +60,7 @@ class ClipConditioner:
         """Tokens of every condition, the two specials and padding included."""
         return self.tokenizer.model_max_length
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "b l"]:
         """Int64 ids ``b l`` on the CPU, cut and padded to ``length``.
 
         A text that is too long is reported once in the life of this object, with the words that
@@ -102,7 +103,7 @@ class ClipConditioner:
         """
         return self.encode_ids(self.tokenize(texts))
 
-    def encode_ids(self, ids: Tensor) -> Condition:
+    def encode_ids(self, ids: Int64[Tensor, "b l"]) -> Condition:
         """Condition of ``ids``, ``b l`` as ``tokenize`` returns them; differentiable in the text
         encoder.
         """
