@@ -4,7 +4,7 @@ One optimiser step is traced over tensors without data (``FakeTensorMode``), as 
 it: which tensors live at once, the FLOPs of matrix work, the bytes read and written.
 
     memory = parameters + average + moments + peak of a step (gradients, activations, temporaries)
-    time   = (FLOPs / rate + bytes / bandwidth) / EFFICIENCY
+    time   = (FLOPs / rate + bytes / bandwidth) / efficiency
 
 rate and bandwidth are those of the device at hand, measured in less than a second.
 """
@@ -31,8 +31,10 @@ from torch.utils.flop_counter import (
 from ldm.engine.config import images
 from ldm.engine.schema import RunConfig
 
-EFFICIENCY = 1.0
-"""Share of the modelled speed that whole steps of small text-to-image models reach on CPUs."""
+EFFICIENCY = {"float32": 0.9, "bfloat16": 0.6}
+"""Share of the modelled speed that steps of small text-to-image models reached on a CPU (tests/
+benchmarks/estimate.py): 0.89 to 0.95, and 0.57 to 0.66, where casts and the backward pass cost more
+than the two rates say."""
 _PROBE = 0.25  # seconds for each of the three rates
 
 
@@ -225,10 +227,10 @@ def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
             return count / spent
 
 
-def seconds(cost: Cost, rates: Rates) -> float:
+def seconds(cost: Cost, rates: Rates, precision: str) -> float:
     """Of one optimiser step on one process of that device."""
     work = cost.convolution / rates.convolution + cost.product / rates.product
-    return (work + cost.traffic / rates.bandwidth) / EFFICIENCY
+    return (work + cost.traffic / rates.bandwidth) / EFFICIENCY[precision]
 
 
 # -- what is printed --
@@ -270,7 +272,7 @@ def lines(
         f"{flops / 1e12:,.3g} TFLOP",
         f"a step of {share} images, {flops / share / 1e9:,.3g} GFLOP an image",
     )
-    spent = seconds(cost, rates)
+    spent = seconds(cost, rates, config.precision)
     speed = share / spent
     how = (
         f"on this {rates.device}, roughly: it does {rates.convolution / 1e9:,.0f} GFLOP/s in"

@@ -175,6 +175,8 @@ class Program(Generic[C]):
         for name, network in step.networks.items():
             print(f"{name:>12}: {parameters(network):>15,} parameters")
         data = self._lengths()
+        if _launched_on_one_thread():  # as ``accelerator`` does for the run
+            torch.set_num_threads(os.cpu_count() or 1)
         for name, value, counted in lines(config, step, split_batch(config, 1), data):
             print(f"{name:>12}: {value:>15}  {counted}")
 
