@@ -20,6 +20,14 @@ from ldm.commands.evaluate import evaluate
 from ldm.commands.failure import fail
 
 
+class Program(StrEnum):
+    """Whose configs."""
+
+    train = "train"
+    autoencoder = "autoencoder"
+    clip = "clip"
+
+
 class LoraFormat(StrEnum):
     """Whose LoRA files."""
 
@@ -197,6 +205,18 @@ def export(
         fail(error)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
+
+
+@app.command()
+def schema(
+    program: Annotated[
+        Program, typer.Argument(metavar="[PROGRAM]", help="train, autoencoder or clip.")
+    ] = Program.train,
+) -> None:
+    """Prints the JSON schema of a program's configs, for editors."""
+    from ldm.engine.json_schema import CONFIGS, text
+
+    print(text(CONFIGS[program.value]), end="")
 
 
 @app.command("lora")

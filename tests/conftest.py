@@ -9,7 +9,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from PIL import Image
+
+# Before anything imports them: what is called in these rooms is held to the shapes it names.
+install_import_hook(["ldm.diffusion", "ldm.guidance", "ldm.models"], "beartype.beartype")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

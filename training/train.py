@@ -32,6 +32,7 @@ from ldm.engine.parts import build, is_model, parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
+from ldm.engine.steps import text_to_image
 from ldm.engine.text_to_image import TextToImageTask, save_pipeline
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
@@ -137,7 +138,7 @@ def main() -> None:
     if program.dry_run:
         held = cached_set(program.config)
         parts = build(program.config, [], meta=True, held=held)
-        program.report({name: getattr(parts, name) for name in ("unet", "text_encoder", "vae")})
+        program.report(text_to_image(program.config, parts))
     else:
         train(program.config, program.accelerator())
 

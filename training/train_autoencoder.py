@@ -18,6 +18,7 @@ from ldm.engine.config import ConfigError
 from ldm.engine.parts import latent_side, make_vae, parameters, read_vae
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import AutoencoderConfig
+from ldm.engine.steps import autoencoder
 from ldm.engine.trainer import Trainer
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     """The command line."""
     program = Program(AutoencoderConfig, __doc__)
     if program.dry_run:
-        program.report({"vae": make(program.config, meta=True)})
+        program.report(autoencoder(program.config, make(program.config, meta=True)))
     else:
         train(program.config, program.accelerator())
 

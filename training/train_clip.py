@@ -19,6 +19,7 @@ from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
 from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import ClipConfig
+from ldm.engine.steps import contrastive
 from ldm.engine.text import own_tokenizer
 from ldm.engine.trainer import Trainer, split_batch
 from ldm.models.tokenizer import train_tokenizer
@@ -65,7 +66,8 @@ def main() -> None:
         shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
         shape.text_config.vocab_size = config.vocab_size  # what the captions may fill
         with torch.device("meta"):
-            program.report({"clip": CLIPModel(shape)})
+            clip = CLIPModel(shape)
+        program.report(contrastive(config, clip))
     else:
         train(config, program.accelerator())
 

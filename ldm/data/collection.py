@@ -203,7 +203,8 @@ class Collection:
             source.weight != 0 and (self.train.source == number).any()
             for number, source in enumerate(self.sources)
         ):
-            raise DataError(f"data: none of {len(every)} pictures is left to train on")
+            names = ", ".join(source.name for source in self.sources)
+            raise DataError(f"{names}: none of {len(every)} pictures is left to train on")
 
     def retell(self, captions: Sequence[str]) -> None:
         """Gives every picture these captions in place of its own."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ldm.diffusion.level import Level
@@ -25,10 +26,10 @@ class Condition:
         extra: further per-sample tensors by name (sizes, crops, a low-resolution picture).
     """
 
-    tokens: Tensor
-    mask: Tensor | None = None
-    pooled: Tensor | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    tokens: Float[Tensor, "b l d"]
+    mask: Bool[Tensor, "b l"] | None = None
+    pooled: Float[Tensor, "b p"] | None = None
+    extra: dict[str, Shaped[Tensor, "b ..."]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -71,7 +72,7 @@ class Condition:
         """One batch of all, in order."""
         return conditions[0]._zip(conditions[1:], torch.cat)
 
-    def where(self, keep: Tensor, null: Condition) -> Condition:
+    def where(self, keep: Bool[Tensor, " b"], null: Condition) -> Condition:
         """The condition where ``keep`` (bool, ``b``) is true, ``null`` elsewhere; nothing is
         mixed.
         """

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.condition import Condition, Denoiser
@@ -80,9 +81,9 @@ class LossTerms(NamedTuple):
     where a variance is learnt.
     """
 
-    loss: Tensor
-    mse: Tensor
-    t: Tensor
+    loss: Float[Tensor, " b"]
+    mse: Float[Tensor, " b"]
+    t: Float[Tensor, " b"]
     level: Level
     term: Tensor
     bound: Tensor | None = None
@@ -123,11 +124,11 @@ class Objective:
         self,
         process: NoiseProcess,
         denoiser: Denoiser,
-        z: Tensor,
+        z: Float[Tensor, " b *shape"],
         cond: Condition,
         *,
-        u: Tensor,
-        eps: Tensor,
+        u: Float[Tensor, " b"],
+        eps: Float[Tensor, " b *shape"],
     ) -> LossTerms:
         """Loss per sample. ``z``: clean data ``b ...``; ``u`` in [0, 1) and ``eps`` are given, not
         drawn.

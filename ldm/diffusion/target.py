@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.level import Level
@@ -93,23 +94,23 @@ class Prediction:
         variance: v in [-1, 1] of a learned variance, ``b ...`` (``ldm.diffusion.variance``).
     """
 
-    x_t: Tensor
+    x_t: Float[Tensor, " b *shape"]
     level: Level
-    y: Tensor
+    y: Float[Tensor, " b *shape"]
     target: Target
     variance: Tensor | None = None
 
     @property
-    def x0(self) -> Tensor:
+    def x0(self) -> Float[Tensor, "b ..."]:
         """The clean data that (x_t, y) imply."""
         return self.as_("x0")
 
     @property
-    def eps(self) -> Tensor:
+    def eps(self) -> Float[Tensor, "b ..."]:
         """The noise that (x_t, y) imply."""
         return self.as_("eps")
 
-    def as_(self, target: Target) -> Tensor:
+    def as_(self, target: Target) -> Float[Tensor, "b ..."]:
         """The prediction as ``target``; what the network speaks is handed through untouched."""
         if target == self.target:
             return self.y

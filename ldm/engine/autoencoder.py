@@ -132,7 +132,7 @@ class AutoencoderTask(nn.Module):
         if accelerator.is_main_process:
             step = max(1, len(shown) // 32)
             page = pictures.sheet(shown[::step][:32], columns=8)
-            pictures.save(page, folder / f"images-{images:012d}.png")
+            pictures.save(page, pictures.sheet_name(folder, images))
         return {"psnr": float(totals[0] / totals[2]), "ssim": float(totals[1] / totals[2])}
 
     def save(self, folder: Path) -> None:

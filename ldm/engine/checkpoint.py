@@ -89,6 +89,8 @@ def problem(folder: Path, below: str = "") -> str | None:
         listed = json.loads(manifest.read_text())["sha256"].items()
     except (ValueError, LookupError, TypeError, AttributeError):
         return "its manifest cannot be read"
+    if not listed:
+        return "its manifest lists no file"
     for name, digest in listed:
         if not name.startswith(below):
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -17,7 +18,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 
 T = TypeVar("T")
 
@@ -36,7 +44,10 @@ def _parse(text: Any) -> tuple[float, str]:
     unit = unit if unit.endswith("s") else unit + "s"
     if not match or unit not in _UNITS:
         raise ValueError(f"{text!r} is no duration: write '20k steps', '2M images' or '30 epochs'")
-    return float(match[1]) * {"": 1, "k": 1e3, "M": 1e6}[match[2]], unit
+    count = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6}[match[2]]
+    if not math.isfinite(count):
+        raise ValueError("longer than can be counted")
+    return count, unit
 
 
 def _checked(text: Any) -> Any:
@@ -50,7 +61,12 @@ def _positive(text: str) -> str:
     return text
 
 
-Duration = Annotated[str, BeforeValidator(_checked)]
+_SCHEMA = {
+    "type": "string",
+    "pattern": r"^\s*\d+(\.\d+)?\s*[kM]?\s*(image|step|epoch)s?\s*$",
+    "examples": ["20k steps", "2M images", "30 epochs"],
+}
+Duration = Annotated[str, BeforeValidator(_checked), WithJsonSchema(_SCHEMA)]
 """A number of optimiser steps, images or epochs: ``"20k steps"``, ``"2M images"``, ``"30
 epochs"``."""
 
@@ -75,7 +91,7 @@ def images(duration: str, batch_size: int, epoch: int | None) -> int:
 
 def config_class(cls: type[T]) -> type[T]:
     """A frozen keyword-only dataclass in which unknown keys are errors."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -86,6 +102,10 @@ class _Loader(yaml.SafeLoader):
         """A mapping whose keys differ."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a key is a list or a mapping", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
@@ -106,6 +126,8 @@ def load(cls: type[T], file: str | Path | None, overrides: Sequence[str] = ()) -
             raise ConfigError(f"config file {file} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
             raise ConfigError(f"config file {file} is not UTF-8 text") from None
+        except RecursionError:
+            raise ConfigError(f"config file {file} cannot be used: nested too deep") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
@@ -123,6 +145,8 @@ def validate(cls: type[T], tree: dict[str, Any], where: str = "config") -> T:
     try:
         _refuse_unknown(cls, tree)
         return TypeAdapter(cls).validate_python(tree)
+    except RecursionError:  # an anchor that holds itself
+        raise ConfigError(f"{where}: nested too deep") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
@@ -220,10 +244,10 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
         near = difflib.get_close_matches(str(name), fields, 1)
         other = [_kind(c) for c in kinds if name in {f.name for f in dataclasses.fields(c)}]
         hint = f"known keys: {', '.join(fields)}"
-        if near:
-            hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
-        elif nested := _nested(cls, str(name)):
+        if nested := _nested(cls, str(name)):
             hint = f"did you mean {'.'.join((*path, *nested))!r}?"
+        elif near:
+            hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
         elif other:
             hint = f"kind {_kind(cls)!r} does not have it, kind {other[0]!r} does"
         raise ConfigError(f"unknown key {'.'.join(key)!r}; {hint}")

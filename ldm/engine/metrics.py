@@ -37,10 +37,10 @@ class Metrics:
         if not self.file.exists():
             return
         kept = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
+        for line in self.file.read_bytes().splitlines():
             try:
                 if json.loads(line)["images"] <= images:
-                    kept.append(line + "\n")
-            except ValueError:
+                    kept.append(line.decode() + "\n")
+            except (ValueError, LookupError, TypeError):
                 log.warning("%s: a line cut short by a kill is dropped", self.file)
         write_text(self.file, "".join(kept))

@@ -58,9 +58,12 @@ def read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
         return on_meta(lambda: cls.from_config(cls.load_config(folder)))  # type: ignore[attr-defined]
     named = "dtype" if cls is CLIPTextModel else "torch_dtype"
     try:
-        return cls.from_pretrained(  # type: ignore[attr-defined]
-            folder, use_safetensors=True, **{named: torch.float32}
+        network, found = cls.from_pretrained(  # type: ignore[attr-defined]
+            folder, use_safetensors=True, output_loading_info=True, **{named: torch.float32}
         )
+        if missing := sorted(found["missing_keys"]):  # they would be random, or not there
+            raise ValueError(f"they lack {len(missing)} tensors, {missing[0]} for one")
+        return network
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         line = " ".join(str(error).split())[:300]
         raise ConfigError(f"{key}: the weights in {folder} cannot be read: {line}") from None

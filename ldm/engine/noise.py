@@ -79,7 +79,11 @@ def saved(model: str) -> tuple[NoiseProcess, Target, bool]:
     file = Path(model) / "scheduler" / "scheduler_config.json"
     try:
         config = json.loads(file.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
         learned = config.get("variance_type") == "learned_range"
-        return NoiseProcess.from_scheduler(config), target_of(config), learned
-    except (OSError, ValueError) as error:
+        process = NoiseProcess.from_scheduler(config)
+        len(process.table.alpha)  # whether its numbers are some
+        return process, target_of(config), learned
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"model: {file} cannot be used: {error}") from None

@@ -12,6 +12,11 @@ from torch import Tensor
 from ldm.engine.disk import in_one_step
 
 
+def sheet_name(folder: Path, images: int) -> Path:
+    """The file in ``folder`` of the sheet that is drawn after ``images`` images of a run."""
+    return folder / f"images-{images:012d}.png"
+
+
 def to_image(pixels: Tensor) -> Image.Image:
     """One picture ``3 h w`` in [-1, 1] as an 8-bit image."""
     values = ((pixels.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
@@ -17,7 +16,6 @@ import transformers
 import yaml
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
 
 from ldm.data.buckets import table
 from ldm.data.collection import Collection
@@ -25,12 +23,14 @@ from ldm.data.source import DataError, cache_root
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, load, plain
 from ldm.engine.disk import writing
+from ldm.engine.estimate import Step, lines
 from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
 from ldm.engine.streaming import streamed
+from ldm.engine.trackers import require
 from ldm.engine.trainer import split_batch
 from ldm.models.attention import BackendError
 
@@ -163,6 +163,7 @@ class Program(Generic[C]):
         arguments = parser.parse_args()
         REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
+        require(self.config.trackers)
         self.dry_run: bool = arguments.dry_run
 
     def accelerator(self) -> Accelerator:
@@ -181,25 +182,34 @@ class Program(Generic[C]):
         split_batch(self.config, accelerator.num_processes)
         return accelerator
 
-    def report(self, networks: Mapping[str, nn.Module]) -> None:
-        """Prints the resolved config, parameter counts, and the lengths in images.
+    def report(self, step: Step) -> None:
+        """Prints the resolved config, parameter counts, the lengths in images, and what it costs.
 
         Data that is not there yet does not keep the rest from being told.
         """
         config = self.config
         print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
-        for name, network in networks.items():
+        for name, network in step.networks.items():
             print(f"{name:>12}: {parameters(network):>15,} parameters")
+        data = self._lengths()
+        if _launched_on_one_thread():  # as ``accelerator`` does for the run
+            torch.set_num_threads(os.cpu_count() or 1)
+        for name, value, counted in lines(config, step, split_batch(config, 1), data):
+            print(f"{name:>12}: {value:>15}  {counted}")
+
+    def _lengths(self) -> tuple[int, int, int] | None:
+        """Prints the lengths; returns pictures, entries in a cache, captions, if they are there."""
+        config = self.config
         try:
             collection = collect(config)
         except DataError as error:
             print(f"{'pictures':>12}: cannot be counted, {error}")
-            return
+            return None
         if collection.epoch is None:
             total = images(config.duration, config.batch_size, None)
             print(f"{'pictures':>12}: unknown, a stream is not counted")
             print(f"{'run':>12}: {total:>15,} images, {total // config.batch_size:,} steps")
-            return
+            return None
         if config.images.buckets:
             print(table(collection.train.shapes))
         epoch, held_out = len(collection.train), len(collection.held_out)
@@ -210,3 +220,4 @@ class Program(Generic[C]):
             f"{'run':>12}: {total:>15,} images, {total // config.batch_size:,} steps,"
             f" {total / epoch:,.1f} epochs"
         )
+        return epoch, epoch * config.images.variants, len(collection.captions())

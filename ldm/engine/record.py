@@ -13,12 +13,28 @@ from typing import Any
 import yaml
 
 from ldm.data.source import Problem
-from ldm.engine.config import plain
+from ldm.engine.config import ConfigError, plain
 from ldm.engine.disk import write_text
 from ldm.engine.schema import RunConfig
 
 SKIPPED = "skipped.jsonl"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "ldm")
+
+
+def check_folder(run: Path) -> None:
+    """``ConfigError`` where ``run`` cannot be the folder of a run for what is there already."""
+    for folder in (
+        *reversed(run.parents),
+        run,
+        run / "checkpoints",
+        run / "samples",
+        run / "final",
+    ):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run: {folder} is a file where a folder has to be")
+    for name in ("metrics.jsonl", "config.yaml", "environment.json", SKIPPED):
+        if (run / name).is_dir():
+            raise ConfigError(f"run: {run / name} is a folder where a file has to be")
 
 
 def write_record(run: Path, config: RunConfig, changes: list[dict[str, Any]]) -> None:

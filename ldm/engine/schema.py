@@ -16,6 +16,7 @@ from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.models.clip import ClipSize
 
+Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
 TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -34,7 +35,7 @@ class VaeShape:
         mid_attention: self-attention at the lowest resolution.
     """
 
-    block_out_channels: tuple[Positive, ...] = (128, 256, 512, 512)
+    block_out_channels: Widths = (128, 256, 512, 512)
     layers_per_block: Positive = 2
     latent_channels: Positive = 4
     norm_num_groups: Positive = 32
@@ -85,7 +86,7 @@ class UNetShape:
         fourier_scale: their standard deviation, in turns over all timesteps of the process.
     """
 
-    block_out_channels: tuple[Positive, ...] = (320, 640, 1280, 1280)
+    block_out_channels: Widths = (320, 640, 1280, 1280)
     layers_per_block: Positive = 2
     attention: tuple[bool, ...] | None = None
     attention_head_dim: Positive | tuple[Positive, ...] = 8
@@ -156,7 +157,12 @@ class Ema:
 
 @config_class
 class Checkpoints:
-    """How often a loadable, resumable folder is written, and how many are kept."""
+    """How often a loadable, resumable folder is written, and how many are kept.
+
+    Args:
+        every: how often.
+        keep: how many, the newest.
+    """
 
     every: Interval = "5k steps"
     keep: Positive = 2
@@ -270,6 +276,8 @@ class RunConfig:
         ema: None trains without.
         precision: of the forward pass; parameters and optimiser stay float32.
         log_every: steps between two lines of ``metrics.jsonl``.
+        trackers: where its numbers and the sample sheets go as well: ``tensorboard`` writes into
+            ``RUN/tensorboard``, ``wandb`` to its server, or with WANDB_MODE=offline into ``RUN``.
         validation: None for none.
         checkpoints: how often and how many.
         nonfinite: stop at a loss that is not a number, or skip the step.
@@ -278,7 +286,7 @@ class RunConfig:
         workers: processes that read and transform pictures; 0 reads in the training process.
     """
 
-    run: str
+    run: Annotated[str, Field(min_length=1)]
     seed: int = 0
     data: DataConfig | tuple[DataConfig, ...]
     on_bad_sample: Literal["error", "skip"] = "error"
@@ -291,6 +299,7 @@ class RunConfig:
     ema: Ema | None = field(default_factory=Ema)
     precision: Literal["float32", "bfloat16"] = "float32"
     log_every: Positive = 10
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     validation: Validation | None = field(default_factory=Validation)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     nonfinite: NonFinite = field(default_factory=NonFinite)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,20 +52,42 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
     Raises:
         CheckpointError: the weights are those of another model.
     """
-    raw = load_file(folder / "raw.safetensors")
+    raw = _tensors(folder / "raw.safetensors")
     check_shapes(raw, weights, folder.parent)
     for name, value in weights.items():
         value.copy_(raw[name])
-    moments = load_file(folder / "optimizer.safetensors")
+    moments = _tensors(folder / "optimizer.safetensors")
     for name, value in weights.items():
         if f"{name}/step" not in moments:
             continue  # it has no state before its first step
+        expected = {f"{name}/{kind}": value for kind in ("exp_avg", "exp_avg_sq")}
+        check_shapes(moments, expected, folder / "optimizer.safetensors")
         optimizer.state[value] = {
             # AdamW counts its steps on the CPU.
             kind: moments[f"{name}/{kind}"].to("cpu" if kind == "step" else value.device)
             for kind in ("step", "exp_avg", "exp_avg_sq")
         }
-    return json.loads((folder / "run.json").read_text())
+    return _counters(folder, "images", "window")
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"{file} cannot be read: {line}") from None
+
+
+def _counters(folder: Path, *needed: str) -> dict[str, Any]:
+    """What ``write`` kept besides tensors; ``CheckpointError`` where that is something else."""
+    file = folder / "run.json"
+    try:
+        counters = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(counters, dict) or any(key not in counters for key in needed):
+            raise ValueError("no object with what is needed")
+    except (OSError, ValueError):
+        raise CheckpointError(f"{file} cannot be read: it is not the state of a run") from None
+    return counters
 
 
 # What may change between a checkpoint and going on from it: where things lie, how often something
@@ -74,6 +97,7 @@ _FREE = {
     "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
     "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score", "on_bad_sample",
     "gradient_checkpointing",
+    "trackers",
 }  # fmt: skip
 _PATH = re.compile(r"data(\.\d+)?\.path")
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
@@ -130,7 +154,7 @@ def _flat(key: str, value: Any) -> dict[str, str]:
 
 def _told_before(folder: Path, config: RunConfig, expected: Mapping[str, str]) -> dict[str, str]:
     """The identity in ``folder`` as a run of today would have written it."""
-    kept = json.loads((folder / "run.json").read_text())["identity"]
+    kept = _counters(folder, "identity")["identity"]
     if (summary := kept.pop("pictures and captions", None)) is not None:
         kept[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
     found: dict[str, str] = {}

@@ -100,6 +100,11 @@ def own_tokenizer(
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer in ``folder``; ``ConfigError`` if there is none."""
-    if not (folder / "tokenizer_config.json").is_file():
+    there = [name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
+    if not there or not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"text: {folder} is no folder of a tokenizer")
-    return CLIPTokenizer.from_pretrained(folder)
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises no class of its own
+        line = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"text: {folder} cannot be read: {line}") from None

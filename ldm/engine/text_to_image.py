@@ -126,7 +126,7 @@ class TextToImageTask(nn.Module):
                 width=self.config.images.size,
             ).images
             page = pictures.sheet([[i] for i in drawn], validation.prompts, columns=8)
-            pictures.save(page, folder / f"images-{images:012d}.png")
+            pictures.save(page, pictures.sheet_name(folder, images))
         return measured
 
     def _held_out_loss(self, accelerator: Accelerator) -> dict[str, float]:

@@ -15,14 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from torch.utils.data import DataLoader
 
 from ldm.data.collection import Collection
@@ -36,9 +29,12 @@ from ldm.engine.ending import Ending
 from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
 from ldm.engine.optimizer import adamw, learning_rate, set_rate
-from ldm.engine.record import SKIPPED, write_record, write_skipped
+from ldm.engine.pictures import sheet_name
+from ldm.engine.progress import progress_bar
+from ldm.engine.record import SKIPPED, check_folder, write_record, write_skipped
 from ldm.engine.schema import Resume, RunConfig
 from ldm.engine.task import Draws, Task, evaluating
+from ldm.engine.trackers import Trackers
 from ldm.engine.window import Window
 
 
@@ -85,8 +81,10 @@ class Trainer:
         self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
         self.ending = Ending(accelerator)
         self.run = Path(config.run)
+        check_folder(self.run)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
+        self.trackers = Trackers(config, accelerator, self.seen)
 
     # -- the loop --
 
@@ -97,7 +95,7 @@ class Trainer:
             Interrupted: a signal asked for it, and a checkpoint is written.
             RunError: a loss is not a number, or the disk takes no more.
         """
-        with interrupt.REQUESTS.kept():
+        with interrupt.REQUESTS.kept(), self.trackers:
             self._fit()
             final = self._final()
             if interrupt.REQUESTS.by:  # while that was written
@@ -118,7 +116,7 @@ class Trainer:
         warmup = images(config.optimizer.warmup, self.batch, self.epoch)
         model.train()
         clock, since = time.perf_counter(), self.seen
-        with self._progress() as progress:
+        with progress_bar(shown=accelerator.is_main_process) as progress:
             bar = progress.add_task("training", total=self.total, completed=self.seen, note="")
             while self.seen < self.total:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
@@ -199,17 +197,6 @@ class Trainer:
             )
         )
 
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            disable=not self.accelerator.is_main_process,
-        )
-
     # -- a step that is no step --
 
     def _skip(self, step: Step) -> None:
@@ -270,6 +257,7 @@ class Trainer:
     def _write(self, seen: int, **values: Any) -> None:
         def write() -> None:
             self.metrics.write(images=seen, step=seen // self.batch, **values)
+            self.trackers.log(seen, values)
 
         self.ending.written("a line of metrics.jsonl", self.run, write)
 
@@ -284,6 +272,7 @@ class Trainer:
         with self.ending.kept(what, folder):
             with self._averaged(), evaluating(self.task):  # type: ignore[arg-type]
                 measured = self.task.validate(self.accelerator, folder, self.seen)
+            self.trackers.show(sheet_name(folder, self.seen), self.seen)
         if measured:
             self._write(self.seen, **measured)
             told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)

@@ -81,9 +81,18 @@ def read(path: str | PathLike[str], file: str | None = None) -> Lora:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
     try:
+        _check_numbers(tensors)
         return parse(tensors, metadata)
     except ValueError as error:
         raise ValueError(f"{chosen}: {error}") from None
+
+
+def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if not (value.is_floating_point() or name.endswith("alpha")):
+            raise ValueError(f"{name} holds {value.dtype}, which is no number that learns")
+        if not value.float().isfinite().all():
+            raise ValueError(f"{name} holds nan or inf")
 
 
 def _choose(path: Path, file: str | None) -> Path:

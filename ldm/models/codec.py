@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
+from jaxtyping import Float
 from torch import Tensor
 
 
 class Moments(NamedTuple):
     """Mean and log-variance of q(z | x), each ``b c h w``."""
 
-    mean: Tensor
-    logvar: Tensor
+    mean: Float[Tensor, "b c h w"]
+    logvar: Float[Tensor, "b c h w"]
 
 
 class Codec:
@@ -43,12 +44,12 @@ class Codec:
         """Latent channels."""
         return self.vae.config.latent_channels
 
-    def encode(self, pixels: Tensor) -> Moments:
+    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Moments:
         """Moments of ``pixels``, ``b 3 h w`` in [-1, 1], in the dtype of the autoencoder."""
         posterior = self.vae.encode(pixels.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return Moments(posterior.mean, posterior.logvar)
 
-    def sample(self, moments: Moments, eps: Tensor) -> Tensor:
+    def sample(self, moments: Moments, eps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """One draw of the posterior as the denoiser sees it; ``eps`` is standard normal, ``b c h
         w``.
         """
@@ -56,7 +57,7 @@ class Codec:
         shift = self.vae.config.shift_factor or 0.0
         return (z - shift) * self.vae.config.scaling_factor
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Pixels in about [-1, 1], ``b 3 h w``, not clipped, of latents as the denoiser sees
         them.
         """

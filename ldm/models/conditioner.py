@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -132,7 +133,7 @@ class ClipConditioner:
         """
         return self.encode_ids(self.tokenize(texts))
 
-    def encode_ids(self, ids: Tensor) -> Condition:
+    def encode_ids(self, ids: Int64[Tensor, "b l"]) -> Condition:
         """Condition of ``ids``, ``b l`` as ``tokenize`` returns them; differentiable in the text
         encoder.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import UNet2DConditionModel
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ldm.diffusion import Condition
@@ -21,7 +22,9 @@ class UNetDenoiser(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+    def forward(
+        self, x_t: Float[Tensor, "b c h w"], timestep: Shaped[Tensor, "..."], cond: Condition
+    ) -> Float[Tensor, "b c h w"]:
         """Output ``b c h w``, as ``x_t``; ``timestep`` is of shape ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
         return self.unet(x_t, timestep.float(), encoder_hidden_states=cond.tokens).sample

@@ -100,7 +100,7 @@ def test_the_rule_itself():
 
 
 def test_the_maths_needs_torch_numpy_and_the_beta_tables_alone():
-    allowed = {"torch", "numpy", "diffusers", "ldm.diffusion", "__future__"}
+    allowed = {"torch", "numpy", "diffusers", "jaxtyping", "ldm.diffusion", "__future__"}
     for file in (ROOT / "ldm" / "diffusion").glob("*.py"):
         outside = {room(m) for m in imports(file.read_text())} - allowed
         assert outside <= set(sys.stdlib_module_names), name(file)

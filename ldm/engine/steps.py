@@ -1,0 +1,91 @@
+"""The optimiser step of each program as ``ldm.engine.estimate`` traces it: the same networks on
+the same shapes, without data.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPModel
+
+from ldm.diffusion import Condition
+from ldm.engine.estimate import Step, device_at_hand
+from ldm.engine.parts import Parts
+from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
+from ldm.models.attention import set_attention
+from ldm.models.codec import Codec
+from ldm.models.denoiser import UNetDenoiser
+from ldm.models.lora import weights
+
+_FLOAT = 4  # bytes
+
+
+def text_to_image(config: TrainConfig, parts: Parts) -> Step:
+    """That of training/train.py, for pictures of ``images.size`` squared."""
+    networks = {name: getattr(parts, name) for name in ("unet", "text_encoder", "vae")}
+    for name, network in networks.items():
+        network.requires_grad_(name in config.train and config.lora is None)
+        if config.lora and name in config.train:
+            for adapter in weights(network).values():
+                adapter.requires_grad_(True)
+    bfloat16 = config.precision == "bfloat16"
+    set_attention(parts.unet, "sdpa", device_at_hand(), bfloat16=bfloat16)
+    codec, denoiser, side = Codec(parts.vae), UNetDenoiser(parts.unet), config.images.size
+    latent = (codec.channels, side // codec.factor, side // codec.factor)
+    width = parts.text_encoder.config.hidden_size
+    length = parts.text_encoder.config.max_position_embeddings
+    reads = "text_encoder" in config.train
+    cached = config.cache_latents and config.images.deterministic, config.cache_text and not reads
+
+    def tokens(n: int) -> Tensor:
+        ids = torch.empty(n, length, dtype=torch.int64)
+        return parts.text_encoder(ids).last_hidden_state
+
+    def loss(n: int) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # frozen ones are in float32
+            pixels = () if cached[0] else torch.empty(n, 3, side, side)
+            z = torch.empty(n, *latent) if cached[0] else codec.encode(pixels).mean
+            told = None if reads else torch.empty(n, length, width) if cached[1] else tokens(n)
+        cond = Condition(tokens(n) if told is None else told)
+        u, eps = torch.empty(n, dtype=torch.float64), torch.empty_like(z)
+        return parts.objective(parts.process, denoiser, z, cond, u=u, eps=eps).loss.mean()
+
+    picture = 2 * _FLOAT * latent[0] * latent[1] * latent[2]  # mean and log-variance
+    caption = _FLOAT * width * (length + 1) + length  # tokens, pooled, mask
+    return Step(
+        networks,
+        loss,
+        None if config.lora else tuple(networks),
+        (picture * cached[0], caption * cached[1]),
+    )
+
+
+def autoencoder(config: AutoencoderConfig, vae: AutoencoderKL) -> Step:
+    """That of training/train_autoencoder.py."""
+    codec, side = Codec(vae), config.images.size
+    if config.train == "decoder":
+        for part in (vae.encoder, vae.quant_conv):
+            if part is not None:
+                part.requires_grad_(False)
+
+    def loss(n: int) -> Tensor:
+        x = torch.empty(n, 3, side, side)
+        moments = codec.encode(x)
+        z = moments.mean.float() + (0.5 * moments.logvar.float()).exp()
+        return (x - vae.decode(z).sample.float()).abs().mean() + moments.logvar.mean()
+
+    return Step({"vae": vae}, loss, ("vae",))
+
+
+def contrastive(config: ClipConfig, clip: CLIPModel) -> Step:
+    """That of training/train_clip.py."""
+
+    def loss(n: int) -> Tensor:
+        pixels = torch.empty(n, 3, config.images.size, config.images.size)
+        ids = torch.empty(n, config.max_length, dtype=torch.int64)
+        pictures = clip.get_image_features(pixels).pooler_output
+        texts = clip.get_text_features(ids).pooler_output
+        return (pictures.float() @ texts.float().T * clip.logit_scale).logsumexp(1).mean()
+
+    return Step({"clip": clip}, loss, ("clip",))

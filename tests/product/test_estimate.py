@@ -1,0 +1,175 @@
+"""What --dry-run says that a run will cost, against counting by hand and against a run."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.engine.config import load, validate
+from ldm.engine.estimate import Step, measure, seconds, size, trace
+from ldm.engine.parts import build
+from ldm.engine.schema import TrainConfig
+from ldm.engine.steps import text_to_image
+from runs import ROOT, train, tree
+
+
+def config(run: Path, **changes) -> TrainConfig:
+    return validate(TrainConfig, tree(run, **changes))
+
+
+def alone(network: nn.Module, *shape: int, config: TrainConfig, micro: int = 8, parts: int = 1):
+    step = Step(
+        {"net": network}, lambda n: network(torch.empty(n, *shape)).square().mean(), ("net",)
+    )
+    return trace(config, step, micro, parts)
+
+
+def test_a_convolution_and_a_product_by_hand(tmp_path):
+    with torch.device("meta"):
+        convolution, product = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(16, 32)
+    cost = alone(convolution, 3, 10, 10, config=config(tmp_path))
+    once = 2 * 8 * 100 * 8 * 27  # 2 x images x pixels x outputs x inputs of each
+    assert (cost.convolution, cost.product) == (2 * once, 0)  # forward, gradient of the weight
+    weights = 4 * (8 * 27 + 8)
+    assert (cost.learning, cost.frozen, cost.average) == (weights, 0, weights)
+    assert (cost.moments, cost.checkpoint) == (2 * weights, 4 * weights)
+    pictures, out = 4 * 8 * 3 * 100, 4 * 8 * 8 * 100
+    # At its peak: pictures, output, the gradient of its square, and what that is made from.
+    assert pictures + 2 * out <= cost.working <= pictures + 5 * out + 2 * weights
+    cost = alone(product, 16, config=config(tmp_path, ema=None))
+    assert (cost.convolution, cost.product, cost.average) == (0, 2 * 2 * 8 * 16 * 32, 0)
+    assert cost.memory == cost.learning * 3 + cost.working
+
+
+def test_accumulation_repeats_the_work_and_keeps_the_gradients(tmp_path):
+    def deep():
+        with torch.device("meta"):
+            return nn.Sequential(*(nn.Linear(64, 64) for _ in range(6)))
+
+    one, two, six = (alone(deep(), 64, config=config(tmp_path), parts=n) for n in (1, 2, 6))
+    assert (two.product, six.product) == (2 * one.product, 6 * one.product)
+    assert six.working == two.working > one.working  # the second begins with gradients
+    assert two.working - one.working <= one.learning
+    assert alone(deep(), 64, config=config(tmp_path), micro=800).working > 50 * one.working / 100
+
+
+def test_half_precision_keeps_less(tmp_path):
+    def working(precision: str) -> int:
+        settings = config(tmp_path, precision=precision, batch_size=64)
+        return trace(settings, step(settings), 64, 1).working
+
+    assert 0.4 < working("bfloat16") / working("float32") < 0.9
+
+
+def step(settings: TrainConfig) -> Step:
+    return text_to_image(settings, build(settings, [], meta=True))
+
+
+def test_frozen_networks_cost_what_is_not_cached(tmp_path):
+    flops = {}
+    for latents in (True, False):
+        for text in (True, False):
+            settings = config(tmp_path, cache_latents=latents, cache_text=text)
+            cost = trace(settings, step(settings), 4, 1)
+            flops[latents, text] = cost.convolution, cost.product
+    assert flops[False, True][0] > flops[True, True][0]
+    assert flops[True, False][1] > flops[True, True][1]
+    assert flops[True, False][0] == flops[True, True][0]  # a text encoder has no convolutions
+    learns = config(tmp_path, train=["unet", "text_encoder"])
+    assert trace(learns, step(learns), 4, 1).product > flops[True, False][1]  # and backwards
+
+
+@pytest.mark.parametrize(("lora", "header"), [(None, 0.2), ({"rank": 2}, 0.6)])
+def test_checkpoints_and_cache_are_as_large_as_told(tmp_path, monkeypatch, lora, header):
+    """But for the headers of their files, a large part of small ones."""
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    # Of 600 tokens the captions of shapes leave fewer: as many as there are.
+    changes = dict(lora=lora, text={"vocab_size": 514}, duration="1 step")
+    train(tmp_path / "run", **changes)
+    settings = config(tmp_path / "run", **changes)
+    made = step(settings)
+    cost = trace(settings, made, 16, 1)
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 1 - header < cost.checkpoint / weights(folder) <= 1
+    from ldm.engine.program import collect
+
+    collection = collect(settings)
+    pictures, captions = made.cached
+    entries = 2 * len(collection.train), len(collection.captions())  # 2: flips
+    told = pictures * entries[0] + captions * entries[1]
+    assert 0.75 < told / weights(tmp_path / "cache") <= 1
+
+
+def weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def test_rates_are_known_within_a_second():
+    begin = time.perf_counter()
+    rates = measure("float32")
+    assert time.perf_counter() - begin < 5  # on a machine that is busy
+    assert min(rates.convolution, rates.product, rates.bandwidth) > 1e6
+
+
+def test_time_follows_the_work(tmp_path):
+    settings = config(tmp_path)
+    rates = measure("float32")
+    few, many = (trace(settings, step(settings), 16, parts) for parts in (1, 8))
+    assert 6 < seconds(many, rates, "float32") / seconds(few, rates, "float32") <= 8
+
+
+LINES = re.compile(r"^ *(memory|disk|arithmetic|speed|time): ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
+    import sys
+
+    import yaml
+
+    from ldm.engine.interrupt import REQUESTS
+    from runs import program
+
+    settings = tree(tmp_path / "run")
+    if not there:
+        settings["data"] = {"path": str(tmp_path / "none")}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), "--dry-run"])
+    try:
+        program("train").main()
+    finally:
+        REQUESTS.rest()
+    printed = capsys.readouterr().out
+    every = ["memory", "disk", "arithmetic", "speed", "time"]
+    assert LINES.findall(printed) == (every if there else every[:-1])
+    assert "nan" not in printed and "inf" not in printed
+
+
+@pytest.mark.slow
+def test_stable_diffusion_1():
+    """U-Net 803 GFLOP forward and three times that with its gradient, VAE 1,117, CLIP 13."""
+    begin = time.perf_counter()
+    file = ROOT / "configs" / "stable_diffusion_1.yaml"
+    settings = load(TrainConfig, file, ["batch_size=8", "micro_batch_size=8"])
+    cost = trace(settings, step(settings), 8, 1)
+    image = (cost.convolution + cost.product) / 8e9
+    assert abs(image / (3 * 803 + 1117 + 13) - 1) < 0.03
+    assert cost.learning == 4 * 859_520_964
+    assert time.perf_counter() - begin < 60
+
+
+def test_sizes():
+    assert [size(n) for n in (0, 999, 1000, 1_500_000, 27.3e9, 2e12)] == [
+        "0 bytes",
+        "999 bytes",
+        "1 kB",
+        "1.5 MB",
+        "27.3 GB",
+        "2 TB",
+    ]
