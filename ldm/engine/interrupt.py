@@ -90,11 +90,3 @@ class Requests:
 
 REQUESTS = Requests()
 """Of this process: a process has one handler of a signal."""
-
-
-def ignore(_: int) -> None:
-    """In a process that reads pictures: the step that needs them is finished first, and the
-    training process ends its readers.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
