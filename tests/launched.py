@@ -39,21 +39,25 @@ def steps(run: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path, *, at_least: int = 5) -> dict[str, str]:
+    """Of all tensors: in a checkpoint three networks, raw weights, optimiser."""
     files = sorted(folder.rglob("*.safetensors"))
-    assert len(files) >= 5  # three networks, raw weights, optimiser
+    assert len(files) >= at_least
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def launch(*command: str | Path, processes: int = 1, **settings) -> subprocess.Popen:
     """A program under ``torchrun`` where it is to be several processes."""
     line = [sys.executable]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         line += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        line += ["--master_port", str(port)]
+        line += ["--master_port", str(free_port())]
     line += [str(part) for part in command]
     settings = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) | settings
     return subprocess.Popen(line, env=ENVIRONMENT, text=True, **settings)

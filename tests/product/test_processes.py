@@ -113,8 +113,8 @@ from runs import program
 
 real = state.write
 
-def write(folder, weights, optimizer, counters):
-    real(folder, weights, optimizer, counters)
+def write(folder, found, counters):
+    real(folder, found, counters)
     if counters["images"] == 64:
         raise OSError(errno.ENOSPC, "No space left on device")
 
