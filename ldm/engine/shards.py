@@ -50,7 +50,9 @@ def settle(accelerator: Accelerator) -> None:
         raise ConfigError(f"the launcher's fsdp_{key} is not supported: leave it out")
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ConfigError("the launcher's fsdp_offload_params is not supported: set it to false")
-    plugin.cpu_ram_efficient_loading = False  # every process has read the weights already
+    # Every process reads the weights. transformers takes the variable for leave not to.
+    plugin.cpu_ram_efficient_loading = False
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # It would cast a batch with its times and noise to bfloat16 before they are mixed. Weights and
     # all that is summed stay float32; autocast says what is computed in less.
     plugin.mixed_precision_policy = None
@@ -95,19 +97,19 @@ def like(value: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
+def gathered(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Inside, ``module`` and its parts compute without a word between the processes, which may
-    then do different things. A collective at both ends.
+    then do different things. A collective at the start.
     """
     units = [part for part in module.modules() if isinstance(part, FSDPModule)]
     with ExitStack() as stack:
         for unit in units:
             stack.callback(unit.reshard)
             unit.unshard()
-        # Set for all but the root, which is never resharded after forward anyway.
-        for unit in units[1:]:
+        for unit in units[1:]:  # the root stays whole after forward anyway
+            again = accelerator.state.fsdp_plugin.reshard_after_forward
             unit.set_reshard_after_forward(False, recurse=False)
-            stack.callback(unit.set_reshard_after_forward, True, recurse=False)
+            stack.callback(unit.set_reshard_after_forward, again, recurse=False)
         yield
 
 

@@ -275,7 +275,8 @@ class Trainer:
         # Pictures are written by one process once all have measured.
         with self.ending.kept(what, folder):
             module: Any = self.task
-            with self._averaged(), shards.gathered(module), evaluating(module):
+            whole = shards.gathered(module, self.accelerator)
+            with self._averaged(), whole, evaluating(module):
                 measured = self.task.validate(self.accelerator, folder, self.seen)
         if measured and self.accelerator.is_main_process:
             self._write(self.seen, **measured)

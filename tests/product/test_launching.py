@@ -142,13 +142,13 @@ def test_a_job_that_reaches_its_limit_goes_on(job, tmp_path):
     wait_for(lambda: steps(run) >= 5, process)
     for task in map(int, (tmp_path / "tasks").read_text().split()):
         os.kill(task, signal.SIGUSR1)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and output.count("stopped: SIGUSR1 came; all ") == 1, output
     (number,) = (tmp_path / "requeued").read_text().split()
     left = len(logged(run, "loss"))
     assert 5 <= left < 30
     process = job(*command)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and f"after {left * 16}" not in output, output
     assert f"going on from {run}/checkpoints/images-{left * 16:012d}" in output
     assert len(logged(run, "loss")) == 30

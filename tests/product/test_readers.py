@@ -96,7 +96,7 @@ def test_a_run_with_readers_ends(tmp_path, monkeypatch, end):
     wait_for(lambda: end == "bug" or steps(run) >= 3, process)
     if end == "signal":
         process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == {"over": 0, "bug": 1, "signal": 75}[end], output
     assert ("LookupError: a bug" in output) == (end == "bug")
     assert end != "over" or len(logged(run, "loss")) == 3
