@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 import yaml
+from safetensors import safe_open
 
 from runs import ROOT
 
@@ -40,10 +42,22 @@ def steps(run: Path) -> int:
 
 
 def digests(folder: Path, *, at_least: int = 5) -> dict[str, str]:
-    """Of all tensors: in a checkpoint three networks, raw weights, optimiser."""
+    """Of every tensor and header: in a checkpoint three networks, raw weights, optimiser. Not of
+    the files, since safetensors writes what a header holds in any order.
+    """
     files = sorted(folder.rglob("*.safetensors"))
     assert len(files) >= at_least
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    found = {}
+    for file in files:
+        digest = hashlib.sha256()
+        with safe_open(file, "pt") as opened:
+            digest.update(repr(sorted((opened.metadata() or {}).items())).encode())
+            for name in sorted(opened.keys()):
+                value = opened.get_tensor(name)
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        found[str(file.relative_to(folder))] = digest.hexdigest()
+    return found
 
 
 def free_port() -> int:

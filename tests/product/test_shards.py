@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import DistributedType
+from PIL import Image
 from safetensors.torch import load_file
 
 from launched import ENVIRONMENT, finish, logged, losses
 from ldm.engine import checkpoint, shards
 from ldm.engine.config import ConfigError
+from ldm.engine.program import Program
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import ROOT, train, tree
@@ -160,8 +163,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_pictures_are_the_same_with_and_without(runs):
-    for name in ("samples/images-000000000128.png", "samples/images-000000000144.png"):
-        assert (runs / "alone" / name).read_bytes() == (runs / "moved" / name).read_bytes()
+    for number in (128, 144):
+        name = f"samples/images-{number:012d}.png"
+        alone, moved = (np.asarray(Image.open(runs / r / name), int) for r in ("alone", "moved"))
+        assert alone.std() > 10 and abs(alone - moved).max() <= 1  # the curve's rounding
 
 
 def test_a_lora_in_shards(runs):
@@ -203,6 +208,5 @@ def test_launchers_that_ask_for_what_is_not_there(command, tmp_path, monkeypatch
     assert message == "the launcher asks for FSDP: only training/train.py has it"
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert told(*command(config)).startswith(
-        "the launcher asks for DeepSpeed, which is not support"
-    )
+    with pytest.raises(ConfigError, match="the launcher asks for DeepSpeed, which is not support"):
+        Program.accelerator(SimpleNamespace())  # type: ignore[arg-type]
