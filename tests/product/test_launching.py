@@ -134,6 +134,7 @@ def test_what_a_task_is_told(job, tmp_path):
     assert lines[2] == f"job {number} stopped with its state saved: back into the queue"
 
 
+@pytest.mark.slow
 def test_a_job_that_reaches_its_limit_goes_on(job, tmp_path):
     run, file = tmp_path / "run", tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(tree(run, duration="30 steps")))

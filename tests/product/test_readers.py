@@ -83,7 +83,10 @@ program("train").main()
 """
 
 
-@pytest.mark.parametrize("end", ["over", "bug", "signal"])
+SLOW = [pytest.param(end, marks=pytest.mark.slow) for end in ("over", "signal")]
+
+
+@pytest.mark.parametrize("end", ["bug", *SLOW])
 def test_a_run_with_readers_ends(tmp_path, monkeypatch, end):
     """Within seconds, leaving none behind; a traceback took for ever."""
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
