@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.collection import Collection
