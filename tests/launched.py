@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 import yaml
+from safetensors import safe_open
 
 from runs import ROOT
 
@@ -39,21 +41,37 @@ def steps(run: Path) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path, *, at_least: int = 5) -> dict[str, str]:
+    """Of every tensor and header: in a checkpoint three networks, raw weights, optimiser. Not of
+    the files, since safetensors writes what a header holds in any order.
+    """
     files = sorted(folder.rglob("*.safetensors"))
-    assert len(files) >= 5  # three networks, raw weights, optimiser
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    assert len(files) >= at_least
+    found = {}
+    for file in files:
+        digest = hashlib.sha256()
+        with safe_open(file, "pt") as opened:
+            digest.update(repr(sorted((opened.metadata() or {}).items())).encode())
+            for name in sorted(opened.keys()):
+                value = opened.get_tensor(name)
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        found[str(file.relative_to(folder))] = digest.hexdigest()
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def launch(*command: str | Path, processes: int = 1, **settings) -> subprocess.Popen:
     """A program under ``torchrun`` where it is to be several processes."""
     line = [sys.executable]
     if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         line += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        line += ["--master_port", str(port)]
+        line += ["--master_port", str(free_port())]
     line += [str(part) for part in command]
     settings = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) | settings
     return subprocess.Popen(line, env=ENVIRONMENT, text=True, **settings)

@@ -1,8 +1,6 @@
 """The training programs as a user starts them, and what they say of a mistake."""
 
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,12 +71,6 @@ def in_this_process(
                     sys.excepthook(*sys.exc_info())
                 except Exit as left:
                     status = left.args[0]
-                # Readers ignore SIGTERM and would keep the tests from ending; torch must not hear.
-                heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for worker in multiprocessing.active_children():
-                    worker.kill()
-                    worker.join()
-                signal.signal(signal.SIGCHLD, heard)
             finally:
                 REQUESTS.rest()
         return status, capsys.readouterr().err

@@ -3,12 +3,16 @@ RECORD_FOLDER``."""
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 
+from ldm.data.cache import TensorCache
+from ldm.engine import checkpoint
 from ldm.engine.config import validate
 from ldm.engine.schema import TrainConfig
 from ldm.engine.text_to_image import TextToImageTask
@@ -28,7 +32,27 @@ class Recorded(TextToImageTask):
         return super().forward(batch)
 
 
+def announced(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which writes a line before and after: what it does, and the name of a folder it
+    makes.
+    """
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        target = arguments[0]
+        name = f" {target.name}" if isinstance(target, Path) else ""
+        file = Path(sys.argv[2], f"moments-{os.environ.get('RANK', 0)}.txt")
+        with file.open("a") as stream:
+            print(f"begins {what}{name}", file=stream, flush=True)
+            found = function(*arguments, **named)
+            print(f"ends {what}{name}", file=stream, flush=True)
+        return found
+
+    return call
+
+
 if __name__ == "__main__":
+    checkpoint.write_folder = announced("writing", checkpoint.write_folder)
+    TensorCache.build = announced("caching", TensorCache.build)
     torch.set_num_threads(1)
     config = validate(TrainConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
     accelerator = Accelerator(cpu=True)

@@ -87,7 +87,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         command += [f"--{kind.lower()}", str(final), "--size", f"{side}x{side}"]
     accelerator.print(f"the {kind or 'pipeline'} is in {final}; draw with:")
     accelerator.print(f"  {shlex.join(command)}")
-    if config.score and accelerator.is_main_process:
+    if config.score:
+        accelerator.wait_for_everyone()  # for the base
         pipes = {"drawn": LatentDiffusionPipeline.from_pretrained(base)}
         if config.lora:
             pipes["drawn"].load_lora_weights(final)
@@ -97,13 +98,15 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
         for pipe in pipes.values():
             pipe.to(accelerator.device)
+            pipe.set_progress_bar_config(disable=not accelerator.is_main_process)
         with writing("the score", Path(config.run), "the same command draws it again"):
-            scores = score(pipes, config, collection.train, Path(config.run))
-        print("nearest training picture (pixels) is the one asked for:")
+            scores = score(pipes, config, collection.train, Path(config.run), accelerator)
+        accelerator.print("nearest training picture (pixels) is the one asked for:")
         for source, models in scores.items():
             for model, hits in models.items():
-                print(f"  {source}, {model}: {hits}")
-        print(f"{' | '.join(pipes)} | true pictures side by side: {config.run}/samples.png")
+                accelerator.print(f"  {source}, {model}: {hits}")
+        shown = " | ".join(pipes)
+        accelerator.print(f"{shown} | true pictures side by side: {config.run}/samples.png")
     return final
 
 
@@ -140,7 +143,7 @@ def main() -> None:
         parts = build(program.config, [], meta=True, held=held)
         program.report(text_to_image(program.config, parts))
     else:
-        train(program.config, program.accelerator())
+        train(program.config, program.accelerator(sharded=True))
 
 
 if __name__ == "__main__":

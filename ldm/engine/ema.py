@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ldm.engine.shards import like
+
 
 def decay(batch: int, seen: int, half_life: float, ramp: float) -> float:
     """Factor on the old average for a batch that ends at image ``seen``: 0.5 ** (batch /
@@ -40,17 +42,17 @@ class Average:
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Sets the average."""
         for name, mean in self.mean.items():
-            mean.copy_(values[name])
+            mean.copy_(like(values[name], mean))
 
     @contextmanager
     @torch.no_grad()
-    def in_front(self) -> Iterator[None]:
-        """The average in place of the weights, which come back bit for bit."""
+    def in_front(self) -> Iterator[dict[str, Tensor]]:
+        """The average in place of the weights, which are handed out and come back bit for bit."""
         kept = {name: value.detach().clone() for name, value in self.weights.items()}
         for name, value in self.weights.items():
             value.copy_(self.mean[name])
         try:
-            yield
+            yield kept
         finally:
             for name, value in self.weights.items():
                 value.copy_(kept[name])

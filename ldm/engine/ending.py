@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
 
 from ldm.engine.disk import DiskError, writing
 from ldm.engine.fault import ToldElsewhere
 from ldm.engine.interrupt import REQUESTS, Interrupted
+
+WAIT = timedelta(hours=24)
+"""How long processes wait for one that fills a cache, draws or saves."""
 
 
 class Ending:
@@ -24,21 +29,23 @@ class Ending:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.failure: DiskError | None = None
+        # Of the hosts: what they agree on is known there, and no queue of a GPU has to be emptied.
+        several = accelerator.num_processes > 1
+        self.group = distributed.new_group(backend="gloo", timeout=WAIT) if several else None
         self.saved: Path | None = None  # the newest checkpoint, from which the run can go on
 
     def agree(self, *, wrong: bool = False) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any finds something ``wrong``. With
-        more than one process a collective that waits for its result.
+        more than one process a collective that waits for the others, but for no device.
 
         Raises:
             DiskError: the main process could not write.
             ToldElsewhere: the same, on the other processes.
         """
-        here = [REQUESTS.by is not None, wrong, self.failure is not None]
-        if self.accelerator.num_processes > 1:
-            flags = torch.tensor(here, dtype=torch.float32, device=self.accelerator.device)
-            here = [count > 0 for count in self.accelerator.reduce(flags, "sum").tolist()]
-        stopping, wrong, failed = here
+        here = torch.tensor([REQUESTS.by is not None, wrong, self.failure is not None]).byte()
+        if self.group is not None:
+            distributed.all_reduce(here, distributed.ReduceOp.MAX, group=self.group)
+        stopping, wrong, failed = here.bool().tolist()
         if failed:
             raise self.failure or ToldElsewhere()
         return stopping, wrong

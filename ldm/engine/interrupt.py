@@ -5,6 +5,10 @@ The first one is kept until the training loop comes to the end of a step, saves 
 the loop, where everything is written in one step, it ends the program at once. A second one does
 what the signal does by default. A launcher hands a signal on to processes that the terminal or
 Slurm has already sent it to: what comes within ``ECHO`` seconds of the first is the same request.
+
+Python acts on a signal between two of its own instructions, so one that comes during a long call of
+C (a collective that waits for another process) is acted on when that returns; where the other
+process was asked to end as well, the collective fails as soon as that is gone, and this ends too.
 """
 
 from __future__ import annotations
@@ -90,11 +94,3 @@ class Requests:
 
 REQUESTS = Requests()
 """Of this process: a process has one handler of a signal."""
-
-
-def ignore(_: int) -> None:
-    """In a process that reads pictures: the step that needs them is finished first, and the
-    training process ends its readers.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

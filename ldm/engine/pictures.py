@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.engine.disk import in_one_step
+from ldm.pipeline import LatentDiffusionPipeline
 
 
 def sheet_name(folder: Path, images: int) -> Path:
@@ -21,6 +26,38 @@ def to_image(pixels: Tensor) -> Image.Image:
     """One picture ``3 h w`` in [-1, 1] as an 8-bit image."""
     values = ((pixels.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
     return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def drawn(
+    pipe: LatentDiffusionPipeline,
+    prompts: Sequence[str],
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    batch: int,
+    **settings: Any,
+) -> list[Tensor]:
+    """What ``pipe`` draws of ``prompts``, ``3 h w`` in [-1, 1] on the host: all processes take
+    part, and each knows all of it.
+
+    Picture i is drawn from ``seed + i``, and in the same company however many processes there are:
+    each takes whole batches.
+
+    Args:
+        pipe: on every process the same.
+        prompts: one for each picture.
+        accelerator: the processes.
+        seed: of the first picture.
+        batch: pictures at a time.
+        settings: further arguments of ``pipe``.
+    """
+    starts = range(0, len(prompts), batch)
+    mine: list[tuple[int, Tensor]] = []
+    for start in starts[accelerator.process_index :: accelerator.num_processes]:
+        part = list(prompts[start : start + batch])
+        images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+        mine += enumerate(images.float().cpu() * 2 - 1, start)
+    return [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
 
 
 def sheet(

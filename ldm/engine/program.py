@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
-from datetime import timedelta
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -20,9 +19,11 @@ from accelerate.utils import InitProcessGroupKwargs
 from ldm.data.buckets import table
 from ldm.data.collection import Collection
 from ldm.data.source import DataError, cache_root
+from ldm.engine import shards
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, load, plain
 from ldm.engine.disk import writing
+from ldm.engine.ending import WAIT
 from ldm.engine.estimate import Step, lines
 from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
@@ -103,13 +104,22 @@ def collect(config: RunConfig, accelerator: Accelerator | None = None) -> Collec
         return Collection(config.data, config.images, config.on_bad_sample)
 
 
-def connect(mixed_precision: str = "no") -> Accelerator:
+def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerator:
     """The processes that were started.
 
+    Args:
+        mixed_precision: in accelerate's words.
+        sharded: whether the parameters may be in shards (FSDP).
+
     Raises:
-        ConfigError: the launcher asks for what a run cannot be (FSDP, DeepSpeed), or started
-            processes that do not see each other.
+        ConfigError: the launcher asks for what a run cannot be (DeepSpeed), or started processes
+            that do not see each other.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ConfigError(  # before accelerate asks for a package of that name
+            "the launcher asks for DeepSpeed, which is not supported: use one process per device"
+            " (DDP), or FSDP"
+        )
     accelerator = Accelerator(
         # Without it accelerate leaves processes on CPUs unconnected, and takes a Mac's MPS,
         # which has no float64.
@@ -117,13 +127,18 @@ def connect(mixed_precision: str = "no") -> Accelerator:
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=1,  # follows from the batch, not from the launcher
         # The others wait while the main process fills a cache or draws.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
     )
-    known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if shards.asked_for():
+        if not sharded:
+            raise ConfigError("the launcher asks for FSDP: only training/train.py has it")
+        shards.settle(accelerator)
+    known = [DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU]
+    known += [DistributedType.FSDP] if sharded else []
     if accelerator.distributed_type not in known:
         raise ConfigError(
             f"the launcher asks for {accelerator.distributed_type.value}, which is not"
-            " supported: use one process per device (DDP)"
+            " supported: use one process per device (DDP), or FSDP"
         )
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
@@ -166,15 +181,19 @@ class Program(Generic[C]):
         require(self.config.trackers)
         self.dry_run: bool = arguments.dry_run
 
-    def accelerator(self) -> Accelerator:
+    def accelerator(self, *, sharded: bool = False) -> Accelerator:
         """The processes and the precision of the run.
 
+        Args:
+            sharded: whether the parameters may be in shards (FSDP).
+
         Raises:
-            ConfigError: the launcher asks for what a run cannot be (FSDP, DeepSpeed), or started
+            ConfigError: the launcher asks for what a run cannot be (DeepSpeed), or started
                 processes that do not see each other.
         """
         try:
-            accelerator = connect("bf16" if self.config.precision == "bfloat16" else "no")
+            bfloat16 = self.config.precision == "bfloat16"
+            accelerator = connect("bf16" if bfloat16 else "no", sharded=sharded)
         finally:
             # torch puts a hook in front that collects what ours prints and shows it when ours
             # returns: it does not, and the line would be lost.

@@ -12,8 +12,8 @@ from rich.progress import (
 )
 
 
-def progress_bar(*, shown: bool) -> Progress:
-    """A bar over images, with a ``note`` behind it."""
+def bar(*, shown: bool) -> Progress:
+    """A bar over images with a ``note`` beside it; nothing unless ``shown``."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

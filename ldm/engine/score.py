@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from ldm.data.collection import Items, spread
 from ldm.data.images import to_pixels
 from ldm.engine import pictures
-from ldm.engine.measure import Drawing, draw_with
 from ldm.engine.schema import Score, TrainConfig
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.pipeline import LatentDiffusionPipeline
@@ -22,7 +22,11 @@ Scores = dict[str, dict[str, Proportion]]
 
 
 def score(
-    pipes: Mapping[str, LatentDiffusionPipeline], config: TrainConfig, items: Items, run: Path
+    pipes: Mapping[str, LatentDiffusionPipeline],
+    config: TrainConfig,
+    items: Items,
+    run: Path,
+    accelerator: Accelerator,
 ) -> Scores:
     """Draws first captions of every source of ``items`` and counts whose nearest picture is their
     own.
@@ -36,6 +40,8 @@ def score(
         config: sampler and counts are those of ``config.score``.
         items: what was trained on.
         run: folder of the run.
+        accelerator: the processes, which all draw; the main one counts and writes, and for the
+            others the result is empty.
     """
     settings = config.score or Score()
     numbers = {
@@ -45,17 +51,27 @@ def score(
     numbers = {name: mine for name, mine in numbers.items() if mine}
     chosen = [n for mine in numbers.values() for n in mine]
     captions = [items[n].caption(None) for n in chosen]
+    drawn = {
+        model: pictures.drawn(
+            pipe,
+            captions,
+            accelerator,
+            seed=settings.seed,
+            batch=config.micro_batch_size or 64,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            sampler=settings.sampler,
+            height=config.images.size,
+            width=config.images.size,
+        )
+        for model, pipe in pipes.items()
+    }
+    if not accelerator.is_main_process:
+        return {}
     gallery = torch.stack([to_pixels(config.images(item.load())) for item in items])
-    drawing = Drawing(
-        settings.steps,
-        settings.guidance,
-        settings.sampler,
-        settings.seed,
-        batch=config.micro_batch_size or 64,
-    )
-    side = config.images.size
-    drawn = {model: draw_with(pipe, drawing, side)(captions) for model, pipe in pipes.items()}
-    rank = {model: ranks(x, gallery, torch.tensor(chosen)) for model, x in drawn.items()}
+    rank = {
+        model: ranks(torch.stack(x), gallery, torch.tensor(chosen)) for model, x in drawn.items()
+    }
 
     found: Scores = {}
     record, shown, first = [], [], 0

@@ -25,23 +25,42 @@ from ldm.data.collection import Collection
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.schema import RunConfig
+from ldm.engine.shards import like, whole
 
 Weights = Mapping[str, Tensor]
+_RAW, _MOMENTS = "raw.safetensors", "optimizer.safetensors"
 
 
-def write(
-    folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, counters: dict[str, Any]
-) -> None:
-    """Writes ``folder``, which must not exist."""
+def collect(
+    weights: Weights, raw: Weights, optimizer: torch.optim.Optimizer, *, here: bool = True
+) -> dict[str, dict[str, Tensor]]:
+    """What ``write`` keeps, by file; a collective where weights are in shards, and the result is
+    empty where it is not to be ``here``.
+
+    Args:
+        weights: the parameters, which ``optimizer`` knows.
+        raw: their values, where something else stands in front of them.
+        optimizer: after any number of steps.
+        here: whether this process writes.
+    """
+    found: dict[str, dict[str, Tensor]] = {_RAW: {}, _MOMENTS: {}}
+    for name, parameter in weights.items():
+        every = {(_RAW, name): raw[name].detach()}
+        for kind, moment in optimizer.state[parameter].items():
+            every[_MOMENTS, f"{name}/{kind}"] = moment
+        for (file, key), value in every.items():
+            gathered = whole(value)
+            if here:  # what was gathered for the file does not stay on the device
+                kept = gathered.cpu() if gathered is not value else gathered
+                found[file][key] = kept.contiguous()
+    return found
+
+
+def write(folder: Path, found: Mapping[str, dict[str, Tensor]], counters: dict[str, Any]) -> None:
+    """Writes what ``collect`` found into ``folder``, which must not exist."""
     folder.mkdir()
-    raw = {name: value.detach().contiguous() for name, value in weights.items()}
-    save_file(raw, folder / "raw.safetensors")
-    moments = {
-        f"{name}/{kind}": moment.contiguous()
-        for name, value in weights.items()
-        for kind, moment in optimizer.state[value].items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
+    for name, tensors in found.items():
+        save_file(tensors, folder / name)
     (folder / "run.json").write_text(json.dumps(counters))
 
 
@@ -52,21 +71,20 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
     Raises:
         CheckpointError: the weights are those of another model.
     """
-    raw = _tensors(folder / "raw.safetensors")
+    raw = _tensors(folder / _RAW)
     check_shapes(raw, weights, folder.parent)
     for name, value in weights.items():
-        value.copy_(raw[name])
-    moments = _tensors(folder / "optimizer.safetensors")
+        value.copy_(like(raw[name], value))
+    moments = _tensors(folder / _MOMENTS)
     for name, value in weights.items():
         if f"{name}/step" not in moments:
             continue  # it has no state before its first step
         expected = {f"{name}/{kind}": value for kind in ("exp_avg", "exp_avg_sq")}
-        check_shapes(moments, expected, folder / "optimizer.safetensors")
+        check_shapes(moments, expected, folder / _MOMENTS)
         optimizer.state[value] = {
-            # AdamW counts its steps on the CPU.
-            kind: moments[f"{name}/{kind}"].to("cpu" if kind == "step" else value.device)
-            for kind in ("step", "exp_avg", "exp_avg_sq")
+            kind: like(moments[f"{name}/{kind}"], value) for kind in ("exp_avg", "exp_avg_sq")
         }
+        optimizer.state[value]["step"] = moments[f"{name}/step"]  # AdamW counts on the CPU
     return _counters(folder, "images", "window")
 
 

@@ -111,22 +111,27 @@ class TextToImageTask(nn.Module):
         if validation is None:
             return {}
         measured = self._held_out_loss(accelerator) if validation.images and self.held_out else {}
-        if validation.prompts and accelerator.is_main_process:
+        if validation.prompts:
             pipe = self.pipeline()
             if self.parts.stored:
                 pipe = loaded(pipe, self.parts.stored, "validation.prompts")
             pipe.set_progress_bar_config(disable=True)
-            drawn = pipe(
-                list(validation.prompts),
+            drawn = pictures.drawn(
+                pipe,
+                validation.prompts,
+                accelerator,
+                seed=validation.seed,
+                batch=4,  # few, so that many processes have some
                 num_inference_steps=validation.steps,
                 guidance_scale=validation.guidance,
                 sampler=validation.sampler,
-                seed=validation.seed,
                 height=self.config.images.size,
                 width=self.config.images.size,
-            ).images
-            page = pictures.sheet([[i] for i in drawn], validation.prompts, columns=8)
-            pictures.save(page, pictures.sheet_name(folder, images))
+            )
+            if accelerator.is_main_process:
+                cells = [[pictures.to_image(picture)] for picture in drawn]
+                page = pictures.sheet(cells, validation.prompts, columns=8)
+                pictures.save(page, pictures.sheet_name(folder, images))
         return measured
 
     def _held_out_loss(self, accelerator: Accelerator) -> dict[str, float]:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
-from ldm.engine import checkpoint, disk, fault, interrupt, state
+from ldm.engine import checkpoint, disk, fault, interrupt, shards, state
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images
 from ldm.engine.ema import Average, decay
@@ -30,7 +33,8 @@ from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
 from ldm.engine.optimizer import adamw, learning_rate, set_rate
 from ldm.engine.pictures import sheet_name
-from ldm.engine.progress import progress_bar
+from ldm.engine.progress import bar
+from ldm.engine.readers import ignore_signals, reading
 from ldm.engine.record import SKIPPED, check_folder, write_record, write_skipped
 from ldm.engine.schema import Resume, RunConfig
 from ldm.engine.task import Draws, Task, evaluating
@@ -71,10 +75,11 @@ class Trainer:
         self.batch = config.batch_size
         self.share, self.micro = split_batch(config, accelerator.num_processes)
         self.total = images(config.duration, self.batch, self.epoch)
+        self.optimizer = adamw(task.trained(), config.optimizer)
+        self.model, self.stepper = shards.prepare(accelerator, task, self.optimizer)  # type: ignore
         self.weights = task.trained()
         self.ema = Average(self.weights) if config.ema else None
-        self.optimizer = adamw(self.weights, config.optimizer)
-        # Reading a number every step makes a GPU wait for the host, and costs a CPU nothing.
+        # Reading a number every step makes the host wait for a GPU, and costs a CPU nothing.
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
         self.seen, self.skipped = 0, 0  # images, steps
         self.window = Window(self.batch, accelerator)
@@ -103,48 +108,44 @@ class Trainer:
         return final
 
     def _fit(self) -> None:
-        config, accelerator = self.config, self.accelerator
+        config = self.config
         self.ending.written("the record of the run", self.run, self._start)
-        # The optimiser stays where it is: AdamW counts its steps on the CPU.
-        model, optimizer = accelerator.prepare(
-            self.task, self.optimizer, device_placement=[True, False]
-        )
-        micro_batches = self._loader()
         every_checkpoint = images(config.checkpoints.every, self.batch, self.epoch)
         validation = config.validation
         every_validation = images(validation.every, self.batch, self.epoch) if validation else 0
         warmup = images(config.optimizer.warmup, self.batch, self.epoch)
-        model.train()
+        self.model.train()
         clock, since = time.perf_counter(), self.seen
-        with progress_bar(shown=accelerator.is_main_process) as progress:
-            bar = progress.add_task("training", total=self.total, completed=self.seen, note="")
+        with (
+            reading(self._loader()) as micro_batches,
+            bar(shown=self.accelerator.is_main_process) as progress,
+        ):
+            shown = progress.add_task("training", total=self.total, completed=self.seen, note="")
             while self.seen < self.total:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
                 rates = set_rate(self.optimizer, rate)
-                step = self._gradient(model, micro_batches)
-                self.task.memory.update(accelerator)
+                step = self._gradient(micro_batches)
+                self.task.memory.update(self.accelerator)
                 number = self.seen // self.batch + 1
                 end = self.seen + self.batch >= self.total
                 due = number % config.log_every == 0 or end
-                stopping = wrong = False
-                if self.prompt or due or accelerator.num_processes == 1:
-                    wrong = self.prompt and not step.finite()
-                    stopping, wrong = self.ending.agree(wrong=wrong)
+                wrong = self.prompt and not step.finite()
+                stopping, wrong = self.ending.agree(wrong=wrong)
                 if wrong:
                     self._skip(step)
                 else:
-                    optimizer.step()
+                    self.stepper.step()
                     self.window.pending.append(step)
-                optimizer.zero_grad()
+                self.stepper.zero_grad()
                 self.seen += self.batch
                 if self.ema and config.ema and not wrong:
                     half_life = images(config.ema.half_life, self.batch, self.epoch)
                     self.ema.update(decay(self.batch, self.seen, half_life, config.ema.ramp))
-                progress.advance(bar, self.batch)
+                progress.advance(shown, self.batch)
                 if due:
                     speed = (self.seen - since) / (time.perf_counter() - clock)
                     note = self._log(rates, speed)
-                    progress.update(bar, note=f"{note}  {speed:.0f} images/s")
+                    progress.update(shown, note=f"{note}  {speed:.0f} images/s")
                     clock, since = time.perf_counter(), self.seen
                 if stopping:  # first of all: there may be little time
                     self._save()
@@ -158,9 +159,9 @@ class Trainer:
                         f"all {self.seen} images seen so far are in {self.ending.saved}"
                     )
 
-    def _gradient(self, model: Any, micro_batches: Any) -> Step:
+    def _gradient(self, micro_batches: Iterator[Any]) -> Step:
         """The gradient of the next global batch, clipped."""
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, model = self.config, self.accelerator, self.model
         step, accumulate = Step(self.seen), self.share // self.micro
         for part in range(accumulate):
             drawn = next(micro_batches)
@@ -171,15 +172,16 @@ class Trainer:
             batch = {name: value.to(accelerator.device) for name, value in drawn.items()}
             last = part == accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
-                terms = model(batch)
+                with accelerator.autocast():
+                    terms = model(batch)
                 # DDP averages over ranks: a share's mean becomes the global batch's.
                 accelerator.backward(terms["loss"].sum() / self.share)
             step.add(drawn, terms)
-        norm = accelerator.clip_grad_norm_(self.weights.values(), config.optimizer.clip_norm)
-        step.norm = norm.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.optimizer.clip_norm)
+        step.norm = shards.whole(norm.detach())
         return step
 
-    def _loader(self):
+    def _loader(self) -> DataLoader[Any]:
         sampler = positions(
             self.seen,
             batch=self.batch,
@@ -188,13 +190,11 @@ class Trainer:
             world=self.accelerator.num_processes,
             stop=self.total,
         )
-        return iter(
-            DataLoader(
-                self.draws,  # type: ignore[arg-type]
-                batch_sampler=sampler,  # type: ignore[arg-type]
-                num_workers=self.config.workers,
-                worker_init_fn=interrupt.ignore,
-            )
+        return DataLoader(
+            self.draws,  # type: ignore[arg-type]
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            num_workers=self.config.workers,
+            worker_init_fn=ignore_signals,
         )
 
     # -- a step that is no step --
@@ -262,7 +262,17 @@ class Trainer:
         self.ending.written("a line of metrics.jsonl", self.run, write)
 
     def _averaged(self):
-        return self.ema.in_front() if self.ema else nullcontext()
+        return self.ema.in_front() if self.ema else nullcontext(self.weights)
+
+    @contextmanager
+    def _whole(self) -> Iterator[Mapping[str, Tensor]]:
+        """The average in front, and on the main process in one piece: to be saved. All processes
+        enter it; the weights as they are in training are handed out.
+        """
+        module: Any = self.task
+        with self._averaged() as raw:
+            with shards.written(module, here=self.accelerator.is_main_process):
+                yield raw
 
     def _validate(self, progress: Progress) -> None:
         folder, measured = self.run / "samples", {}
@@ -270,10 +280,12 @@ class Trainer:
         self.ending.written(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         # Pictures are written by one process once all have measured.
         with self.ending.kept(what, folder):
-            with self._averaged(), evaluating(self.task):  # type: ignore[arg-type]
+            module: Any = self.task
+            whole = shards.gathered(module, self.accelerator)
+            with self._averaged(), whole, evaluating(module):
                 measured = self.task.validate(self.accelerator, folder, self.seen)
             self.trackers.show(sheet_name(folder, self.seen), self.seen)
-        if measured:
+        if measured and self.accelerator.is_main_process:
             self._write(self.seen, **measured)
             told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)
             progress.console.print(f"{self.seen:>10} images: {told}")
@@ -283,18 +295,21 @@ class Trainer:
         self._gather()
         root, name = self.run / "checkpoints", checkpoint.name_of(self.seen)
 
-        def write() -> None:
-            checkpoint.write_folder(root / name, self._write_state)
-            checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
+        with self._whole() as raw:
+            writes = self.accelerator.is_main_process
+            found = state.collect(self.weights, raw, self.optimizer, here=writes)
 
-        self.ending.written(f"checkpoint {name}", root, write)
+            def write() -> None:
+                checkpoint.write_folder(root / name, partial(self._write_state, found))
+                checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
+
+            self.ending.written(f"checkpoint {name}", root, write)
         stopping, _ = self.ending.agree()  # the others wait here until it is written
         self.ending.saved = root / name
         return stopping
 
-    def _write_state(self, folder: Path) -> None:
-        with self._averaged():
-            self.task.save(folder)
+    def _write_state(self, found: dict[str, dict[str, Tensor]], folder: Path) -> None:
+        self.task.save(folder)
         counters = {
             "images": self.seen,
             "window": self.window.sums,
@@ -303,17 +318,17 @@ class Trainer:
             "memory": self.task.memory.state(),
             "identity": self.identity,
         }
-        state.write(folder / "training", self.weights, self.optimizer, counters)
+        state.write(folder / "training", found, counters)
 
     def _final(self) -> Path:
         final, left_out = self.run / "final", self.collection.skipped
 
         def write() -> None:
             write_skipped(self.run, left_out)  # of a stream all are known only now
-            with self._averaged():
-                checkpoint.write_folder(final, self.task.finish)
+            checkpoint.write_folder(final, self.task.finish)
 
-        self.ending.written("the result", self.run, write)
+        with self._whole():
+            self.ending.written("the result", self.run, write)
         self.ending.agree()
         if left_out:
             told = f"{len(left_out)} pictures or rows were left out"

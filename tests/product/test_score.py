@@ -13,7 +13,7 @@ from ldm.engine.config import validate
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
 from programs import told
-from runs import tree
+from runs import accelerator, tree
 
 
 def artist(items, transform, shift):
@@ -39,7 +39,7 @@ def test_hits_of_every_source_and_model(tmp_path):
     items = Collection(sources, config.images).train
     truth, calls = artist(items, config.images, 0)
     wrong, other = artist(items, config.images, 1)
-    found = score({"before": wrong, "drawn": truth}, config, items, tmp_path)  # type: ignore[dict-item]
+    found = score({"before": wrong, "drawn": truth}, config, items, tmp_path, accelerator())  # type: ignore[dict-item]
     assert calls == other  # same captions, seeds and steps
     assert len(calls[0][0]) == 10 and calls[0][1]["seed"] == 7
     assert list(found) == ["shapes (1)", "shapes (2)"]

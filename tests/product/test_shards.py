@@ -1,0 +1,212 @@
+"""FSDP: two processes with half of the model each train what one process trains."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import DistributedType
+from PIL import Image
+from safetensors.torch import load_file
+
+from launched import ENVIRONMENT, finish, logged, losses
+from ldm.engine import checkpoint, shards
+from ldm.engine.config import ConfigError
+from ldm.engine.program import Program
+from ldm.pipeline import LatentDiffusionPipeline
+from programs import told
+from runs import ROOT, train, tree
+
+# Sums over two halves are rounded in another order. Measured: 3e-8 (losses), 2e-7 (norms).
+CURVE = dict(rel=1e-6, abs=0)
+SETTINGS = dict(
+    # Two micro-batches of each process, and a norm that is above what gradients are clipped to.
+    micro_batch_size=4,
+    optimizer={"lr": 1e-4, "clip_norm": 0.5},
+    train=["unet", "text_encoder"],
+    checkpoints={"every": "2 steps", "keep": 9},
+    validation={
+        "every": "2 steps", "images": 3, "levels": 2, "steps": 2,
+        "prompts": ["a red circle", "two", "three", "four", "five"],
+    },
+    score={"captions": 6, "steps": 2, "shown": 2},
+)  # fmt: skip
+LORA = dict(
+    lora={"rank": 4, "dora": True}, duration="3 steps", precision="bfloat16",
+    checkpoints={"every": "3 steps"},
+)  # fmt: skip
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from ldm.engine import shards
+from ldm.engine.config import validate
+from ldm.engine.schema import TrainConfig
+from ldm.engine.trainer import Trainer
+from runs import accelerator, program
+
+torch.set_num_threads(1)
+held, real = [], Trainer._final
+
+def share(tensors):
+    tensors = list(tensors)
+    mine = sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
+    return mine / sum(t.numel() for t in tensors)
+
+def final(trainer):
+    states = trainer.optimizer.state.values()
+    moments = [state[kind] for state in states for kind in ("exp_avg", "exp_avg_sq")]
+    held.append([share(trainer.weights.values()), share(trainer.ema.mean.values()), share(moments)])
+    return real(trainer)
+
+Trainer._final = final
+root = Path(sys.argv[1])
+for sharded, plain in json.loads((root / "jobs.json").read_text()):
+    config = validate(TrainConfig, plain)
+    processes = accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no")
+    if sharded:
+        shards.settle(processes)
+    program("train").train(config, processes)
+accelerator()  # forgets all that
+sys.argv = ["train.py", "--config", str(root / "config.yaml")]
+program("train").main()
+(root / (os.environ["RANK"] + ".json")).write_text(json.dumps(held))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """``alone``: 9 steps by one process. ``moved``: 2 by one process, 2 by two with copies, 4 by
+    two with shards (started anew after 2), the last by one process. ``lora``: with shards.
+    """
+    root = tmp_path_factory.mktemp("shards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "LDM_CACHE", str(root / "cache"))
+        patch.setenv("LDM_CACHE", str(root / "cache"))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        train(root / "alone", **SETTINGS, duration="9 steps")
+        train(root / "lora-alone", **(SETTINGS | LORA))
+        train(root / "moved", **SETTINGS, duration="2 steps")
+        jobs = [
+            (False, tree(root / "moved", **SETTINGS, duration="4 steps")),
+            (True, tree(root / "moved", **SETTINGS, duration="6 steps")),
+            (True, tree(root / "lora", **(SETTINGS | LORA))),
+        ]
+        (root / "jobs.json").write_text(json.dumps(jobs))
+        config = tree(root / "moved", **SETTINGS, duration="8 steps")
+        (root / "config.yaml").write_text(yaml.safe_dump(config))
+        (root / "script.py").write_text(SCRIPT)
+        finish(as_a_user_starts_it(root, root / "script.py", root))
+        train(root / "moved", **SETTINGS, duration="9 steps")
+        torch.set_num_threads(threads)
+    return root
+
+
+def as_a_user_starts_it(root: Path, *command: Path) -> subprocess.Popen:
+    """With the file of configs/accelerate, but on two CPUs."""
+    settings = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp.yaml").read_text())
+    (root / "fsdp.yaml").write_text(
+        yaml.safe_dump(settings | {"use_cpu": True, "num_processes": 2, "main_process_port": 0})
+    )
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", root / "fsdp.yaml"]
+    return subprocess.Popen(
+        [sys.executable, *map(str, [*launcher, *command])],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_each_process_holds_its_part(runs):
+    by_rank = [json.loads((runs / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for copies, *in_shards in by_rank:
+        assert copies == [1, 1, 1]
+        for full in in_shards:
+            assert len(full) == 3 and all(0.45 < share < 0.55 for share in full)  # of whole rows
+    for one, other in zip(*(held[1:] for held in by_rank), strict=True):
+        assert [a + b for a, b in zip(one, other, strict=True)] == pytest.approx([1, 1, 1])
+
+
+def test_the_curve_is_that_of_one_process(runs):
+    for key in ("loss", "gradient_norm", "held_out_loss"):
+        moved, alone = logged(runs / "moved", key), logged(runs / "alone", key)
+        assert len(alone) == (5 if key == "held_out_loss" else 9)
+        assert moved == pytest.approx(alone, **CURVE)
+    assert min(logged(runs / "alone", "gradient_norm")) > 1  # clipped at every step
+
+
+def test_checkpoints_are_the_same_with_and_without(runs):
+    for steps in (6, 9):  # the first of them written from shards
+        name = f"checkpoints/{checkpoint.name_of(steps * 16)}"
+        alone, moved = runs / "alone" / name, runs / "moved" / name
+        assert checkpoint.problem(moved) is None and files(alone) == files(moved)
+        for file in (f for f in files(alone) if f.suffix == ".safetensors"):
+            expected, found = load_file(alone / file), load_file(moved / file)
+            assert expected.keys() == found.keys()
+            for key, value in expected.items():
+                torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(file.relative_to(folder) for file in folder.rglob("*"))
+
+
+def test_pictures_are_the_same_with_and_without(runs):
+    for number in (128, 144):
+        name = f"samples/images-{number:012d}.png"
+        alone, moved = (np.asarray(Image.open(runs / r / name), int) for r in ("alone", "moved"))
+        assert alone.std() > 10 and abs(alone - moved).max() <= 1  # the curve's rounding
+
+
+def test_a_lora_in_shards(runs):
+    """Under bfloat16, which rounds sums in another order to other numbers."""
+    shards, alone = runs / "lora", runs / "lora-alone"
+    assert losses(shards) == pytest.approx(losses(alone), rel=1e-3)
+    assert files(shards / "final") == files(alone / "final")
+    pipe, stock = (LatentDiffusionPipeline.from_pretrained(run / "base") for run in (shards, alone))
+    for part in ("unet", "text_encoder", "vae"):
+        found, expected = (getattr(one, part).state_dict() for one in (pipe, stock))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    pipe.load_lora_weights(shards / "final")
+    assert (shards / "score.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "the launcher asks for FSDP 1: set fsdp_version to 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params is not supported: set it to false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing is not supp"),
+    ],
+)
+def test_what_shards_cannot_be(monkeypatch, settings, message):
+    for name, value in ({"FSDP_VERSION": "2"} | settings).items():
+        monkeypatch.setenv(name, value)
+    state = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    with pytest.raises(ConfigError, match=message):
+        shards.settle(SimpleNamespace(state=state))  # type: ignore[arg-type]
+
+
+def test_launchers_that_ask_for_what_is_not_there(command, tmp_path, monkeypatch):
+    config = tree(tmp_path / "run")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert told(*command(config)) == "the launcher asks for FSDP, which takes several processes"
+    clip = yaml.safe_load((ROOT / "configs" / "clip.yaml").read_text())
+    message = told(*command(clip | {"run": str(tmp_path / "clip")}, name="train_clip"))
+    assert message == "the launcher asks for FSDP: only training/train.py has it"
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="the launcher asks for DeepSpeed, which is not support"):
+        Program.accelerator(SimpleNamespace())  # type: ignore[arg-type]
