@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from launched import ENVIRONMENT, finish, logged, losses
 from ldm.engine import checkpoint, shards
 from ldm.engine.config import ConfigError
-from ldm.engine.program import Program
+from ldm.engine.program import connect
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import ROOT, train, tree
@@ -209,4 +209,4 @@ def test_launchers_that_ask_for_what_is_not_there(command, tmp_path, monkeypatch
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match="the launcher asks for DeepSpeed, which is not support"):
-        Program.accelerator(SimpleNamespace())  # type: ignore[arg-type]
+        connect(sharded=True)
