@@ -61,12 +61,12 @@ CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "micro-batch": ({"micro_batch_size": 5}, "micro_batch_size 5 does not divide the 16 images"),
     "precision": ({"precision": "fp16"}, "key 'precision' is 'fp16': input should be 'float32'"),
     "no part learns": ({"train": []}, "key 'train'"),
-    "frozen part learns": ({"train": ["vae"]}, "key 'train.0' is 'vae'"),
+    "frozen part learns": ({"train": ["vae"]}, "train.0: 'vae' is no part: write unet or"),
     "part as text": ({"train": "unet"}, "key 'train' is 'unet': input should be a list"),
     "no part": ({"vae": None}, "vae is not described: give vae, or model, a pipeline folder"),
     "dropout": ({"text_dropout": 2}, "key 'text_dropout' is 2"),
     "zero SNR": ({"process": {"zero_terminal_snr": True}}, "target 'eps' says nothing about x0"),
-    "no target": ({"objective": {"target": "velocity"}}, "key 'objective.target' is 'velocity'"),
+    "no target": ({"objective": {"target": "noise"}}, "key 'objective.target' is 'noise'"),
     "no schedulers": ({"objective": {"target": "score"}}, "cannot express target 'score'"),
     "groups": ({"unet": {"block_out_channels": [20, 30]}}, "unet: "),
     "no levels": ({"unet": {"block_out_channels": []}}, "block_out_channels"),
@@ -223,10 +223,10 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def forged(folder: Path) -> None:
     """The manifest says that all is well."""
-    from ldm.engine.checkpoint import MANIFEST, _sha256
+    from ldm.engine.checkpoint import MANIFEST, sha256
 
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    listed = {str(path.relative_to(folder)): _sha256(path) for path in files}
+    listed = {str(path.relative_to(folder)): sha256(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps({"sha256": listed}))
 
 
@@ -347,7 +347,7 @@ def module(name: str, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-DOWN, UP = torch.ones(2, 32), torch.ones(32, 2)
+DOWN, UP, ODD = torch.ones(2, 32), torch.ones(32, 2), torch.ones(2, 31)
 PAIR = {"lora_down__weight": DOWN, "lora_up__weight": UP}
 LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
     "no safetensors": (b"not safetensors", "cannot be read as safetensors"),
@@ -369,7 +369,7 @@ LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
     "LoHa": (module(KOHYA, hada_w1_a=DOWN, hada_w1_b=UP), "is of no LoRA"),
     "LoKr": (module("unet.a", lokr_w1=DOWN), "is no tensor of a LoRA"),
     "SDXL": (module("lora_te2_a", **PAIR), "is of no LoRA"),
-    "other size": (module(KOHYA, lora_down__weight=DOWN[:, 1:], lora_up__weight=UP), "not for"),
+    "other size": (module(KOHYA, lora_down__weight=ODD, lora_up__weight=UP), "not for"),
     "other layer": (module("unet.no.layer", lora_A__weight=DOWN, lora_B__weight=UP), "no layer"),
     "magnitudes": (module(KOHYA, **PAIR, dora_scale=torch.ones(5)), "magnitudes"),
 }  # fmt: skip

@@ -85,8 +85,8 @@ class LossTerms(NamedTuple):
     mse: Float[Tensor, " b"]
     t: Float[Tensor, " b"]
     level: Level
-    term: Tensor
-    bound: Tensor | None = None
+    term: Float[Tensor, " b"]
+    bound: Float[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
@@ -81,8 +82,12 @@ class NoiseProcess(ABC):
         return math.hypot(float(end.alpha) * data_std, float(end.sigma))
 
     def perturb(
-        self, x0: Tensor, eps: Tensor, t: Tensor, dtype: torch.dtype | None = None
-    ) -> Tensor:
+        self,
+        x0: Float[Tensor, " b *shape"],
+        eps: Float[Tensor, " b *shape"],
+        t: Float[Tensor, "..."],
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, " b *shape"]:
         """x_t = alpha x0 + sigma eps, mixed in float32 (or float64) and only then cast to
         ``dtype``.
         """
@@ -236,7 +241,11 @@ class ContinuousVP(VariancePreserving):
 
 @dataclass(frozen=True)
 class Cosine(VariancePreserving):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Args:
+        num_train_timesteps: nodes, and the range of timesteps.
+    """
 
     num_train_timesteps: int = 1000
     kind: Literal["cosine"] = "cosine"

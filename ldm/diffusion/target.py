@@ -98,7 +98,7 @@ class Prediction:
     level: Level
     y: Float[Tensor, " b *shape"]
     target: Target
-    variance: Tensor | None = None
+    variance: Float[Tensor, " b *shape"] | None = None
 
     @property
     def x0(self) -> Float[Tensor, "b ..."]:

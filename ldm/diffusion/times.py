@@ -40,7 +40,11 @@ class TimeSampler(ABC):
 
 @dataclass(frozen=True)
 class Uniform(TimeSampler):
-    """Every time alike."""
+    """Every time alike.
+
+    Args:
+        unbiased: multiply the loss by 1 / p(t).
+    """
 
     unbiased: bool = False
     kind: Literal["uniform"] = "uniform"
@@ -120,7 +124,13 @@ class LossSecondMoment(TimeSampler):
 
 @dataclass(frozen=True)
 class LogitNormal(TimeSampler):
-    """logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19)."""
+    """logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19).
+
+    Args:
+        mean: of logit(t).
+        std: of logit(t).
+        unbiased: multiply the loss by 1 / p(t).
+    """
 
     mean: float = 0.0
     std: float = 1.0
@@ -138,6 +148,11 @@ class LogitNormal(TimeSampler):
 class LogNormal(TimeSampler):
     """log(sigma / alpha) ~ N(mean, std^2), as far as the process has these levels (Karras et al.
     2022, table 1).
+
+    Args:
+        mean: of log(sigma / alpha).
+        std: of log(sigma / alpha).
+        unbiased: multiply the loss by 1 / p(t).
     """
 
     mean: float = -1.2
@@ -157,7 +172,12 @@ class LogNormal(TimeSampler):
 
 @dataclass(frozen=True)
 class Mode(TimeSampler):
-    """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u) (Esser et al. 2024, eq. 20)."""
+    """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u) (Esser et al. 2024, eq. 20).
+
+    Args:
+        scale: above 0 towards the middle, below 0 towards both ends.
+        unbiased: multiply the loss by 1 / p(t).
+    """
 
     scale: float = 1.29
     unbiased: bool = False

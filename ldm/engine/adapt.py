@@ -92,6 +92,23 @@ def trained(networks: Parts, config: TrainConfig) -> dict[str, nn.Parameter]:
     return found
 
 
+def learn(networks: Parts, config: TrainConfig) -> None:
+    """Lets gradients flow into what learns, and there alone, checkpointed if ``config`` says so."""
+    for network in (networks.unet, networks.text_encoder, networks.vae):
+        network.requires_grad_(False)
+    for parameter in trained(networks, config).values():
+        parameter.requires_grad_(True)
+    networks.vae.eval()
+    if config.gradient_checkpointing:
+        networks.unet.enable_gradient_checkpointing()
+        if "text_encoder" in parts(config):
+            # transformers calls it by the second name, and later by the first.
+            for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+                if enable := getattr(networks.text_encoder, name, None):
+                    enable({"use_reentrant": False})
+                    break
+
+
 def _fitting(entry: str, named: Mapping[str, nn.Parameter]) -> list[str]:
     """Names of the parameters that an entry of ``train`` means."""
     pattern = f"{entry}.*" if entry in PARTS else entry

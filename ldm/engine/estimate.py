@@ -258,7 +258,10 @@ def lines(
         (f"a step of {micro} images at a time", cost.working),
     ]
     told = " + ".join(f"{name} {size(value)}" for name, value in held if value)
-    yield "memory", size(cost.memory), f"{told}; beside Python's own"
+    # What the networks of a run are set to compute here; a GPU has a fused kernel for it.
+    full = config.precision == "bfloat16" and device_at_hand().type == "cpu"
+    note = " (with attention as this CPU computes it; a GPU keeps less)" if full else ""
+    yield "memory", size(cost.memory), f"{told}{note}; beside Python's own"
     keep = config.checkpoints.keep
     disk = f"{keep + 1} checkpoints of {size(cost.checkpoint)} while one is written"
     total = (keep + 1) * cost.checkpoint

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
+from ldm import diffusion
 from ldm.engine.schema import AutoencoderConfig, ClipConfig, RunConfig, TrainConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
@@ -25,6 +26,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
 }
 """Class of the config of each program in training/."""
 
+_MIRRORED = re.compile(r"The fields of ``(\w+)``")
 _ARGUMENT = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
 
 
@@ -49,26 +51,35 @@ class _Documented(GenerateJsonSchema):
         for name, value in made["properties"].items():
             if name in described:
                 value["description"] = described[name]
-        if "kind" in made["properties"] and "path" not in made.get("required", ()):
-            # Without it a kind is told by the path.
-            made["required"] = [*made.get("required", ()), "kind"]
         return made
 
     def tagged_union_schema(self, schema: Any) -> JsonSchemaValue:
-        """Any of the kinds: where ``kind`` is left out, a path may be several."""
+        """Any of the kinds. Without ``kind`` it is the default one, or what the path is."""
         made = super().tagged_union_schema(schema)
-        every = made.pop("oneOf")
-        kinds = {kind: one["$ref"] for kind, one in zip(schema["choices"], every, strict=True)}
-        discriminator = {"propertyName": "kind", "mapping": kinds}
+        tell = schema["discriminator"]
+        default = tell({}) if callable(tell) else None
+        kinds = dict(zip(schema["choices"], made.pop("oneOf"), strict=True))
+        every = []
+        for kind, one in kinds.items():
+            described = self.get_schema_from_definitions(one["$ref"]) or {}
+            told = kind == default or "path" in described.get("required", ())
+            every.append(one if told else {**one, "required": ["kind"]})
+        mapping = {kind: one["$ref"] for kind, one in kinds.items()}
+        discriminator = {"propertyName": "kind", "mapping": mapping}
         return {**made, "anyOf": every, "discriminator": discriminator}
 
 
 def documented(cls: type) -> dict[str, str]:
-    """What the docstrings of ``cls`` and of the dataclasses it extends say of their fields."""
+    """What the docstrings of ``cls``, of the dataclasses it extends, and of that whose fields it
+    says to have, tell of their fields.
+    """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
-            arguments = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2]
+            doc = inspect.cleandoc(base.__doc__ or "")
+            if mirrored := _MIRRORED.match(doc):
+                found |= documented(getattr(diffusion, mirrored[1]))
+            arguments = doc.partition("Args:\n")[2]
             found |= {name: _line(told) for name, told in _ARGUMENT.findall(arguments)}
     return found
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ldm.engine.config import config_class
 
@@ -28,7 +28,11 @@ def _of_a_part(entry: str) -> str:
     return entry
 
 
-Learning = Annotated[str, AfterValidator(_of_a_part)]
+Learning = Annotated[
+    str,
+    AfterValidator(_of_a_part),
+    WithJsonSchema({"type": "string", "pattern": r"^(unet|text_encoder)(\..+)?$"}),
+]
 """A part, or ``PART.PATTERN``: those of its parameters whose name fits the glob PATTERN."""
 
 

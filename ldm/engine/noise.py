@@ -86,4 +86,5 @@ def saved(model: str) -> tuple[NoiseProcess, Target, bool]:
         len(process.table.alpha)  # whether its numbers are some
         return process, target_of(config), learned
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"model: {file} cannot be used: {error}") from None
+        line = " ".join(str(error).split())
+        raise ConfigError(f"model: {file} cannot be used: {line}") from None

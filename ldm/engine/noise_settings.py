@@ -83,7 +83,7 @@ ProcessConfig = Annotated[
     | Annotated[RectifiedFlowSettings, Tag("rectified_flow")],
     Discriminator(_process_kind),
 ]
-TimesConfig = Annotated[
+_Times = Annotated[
     times.Uniform
     | times.InverseVariance
     | times.LossSecondMoment
@@ -91,10 +91,17 @@ TimesConfig = Annotated[
     | times.LogNormal
     | times.Mode,
     Field(discriminator="kind"),
-    BeforeValidator(_named),
 ]
+_TimesName = Literal[
+    "uniform", "inverse_variance", "loss_second_moment", "logit_normal", "log_normal", "mode"
+]
+TimesConfig = Annotated[_Times, BeforeValidator(_named, json_schema_input_type=_TimesName | _Times)]
 TargetConfig = Annotated[
-    TargetName | Edm, BeforeValidator(lambda value: {"kind": "edm"} if value == "edm" else value)
+    TargetName | Edm,
+    BeforeValidator(
+        lambda value: {"kind": "edm"} if value == "edm" else value,
+        json_schema_input_type=TargetName | Literal["edm"] | Edm,
+    ),
 ]
 
 

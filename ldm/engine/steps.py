@@ -6,37 +6,45 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel
 
 from ldm.diffusion import Condition
+from ldm.engine.adapt import learn
 from ldm.engine.estimate import Step, device_at_hand
+from ldm.engine.learning import parts as learning_parts
 from ldm.engine.parts import Parts
 from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
 from ldm.models.attention import set_attention
 from ldm.models.codec import Codec
 from ldm.models.denoiser import UNetDenoiser
-from ldm.models.lora import weights
+from ldm.models.inversion import Embedding
 
 _FLOAT = 4  # bytes
 
 
 def text_to_image(config: TrainConfig, parts: Parts) -> Step:
     """That of training/train.py, for pictures of ``images.size`` squared."""
-    networks = {name: getattr(parts, name) for name in ("unet", "text_encoder", "vae")}
-    for name, network in networks.items():
-        network.requires_grad_(name in config.train and config.lora is None)
-        if config.lora and name in config.train:
-            for adapter in weights(network).values():
-                adapter.requires_grad_(True)
+    # Those of a cached set are shapes alone in a run too.
+    names = ("unet",) if parts.stored else ("unet", "text_encoder", "vae")
+    networks: dict[str, nn.Module] = {name: getattr(parts, name) for name in names}
+    word, known = config.textual_inversion, parts.text_encoder.get_input_embeddings()
+    if word is not None:
+        rows = torch.empty(word.vectors, known.embedding_dim, device="meta")
+        parts.text_encoder.set_input_embeddings(Embedding(known, known.num_embeddings, rows))
+    learn(parts, config)
+    for part in learning_parts(config):
+        getattr(parts, part).train()  # which checkpointing asks for
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, "sdpa", device_at_hand(), bfloat16=bfloat16)
     codec, denoiser, side = Codec(parts.vae), UNetDenoiser(parts.unet), config.images.size
     latent = (codec.channels, side // codec.factor, side // codec.factor)
     width = parts.text_encoder.config.hidden_size
     length = parts.text_encoder.config.max_position_embeddings
-    reads = "text_encoder" in config.train
+    reads = "text_encoder" in learning_parts(config)
     cached = config.cache_latents and config.images.deterministic, config.cache_text and not reads
+    if parts.stored:
+        cached = True, True
 
     def tokens(n: int) -> Tensor:
         ids = torch.empty(n, length, dtype=torch.int64)
@@ -56,8 +64,8 @@ def text_to_image(config: TrainConfig, parts: Parts) -> Step:
     return Step(
         networks,
         loss,
-        None if config.lora else tuple(networks),
-        (picture * cached[0], caption * cached[1]),
+        None if config.lora or word else tuple(networks),
+        (0, 0) if parts.stored else (picture * cached[0], caption * cached[1]),
     )
 
 

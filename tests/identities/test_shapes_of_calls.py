@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from ldm.diffusion import Condition, Level, NoiseProcess, Objective, Prediction
+from ldm.diffusion import Condition, DiscreteVP, Level, Objective, Prediction
 from ldm.models.codec import Codec, Moments
 from tiny import vae
 
@@ -16,13 +16,13 @@ LEVEL = Level(torch.full((B,), 0.8), torch.full((B,), 0.6))
 def test_any_number_of_axes_behind_the_batch(shape):
     x = torch.ones(B, *shape)
     assert Prediction(x, LEVEL, x, "eps").x0.shape == x.shape
-    assert NoiseProcess().perturb(x, x, torch.full((B,), 0.5)).shape == x.shape
+    assert DiscreteVP().perturb(x, x, torch.full((B,), 0.5)).shape == x.shape
 
 
 def test_another_shape_is_refused():
     x, tokens = torch.ones(B, 4, 6, 6), torch.ones(B, 7, 8)
     cond = Condition(tokens, torch.ones(B, 7, dtype=torch.bool), torch.ones(B, 8))
-    for wrong in (
+    every = (
         lambda: Prediction(x, LEVEL, x[:, :2], "eps"),
         lambda: Prediction(x, LEVEL, x[:2], "eps"),
         lambda: Prediction(x.long(), LEVEL, x, "eps"),
@@ -32,13 +32,15 @@ def test_another_shape_is_refused():
         lambda: Condition(tokens, None, torch.ones(B - 1, 8)),
         lambda: Condition(tokens, extra={"sizes": torch.ones(B - 1, 2)}),
         lambda: cond.where(torch.ones(B, 1, dtype=torch.bool), cond),
-        lambda: NoiseProcess().perturb(x, x[0], torch.full((B,), 0.5)),
+        lambda: DiscreteVP().perturb(x, x[0], torch.full((B,), 0.5)),
         lambda: Objective()(
-            NoiseProcess(), lambda *_: x, x, cond, u=torch.full((B - 1,), 0.5), eps=x
+            DiscreteVP(), lambda *_: x, x, cond, u=torch.full((B - 1,), 0.5), eps=x
         ),
         lambda: Codec(vae()).encode(torch.ones(B, 1, 16, 16)),
         lambda: Codec(vae()).decode(torch.ones(B, 4, 8)),
         lambda: Codec(vae()).sample(Moments(x, x), torch.ones(B, 4, 6)),
-    ):
+    )
+    for number, wrong in enumerate(every):
         with pytest.raises(TypeCheckError):
             wrong()
+            pytest.fail(f"call {number} is taken")

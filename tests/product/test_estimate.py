@@ -82,6 +82,23 @@ def test_frozen_networks_cost_what_is_not_cached(tmp_path):
     assert trace(learns, step(learns), 4, 1).product > flops[True, False][1]  # and backwards
 
 
+def test_what_learns_is_what_the_config_says(tmp_path):
+    def cost(**changes):
+        settings = config(tmp_path, batch_size=64, **changes)
+        return trace(settings, step(settings), 64, 1)
+
+    whole = cost(train=["unet", "text_encoder"])
+    assert cost(textual_inversion={"token": "<x>", "initializer": "a", "vectors": 3}).learning == (
+        3 * 32 * 4
+    )
+    part = cost(train=["unet.*attn2*"])
+    assert 0 < part.learning < whole.learning
+    assert part.frozen + part.learning == whole.frozen + whole.learning
+    less = cost(train=["unet", "text_encoder"], gradient_checkpointing=True)
+    assert less.learning == whole.learning and less.working < 0.9 * whole.working
+    assert less.product > whole.product  # the forward pass is done twice
+
+
 @pytest.mark.parametrize(("lora", "header"), [(None, 0.2), ({"rank": 2}, 0.6)])
 def test_checkpoints_and_cache_are_as_large_as_told(tmp_path, monkeypatch, lora, header):
     """But for the headers of their files, a large part of small ones."""
