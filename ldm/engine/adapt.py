@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ldm.engine.config import ConfigError
@@ -29,7 +30,10 @@ def adapt(networks: Parts, config: TrainConfig, *, meta: bool = False) -> None:
     if config.lora is not None:
         _adapters(networks, config, meta)
     word = config.textual_inversion
-    if word is not None and networks.tokenizer is not None:  # there is none on the meta device
+    if word is not None and networks.tokenizer is None:  # on the meta device
+        shape = word.vectors, networks.text_encoder.config.hidden_size
+        inversion.add_rows(networks.text_encoder, torch.empty(shape, device="meta"))
+    elif word is not None:
         with described("textual_inversion"):
             inversion.add_word(
                 networks.tokenizer,
@@ -38,8 +42,7 @@ def adapt(networks: Parts, config: TrainConfig, *, meta: bool = False) -> None:
                 word.initializer,
                 word.vectors,
             )
-    if word is None:
-        trained(networks, config)
+    trained(networks, config)
 
 
 def _adapters(networks: Parts, config: TrainConfig, meta: bool) -> None:
@@ -90,6 +93,24 @@ def trained(networks: Parts, config: TrainConfig) -> dict[str, nn.Parameter]:
             named = {name: parameter for name, parameter in named.items() if name in chosen}
         found |= named
     return found
+
+
+def ready(networks: Parts, config: TrainConfig) -> None:
+    """Leaves nothing that requires a gradient but what learns, and lets the networks in which it
+    does compute their activations again if the config says so.
+    """
+    for network in (networks.unet, networks.text_encoder, networks.vae):
+        network.requires_grad_(False)
+    for parameter in trained(networks, config).values():
+        parameter.requires_grad_(True)
+    if not config.gradient_checkpointing:
+        return
+    networks.unet.enable_gradient_checkpointing()
+    if "text_encoder" in parts(config):
+        text_encoder = networks.text_encoder
+        # transformers calls it by the second name, and later by the first.
+        enable = getattr(text_encoder, "activation_checkpointing_enable", None)
+        (enable or text_encoder.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _fitting(entry: str, named: Mapping[str, nn.Parameter]) -> list[str]:

@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from ldm.diffusion import Condition
+from ldm.engine import learning
+from ldm.engine.adapt import ready
 from ldm.engine.estimate import Step, device_at_hand
 from ldm.engine.parts import Parts
 from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
 from ldm.models.attention import set_attention
 from ldm.models.codec import Codec
 from ldm.models.denoiser import UNetDenoiser
-from ldm.models.lora import weights
 
 _FLOAT = 4  # bytes
 
@@ -24,18 +25,14 @@ _FLOAT = 4  # bytes
 def text_to_image(config: TrainConfig, parts: Parts) -> Step:
     """That of training/train.py, for pictures of ``images.size`` squared."""
     networks = {name: getattr(parts, name) for name in ("unet", "text_encoder", "vae")}
-    for name, network in networks.items():
-        network.requires_grad_(name in config.train and config.lora is None)
-        if config.lora and name in config.train:
-            for adapter in weights(network).values():
-                adapter.requires_grad_(True)
+    ready(parts, config)
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, "sdpa", device_at_hand(), bfloat16=bfloat16)
     codec, denoiser, side = Codec(parts.vae), UNetDenoiser(parts.unet), config.images.size
     latent = (codec.channels, side // codec.factor, side // codec.factor)
     width = parts.text_encoder.config.hidden_size
     length = parts.text_encoder.config.max_position_embeddings
-    reads = "text_encoder" in config.train
+    reads = "text_encoder" in learning.parts(config)
     cached = config.cache_latents and config.images.deterministic, config.cache_text and not reads
 
     def tokens(n: int) -> Tensor:
@@ -56,7 +53,7 @@ def text_to_image(config: TrainConfig, parts: Parts) -> Step:
     return Step(
         networks,
         loss,
-        None if config.lora else tuple(networks),
+        None if config.lora or config.textual_inversion else tuple(networks),
         (picture * cached[0], caption * cached[1]),
     )
 

@@ -25,7 +25,7 @@ from ldm.data.collection import Item, Items, spread
 from ldm.diffusion import normal
 from ldm.diffusion.times import LossSecondMoment, Uniform
 from ldm.engine import pictures
-from ldm.engine.adapt import trained
+from ldm.engine.adapt import ready, trained
 from ldm.engine.encoded import Encoded
 from ldm.engine.frozen import loaded, save_linked
 from ldm.engine.learning import parts as learning_parts
@@ -58,19 +58,8 @@ class TextToImageTask(nn.Module):
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
         learning = learning_parts(config)
         self.text_encoder = parts.text_encoder if "text_encoder" in learning else None
-        for part in (parts.unet, parts.text_encoder, parts.vae):
-            part.requires_grad_(False)
-        for parameter in self.trained().values():
-            parameter.requires_grad_(True)
+        ready(parts, config)
         parts.vae.eval()
-        if config.gradient_checkpointing:
-            parts.unet.enable_gradient_checkpointing()
-            if self.text_encoder is not None:
-                # transformers calls it by the second name, and later by the first.
-                for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
-                    if enable := getattr(self.text_encoder, name, None):
-                        enable({"use_reentrant": False})
-                        break
         self.origin = parts.origin
 
     def place(self, device: torch.device) -> None:
