@@ -42,6 +42,16 @@ class Embedding(nn.Module):
         )
 
 
+def add_rows(text_encoder: CLIPTextModel, rows: Tensor, first: int | None = None) -> None:
+    """Gives ``text_encoder`` embeddings ``k d`` that learn, for ids from ``first`` on (by default
+    behind all that it has).
+    """
+    known = text_encoder.get_input_embeddings()
+    first = known.num_embeddings if first is None else first
+    text_encoder.set_input_embeddings(Embedding(known, first, rows))
+    text_encoder.config.vocab_size = first + len(rows)
+
+
 def add_word(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
@@ -69,8 +79,7 @@ def add_word(
     tokenizer.add_tokens(spelt(token, vectors))
     if len(tokenizer) != first + vectors:
         raise ValueError(f"token: the tokenizer does not tell {token!r} from other words")
-    text_encoder.set_input_embeddings(Embedding(known, first, torch.stack(rows).detach()))
-    text_encoder.config.vocab_size = first + vectors
+    add_rows(text_encoder, torch.stack(rows).detach(), first)
 
 
 def rows(text_encoder: CLIPTextModel) -> dict[str, nn.Parameter]:

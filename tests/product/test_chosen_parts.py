@@ -1,6 +1,7 @@
 """Which parameters learn, at which rate, in which memory; all else stays bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 import tiny
 from ldm.engine.config import ConfigError, validate
 from ldm.engine.encoded import Encoded
+from ldm.engine.estimate import trace
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
+from ldm.engine.steps import text_to_image
 from ldm.engine.text_to_image import TextToImageTask
 from ldm.engine.trainer import Trainer
 from ldm.models.codec import Codec
@@ -252,3 +255,28 @@ def test_fine_tuning_keeps_the_latent_scaling_and_weights_by_min_snr(base, tmp_p
 def test_a_pattern_may_be_wrong_before_there_is_data():
     with pytest.raises(ConfigError, match="did you mean 'unet'"):
         validate(TrainConfig, tree(Path("run"), train=["unte.*"]))
+
+
+@pytest.mark.parametrize(
+    "change, numbers",
+    [
+        ({"train": ["unet.*attn2.to_v.weight"]}, 64 * 32 + 3 * 32 * 32),  # the middle is wider
+        (
+            {"textual_inversion": {"token": "<x>", "initializer": "a", "vectors": 3}},
+            3 * tiny.WIDTH,
+        ),
+    ],
+    ids=["pattern", "word"],
+)
+def test_estimates_count_what_learns(base, tmp_path, command, change, numbers):
+    config = validate(TrainConfig, tree(tmp_path / "run", **settings(base, **change)))
+    costs = {}
+    for again in (False, True):
+        asked = replace(config, gradient_checkpointing=again)
+        step = text_to_image(asked, build(asked, [], meta=True))
+        costs[again] = trace(asked, step, 16, 1)
+    assert costs[False].learning == costs[True].learning == 4 * numbers
+    assert costs[True].working < costs[False].working
+    assert costs[True].convolution > costs[False].convolution
+    status, output = command(tree(tmp_path / "run", **settings(base, **change)), "--dry-run")
+    assert status == 0, output
