@@ -19,8 +19,8 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.level import Level
