@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Before anything imports them: what is called in these rooms is held to the shapes it names.
-install_import_hook(["ldm.diffusion", "ldm.guidance", "ldm.models"], "beartype.beartype")
+install_import_hook(["ldm.diffusion", "ldm.guidance", "ldm.models"], "shapes_held.held")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -86,5 +86,5 @@ def saved(model: str) -> tuple[NoiseProcess, Target, bool]:
         len(process.table.alpha)  # whether its numbers are some
         return process, target_of(config), learned
     except (OSError, ValueError, TypeError) as error:
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split())[:300]
         raise ConfigError(f"model: {file} cannot be used: {line}") from None
