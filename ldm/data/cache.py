@@ -114,7 +114,9 @@ class TensorCache:
                 return np.ascontiguousarray(shard.get_tensor(_KEYS)).view("S16")[:, 0]
         except (SafetensorError, OSError) as error:
             if self.whole:
-                raise DataError(f"{file} cannot be read: {error}") from None
+                raise DataError(
+                    f"{file} cannot be read ({error}): remove it and start `ldm data cache` again"
+                ) from None
             if isinstance(error, OSError):  # may be whole, and of use to others
                 log.warning("%s cannot be read, what is in it is made again: %s", file, error)
             else:

@@ -257,6 +257,9 @@ def test_verify_names_what_is_broken_and_a_second_start_makes_it_again(tmp_path,
     status, output = call(tmp_path, config, "--verify")
     assert status == 1 and f"{shard.relative_to(folder)} is not what was written" in output
     assert len(output.splitlines()) == 1
+    shard.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match=rf"{shard} cannot be read .*remove it"):
+        train(tmp_path / "run", **cached(settings(tmp_path, model), folder))
     shard.unlink()
     with pytest.raises(DataError, match=rf"{shard.relative_to(folder)} is missing"):
         train(tmp_path / "run", **cached(settings(tmp_path, model), folder))
