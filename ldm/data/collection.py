@@ -208,7 +208,9 @@ class Collection:
 
     def retell(self, captions: Sequence[str]) -> None:
         """Gives every picture these captions in place of its own."""
-        self.sources = [Retold(source, captions) for source in self.sources]
+        told = {id(source): Retold(source, captions) for source in self.sources}
+        self._grouped = [told[id(source)] for source in self._grouped]
+        self.sources = [told[id(source)] for source in self.sources]
         for items in (self.train, self.held_out):
             items.sources = self.sources
 

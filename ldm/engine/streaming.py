@@ -65,6 +65,8 @@ def _refused(config: RunConfig, sources: int) -> str:
         return "the sizes of its pictures are not known ahead; leave out images.buckets"
     if config.order.window:
         return "its order is that of its lanes; leave out order.window"
+    if config.textual_inversion:
+        return "its captions cannot be searched for a new word; leave out textual_inversion"
     if config.score:
         return "a score compares with all pictures; leave out score"
     if config.workers > 1:

@@ -254,9 +254,8 @@ def test_every_template_is_drawn(base):
     collection = Collection(ShapesData(count=20, size=16), ImageTransform(size=16))
     summary = collection.summary()
     collection.retell(["a <x>", "the <x>"])
-    assert (
-        list(collection.captions()) == ["", "a <x>", "the <x>"] and collection.summary() == summary
-    )
+    assert list(collection.captions()) == ["", "a <x>", "the <x>"]
+    assert collection.summary() == summary
     drawn = [item.caption(stream(0, "caption", n)) for n, item in enumerate(collection.train)]
     assert set(drawn) == {"a <x>", "the <x>"}
     assert {item.caption(None) for item in collection.held_out} <= {"a <x>"}
