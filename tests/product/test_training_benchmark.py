@@ -89,8 +89,8 @@ def test_the_table_compares_with_the_fastest_peer(benchmark):
         "3.00 (3.00 to 8.00)",
         "3.00",
         "1.50",
-        "1.00",
-        "9.0",
+        "1.000",
+        "9.0 (7.5)",
         "2,000",
         "0.5000",
     ]
