@@ -98,6 +98,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
         for pipe in pipes.values():
             pipe.to(accelerator.device)
+            pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
             pipe.set_progress_bar_config(disable=not accelerator.is_main_process)
         with writing("the score", Path(config.run), "the same command draws it again"):
             scores = score(pipes, config, collection.train, Path(config.run), accelerator)
