@@ -102,14 +102,14 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         live = _Live(every)
         flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
         with flops, live:
-            for _ in range(min(parts, 2)):  # the second one meets the gradients of the first
-                with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
-                    loss = step.loss(micro)
-                loss.backward()
-                del loss
+            if parts > 1:  # all but the first meet the gradients of those before
+                for parameter in learning:
+                    parameter.grad = torch.zeros_like(parameter)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
+                loss = step.loss(micro)
+            loss.backward()
     counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
     convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
-    scale = parts / min(parts, 2)
     trained = _bytes(learning)
     held = (
         trained
@@ -123,10 +123,10 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         moments=2 * trained,
         working=live.peak,
         checkpoint=held + 3 * trained,  # the raw weights and two moments beside them
-        convolution=round(scale * convolution),
-        product=round(scale * (sum(counted.values()) - convolution)),
+        convolution=parts * convolution,
+        product=parts * (sum(counted.values()) - convolution),
         # The optimiser reads weight, gradient, two moments and average, and writes all but one.
-        traffic=round(scale * live.traffic) + 9 * trained,
+        traffic=parts * live.traffic + 9 * trained,
     )
 
 

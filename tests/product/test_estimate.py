@@ -135,7 +135,8 @@ def test_time_follows_the_work(tmp_path):
     settings = config(tmp_path)
     rates = measure("float32")
     few, many = (trace(settings, step(settings), 16, parts) for parts in (1, 8))
-    assert 6 < seconds(many, rates, "float32") / seconds(few, rates, "float32") <= 8
+    # Each part adds its gradient to that of those before.
+    assert 6 < seconds(many, rates, "float32") / seconds(few, rates, "float32") < 8.5
 
 
 LINES = re.compile(r"^ *(memory|disk|arithmetic|speed|time): ", re.MULTILINE)
