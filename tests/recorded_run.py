@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Recorded(TextToImageTask):
 
 def announced(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, which writes a line before and after: what it does, and the name of a folder it
-    makes.
+    makes. (Disks are slow here, so that a kill can come in between.)
     """
 
     def call(*arguments: Any, **named: Any) -> Any:
@@ -51,7 +52,10 @@ def announced(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    checkpoint.write_folder = announced("writing", checkpoint.write_folder)
+    write_folder = checkpoint.write_folder
+    checkpoint.write_folder = announced(
+        "writing", lambda folder, write: write_folder(folder, lambda at: (write(at), sleep(0.1)))
+    )
     TensorCache.build = announced("caching", TensorCache.build)
     torch.set_num_threads(1)
     config = validate(TrainConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))

@@ -72,9 +72,9 @@ def aims(draw: random.Random) -> list[tuple[str, int, float]]:
     kinds = ["start", "save", "step", "step", "step", "step"]
     draw.shuffle(kinds)
     for kind, step in zip(kinds, late, strict=True):
-        delay = {"start": draw.uniform(1, 8), "save": draw.uniform(0, 0.03)}
+        delay = {"start": draw.uniform(1, 8), "save": draw.uniform(0, 0.1)}
         found.append((kind, step, delay.get(kind, draw.uniform(0, 0.15))))
-    return found + [("result", 1, draw.uniform(0, 0.03)) for _ in range(2)]
+    return found + [("result", 1, draw.uniform(0, 0.1)) for _ in range(2)]
 
 
 def reached(kind: str, number: int, run: Path, record: Path) -> bool:
