@@ -24,7 +24,7 @@ class UNetDenoiser(nn.Module):
 
     def forward(
         self, x_t: Float[Tensor, "b c h w"], timestep: Shaped[Tensor, "..."], cond: Condition
-    ) -> Float[Tensor, "b c h w"]:
-        """Output ``b c h w``, as ``x_t``; ``timestep`` is of shape ``b`` or ``()``."""
+    ) -> Float[Tensor, "b y h w"]:
+        """Output ``b y h w``, y = c or, with a learned variance, 2 c; ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
         return self.unet(x_t, timestep.float(), encoder_hidden_states=cond.tokens).sample
