@@ -25,6 +25,6 @@ class UNetDenoiser(nn.Module):
     def forward(
         self, x_t: Float[Tensor, "b c h w"], timestep: Shaped[Tensor, "..."], cond: Condition
     ) -> Float[Tensor, "b y h w"]:
-        """Output ``b y h w``, y = c or, with a learned variance, 2 c; ``timestep`` ``b`` or ``()``."""
+        """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
         return self.unet(x_t, timestep.float(), encoder_hidden_states=cond.tokens).sample
