@@ -98,8 +98,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
         for pipe in pipes.values():
             pipe.to(accelerator.device)
-            pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-            pipe.set_progress_bar_config(disable=not accelerator.is_main_process)
+            watched = accelerator.is_main_process and sys.stderr.isatty()
+            pipe.set_progress_bar_config(disable=not watched, leave=False)
         with writing("the score", Path(config.run), "the same command draws it again"):
             scores = score(pipes, config, collection.train, Path(config.run), accelerator)
         accelerator.print("nearest training picture (pixels) is the one asked for:")
@@ -117,8 +117,6 @@ def _count(pictures: int | None) -> str:
 
 def speak_of(word: TextualInversion, collection: Collection) -> None:
     """Makes captions of the templates; ``ConfigError`` if no caption says the word."""
-    if collection.epoch is None:
-        raise ConfigError("textual_inversion reads all captions first, and a stream has no end")
     if word.templates:
         collection.retell(word.captions)
     if not any(word.token.lower() in caption.lower() for caption in collection.captions()):

@@ -193,3 +193,13 @@ def _tensor(image: Image.Image) -> Tensor:
 def to_pixels(picture: Tensor) -> Tensor:
     """Uint8 picture(s) of any shape as float32 in [-1, 1]."""
     return picture.float() / 127.5 - 1
+
+
+def to_levels(pixels: Tensor) -> Tensor:
+    """The inverse: pixels of any shape as uint8, those outside [-1, 1] at its ends."""
+    return ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """One picture ``3 h w`` in [-1, 1] as an 8-bit image."""
+    return Image.fromarray(to_levels(pixels.cpu()).permute(1, 2, 0).numpy())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ldm.data.collection import Collection, Item, Items, spread
-from ldm.data.images import ImageTransform, to_pixels
+from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.diffusion import normal, stream
 from ldm.engine import pictures
 from ldm.engine.memory import Memory
@@ -124,10 +124,7 @@ class AutoencoderTask(nn.Module):
                 [psnr(x, x_hat).sum(), ssim(x, x_hat).sum(), torch.tensor(len(x), device=x.device)]
             )
             if len(shown) < 32:
-                shown += [
-                    [pictures.to_image(a), pictures.to_image(b)]
-                    for a, b in zip(x_hat, x, strict=True)
-                ]
+                shown += [[to_image(a), to_image(b)] for a, b in zip(x_hat, x, strict=True)]
         totals = accelerator.reduce(totals, "sum")
         if accelerator.is_main_process:
             step = max(1, len(shown) // 32)

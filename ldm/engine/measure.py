@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.collection import spread
-from ldm.data.images import ImageTransform, to_pixels
+from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.engine import pictures
 from ldm.engine.disk import write_text
 from ldm.engine.record import environment
@@ -21,6 +21,7 @@ from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import clip, clip_score, space
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Draw, Emoji, Report
+from ldm.models.clip import Clip
 from ldm.models.codec import Codec
 from ldm.pipeline import LatentDiffusionPipeline
 
@@ -122,10 +123,14 @@ class Measurer:
         ]
         return torch.cat(parts).clamp(-1, 1)
 
+    @cached_property
+    def towers(self) -> Clip:
+        """The model's own CLIP."""
+        return clip(str(self.model)).to(self.device)
+
     @torch.no_grad()
     def fit(self, captions: Sequence[str], drawn: Tensor) -> Tensor:
         """CLIP score of each caption and its picture, by the model's own towers."""
-        towers = clip(str(self.model)).to(self.device)
         found = []
         for texts, x in zip(
             [captions[n : n + 64] for n in range(0, len(captions), 64)],
@@ -135,7 +140,7 @@ class Measurer:
             ids = self.pipe.tokenizer(
                 list(texts), padding="max_length", truncation=True, return_tensors="pt"
             ).input_ids
-            found.append(clip_score(towers, ids.to(self.device), x.to(self.device)).cpu())
+            found.append(clip_score(self.towers, ids.to(self.device), x.to(self.device)).cpu())
         return torch.cat(found)
 
     def write(
@@ -161,7 +166,7 @@ class Measurer:
         write_text(out / "table.md", markdown(reports, drawings, swept))
         for suite, several in reports.items():
             shown = spread(range(len(several[0].captions)), _SHOWN)
-            cells = [[suites.picture(report.drawn[n]) for report in several] for n in shown]
+            cells = [[to_image(report.drawn[n]) for report in several] for n in shown]
             captions = [several[0].captions[n] for n in shown]
             page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
             pictures.save(page, out / f"{suite}.png")

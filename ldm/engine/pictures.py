@@ -7,7 +7,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image, ImageDraw, ImageFont
@@ -20,12 +19,6 @@ from ldm.pipeline import LatentDiffusionPipeline
 def sheet_name(folder: Path, images: int) -> Path:
     """The file in ``folder`` of the sheet that is drawn after ``images`` images of a run."""
     return folder / f"images-{images:012d}.png"
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """One picture ``3 h w`` in [-1, 1] as an 8-bit image."""
-    values = ((pixels.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
-    return Image.fromarray(values.to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def drawn(

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ldm.data.collection import Items, spread
-from ldm.data.images import to_pixels
+from ldm.data.images import to_image, to_pixels
 from ldm.engine import pictures
 from ldm.engine.schema import Score, TrainConfig
 from ldm.evaluation.retrieval import Proportion, ranks
@@ -86,8 +86,7 @@ def score(
         shown += [first + n for n in spread(range(len(mine)), settings.shown)]
         first += len(mine)
     cells: list[list[Image.Image]] = [
-        [*(pictures.to_image(x[n]) for x in drawn.values()), pictures.to_image(gallery[chosen[n]])]
-        for n in shown
+        [*(to_image(x[n]) for x in drawn.values()), to_image(gallery[chosen[n]])] for n in shown
     ]
     page = pictures.sheet(cells, [captions[n] for n in shown], columns=4)
     pictures.save(page, run / "samples.png")

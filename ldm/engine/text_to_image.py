@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ldm.data.collection import Item, Items, spread
+from ldm.data.images import to_image
 from ldm.diffusion import normal
 from ldm.diffusion.times import LossSecondMoment, Uniform
 from ldm.engine import pictures
@@ -117,7 +118,7 @@ class TextToImageTask(nn.Module):
                 width=self.config.images.size,
             )
             if accelerator.is_main_process:
-                cells = [[pictures.to_image(picture)] for picture in drawn]
+                cells = [[to_image(picture)] for picture in drawn]
                 page = pictures.sheet(cells, validation.prompts, columns=8)
                 pictures.save(page, pictures.sheet_name(folder, images))
         return measured

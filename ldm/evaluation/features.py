@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from ldm.data.images import to_levels
 from ldm.models.clip import Clip
 
 Extract = Callable[[Tensor], Tensor]
@@ -123,8 +124,7 @@ def _inception(weights: str | None, device: torch.device | str) -> Extract:
     network = network.to(device).eval()
 
     def extract(x: Tensor) -> Tensor:
-        levels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return network(levels.to(device))[0]
+        return network(to_levels(x).to(device))[0]
 
     return extract
 
@@ -138,8 +138,7 @@ def _transformers(folder: str, device: torch.device | str) -> Extract:
     processor = AutoImageProcessor.from_pretrained(folder)
 
     def extract(x: Tensor) -> Tensor:
-        pictures = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        inputs = processor(images=list(pictures.cpu()), return_tensors="pt").to(device)
+        inputs = processor(images=list(to_levels(x).cpu()), return_tensors="pt").to(device)
         output = network(**inputs)
         pooled = getattr(output, "pooler_output", None)
         return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
@@ -157,5 +156,4 @@ def clip_score(model: Clip, tokens: Tensor, pixels: Tensor) -> Tensor:
         pixels: ``b 3 h w`` in [-1, 1].
     """
     text, image = model.text_features(tokens), model.image_features(pixels)
-    cosine = (normalize(text, dim=-1) * normalize(image, dim=-1)).sum(-1)
-    return 100 * cosine.clamp(min=0)
+    return 100 * (text * image).sum(-1).clamp(min=0)  # both are unit vectors

@@ -10,7 +10,7 @@ features may have been (``ldm.evaluation.features``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm.data.collection import spread
 from ldm.data.emoji import EmojiData, Group, Style
+from ldm.data.images import to_image
 from ldm.data.shapes import Scene, ShapesData, captions
 from ldm.evaluation.distances import (
     Figure,
@@ -53,19 +54,11 @@ class Report:
         figures: with their intervals and sample sizes.
         captions: of the pictures.
         drawn: ``n 3 h w`` in [-1, 1].
-        right: whether each picture is what its caption says, where that can be told.
     """
 
     figures: dict[str, Figure | Proportion]
     captions: list[str]
     drawn: Tensor
-    right: list[bool] = field(default_factory=list)
-
-
-def picture(pixels: Tensor) -> Image.Image:
-    """``3 h w`` in [-1, 1] as an 8-bit picture."""
-    values = ((pixels.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(values.permute(1, 2, 0).numpy())
 
 
 def scenes(count: int, *, held_out: bool, seed: int = 1) -> list[Scene]:
@@ -92,7 +85,7 @@ def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
     """
     texts = [captions(scene)[0] for scene in asked]
     drawn = draw(texts)
-    verdicts = [compare(read(picture(x)), scene) for x, scene in zip(drawn, asked, strict=True)]
+    verdicts = [compare(read(to_image(x)), scene) for x, scene in zip(drawn, asked, strict=True)]
     parts = torch.tensor(
         [[v.colours, v.shapes, v.sizes, v.things] for v in verdicts], dtype=torch.float64
     )
@@ -124,7 +117,7 @@ def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
     if one:
         figures["position"] = of(one, lambda v: bool(v.position))
     figures["everything"] = of(verdicts, lambda v: v.whole)
-    return Report(figures, texts, drawn, [v.whole for v in verdicts])
+    return Report(figures, texts, drawn)
 
 
 class Emoji:
@@ -145,6 +138,14 @@ class Emoji:
         self.held_out = [n for n, e in enumerate(examples) if e.held_out]
         self.trained = [n for n, e in enumerate(examples) if not e.held_out]
 
+        self._features: dict[str, Tensor] = {}
+
+    def features(self, space: Space) -> Tensor:
+        """Those of the gallery, ``n d``, made once."""
+        if space.name not in self._features:
+            self._features[space.name] = space(self.gallery)
+        return self._features[space.name]
+
     def caption(self, number: int) -> str:
         """The first caption of picture ``number``."""
         return self.source.examples[number].captions[0]
@@ -158,9 +159,8 @@ def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 50
     texts = [emoji.caption(n) for n in chosen]
     drawn, truth = draw(texts), torch.tensor(chosen)
     figures: dict[str, Figure | Proportion] = {}
-    right: list[bool] = []
     for space in spaces:
-        gallery, queries = space(emoji.gallery), space(drawn)
+        gallery, queries = emoji.features(space), space(drawn)
         rank = ranks(queries, gallery, truth)
         floor = ranks(queries, gallery, truth.roll(len(truth) // 2))
         for k in (1, 5):
@@ -168,8 +168,7 @@ def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 50
             figures[f"top-{k}, {space.name}"] = hits
             shuffled = Proportion.of(int((floor < k).sum()), len(chosen))
             figures[f"top-{k} shuffled, {space.name}"] = shuffled
-        right = right or (rank == 0).tolist()
-    return Report(figures, texts, drawn, right)
+    return Report(figures, texts, drawn)
 
 
 def transfer(
@@ -191,13 +190,12 @@ def transfer(
     real = reconstruct(emoji.gallery[truth])
     style = torch.tensor([get_args(Style).index(s) for s in emoji.style])
     figures: dict[str, Figure | Proportion] = {}
-    right: list[bool] = []
     for space in spaces:
-        gallery = space(emoji.gallery)
+        gallery, seen = emoji.features(space), space(drawn)
         for name, queries, asked in (
-            ("", space(drawn), truth),
+            ("", seen, truth),
             (" ceiling", space(real), truth),
-            (" shuffled", space(drawn), truth.roll(len(truth) // 2)),
+            (" shuffled", seen, truth.roll(len(truth) // 2)),
         ):
             distance = torch.cdist(queries.double(), gallery.double())
             other = style[None] != style[asked][:, None]
@@ -213,9 +211,7 @@ def transfer(
                 ("concept top-5", rank < 5),
             ):
                 figures[f"{key}{name}, {space.name}"] = Proportion.of(int(hits.sum()), len(asked))
-            if not name:
-                right = right or (rank < 5).tolist()
-    return Report(figures, texts, drawn, right)
+    return Report(figures, texts, drawn)
 
 
 def quality(
