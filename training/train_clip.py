@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from transformers import CLIPModel
 
+from ldm.engine.batch import split_batch
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
 from ldm.engine.parts import parameters
@@ -21,7 +22,7 @@ from ldm.engine.program import Program, collect
 from ldm.engine.schema import ClipConfig
 from ldm.engine.steps import contrastive
 from ldm.engine.text import own_tokenizer
-from ldm.engine.trainer import Trainer, split_batch
+from ldm.engine.trainer import Trainer
 from ldm.models.tokenizer import train_tokenizer
 
 

@@ -105,7 +105,9 @@ class AutoencoderTask(nn.Module):
         return self.vae.decode(self.codec.encode(pixels).mean).sample.clamp(-1, 1)
 
     @torch.no_grad()
-    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+    def validate(
+        self, accelerator: Accelerator, folder: Path | None, images: int
+    ) -> dict[str, float]:
         """Mean PSNR (dB) and SSIM over held-out pictures, and a sheet of some beside the truth."""
         validation = self.config.validation
         if validation is None or not validation.images or not self.held_out:
@@ -126,7 +128,7 @@ class AutoencoderTask(nn.Module):
             if len(shown) < 32:
                 shown += [[to_image(a), to_image(b)] for a, b in zip(x_hat, x, strict=True)]
         totals = accelerator.reduce(totals, "sum")
-        if accelerator.is_main_process:
+        if folder and accelerator.is_main_process:
             step = max(1, len(shown) // 32)
             page = pictures.sheet(shown[::step][:32], columns=8)
             pictures.save(page, pictures.sheet_name(folder, images))

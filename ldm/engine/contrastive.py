@@ -96,7 +96,9 @@ class ContrastiveTask(nn.Module):
         return {"loss": loss.expand(len(images))}
 
     @torch.no_grad()
-    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+    def validate(
+        self, accelerator: Accelerator, folder: Path | None, images: int
+    ) -> dict[str, float]:
         """Share of held-out first captions whose nearest held-out picture is their own."""
         validation = self.config.validation
         if validation is None or not validation.images or not self.held_out:

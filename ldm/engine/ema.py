@@ -1,13 +1,16 @@
-"""Exponential moving average of weights, with its memory counted in images."""
+"""Exponential moving averages of weights, with their memory counted in images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from ldm.data.collection import Collection
+from ldm.engine.config import ConfigError, images
+from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like
 
 
@@ -56,3 +59,73 @@ class Average:
         finally:
             for name, value in self.weights.items():
                 value.copy_(kept[name])
+
+
+class Averages:
+    """Averages with several half-lives, one of which is the model.
+
+    Args:
+        members: by half-life in images; the first is the model until ``choose`` finds a better one.
+        ramp: see ``decay``.
+    """
+
+    def __init__(self, members: Mapping[int, Average], ramp: float) -> None:
+        self.members, self.ramp, self.chosen = dict(members), ramp, next(iter(members))
+
+    @property
+    def model(self) -> Average:
+        """The one that is the model."""
+        return self.members[self.chosen]
+
+    @property
+    def others(self) -> dict[int, Mapping[str, Tensor]]:
+        """Means of the rest, by half-life."""
+        return {h: member.mean for h, member in self.members.items() if h != self.chosen}
+
+    def update(self, batch: int, seen: int) -> None:
+        """Takes the weights in after a batch that ends at image ``seen``."""
+        for half_life, member in self.members.items():
+            member.update(decay(batch, seen, half_life, self.ramp))
+
+    def load(
+        self, chosen: int, model: Mapping[str, Tensor], others: Mapping[int, Mapping[str, Tensor]]
+    ) -> None:
+        """Sets the averages of a checkpoint; one that it lacks begins as ``model``, which was that
+        of ``chosen``.
+        """
+        for half_life, member in self.members.items():
+            member.load(others.get(half_life, model))
+        self.chosen = chosen if chosen in self.members else self.chosen
+
+    def choose(self, loss: float, measure: Callable[[Average], float]) -> dict[str, float]:
+        """Makes the one with the least held-out loss the model, and tells the losses.
+
+        Args:
+            loss: of the one that is the model so far.
+            measure: gives that of the others.
+        """
+        losses = {self.chosen: loss}
+        losses |= {h: measure(self.members[h]) for h in self.members if h != self.chosen}
+        self.chosen = min(losses, key=losses.__getitem__)
+        told = {f"held_out_loss/ema_{h}": losses[h] for h in self.members}
+        return {"ema_half_life": float(self.chosen), **told}
+
+
+def averages(
+    config: RunConfig, weights: Mapping[str, Tensor], collection: Collection
+) -> Averages | None:
+    """Those that ``config`` asks for.
+
+    Raises:
+        ConfigError: there are several, and no held-out pictures to choose by.
+    """
+    if config.ema is None:
+        return None
+    several, validation = len(config.ema.half_lives) > 1, config.validation
+    if several and not (validation and validation.images and collection.held_out):
+        raise ConfigError(
+            "ema.half_life: held-out loss chooses among several, and there is none: set"
+            " validation.images and hold pictures out, or name one half-life"
+        )
+    found = [images(one, config.batch_size, collection.epoch) for one in config.ema.half_lives]
+    return Averages({half_life: Average(weights) for half_life in found}, config.ema.ramp)

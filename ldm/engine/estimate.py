@@ -110,7 +110,7 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
             loss.backward()
     counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
     convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
-    trained = _bytes(learning)
+    trained, copies = _bytes(learning), len(config.ema.half_lives) if config.ema else 0
     held = (
         trained
         if step.saved is None
@@ -119,14 +119,16 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     return Cost(
         frozen=_bytes(every) - trained,
         learning=trained,
-        average=trained if config.ema else 0,
+        average=trained * copies,
         moments=2 * trained,
         working=live.peak,
-        checkpoint=held + 3 * trained,  # the raw weights and two moments beside them
+        # The raw weights, two moments and further averages beside them.
+        checkpoint=held + (3 + max(copies - 1, 0)) * trained,
         convolution=parts * convolution,
         product=parts * (sum(counted.values()) - convolution),
-        # The optimiser reads weight, gradient, two moments and average, and writes all but one.
-        traffic=parts * live.traffic + 9 * trained,
+        # The optimiser reads weight, gradient and two moments, and writes all but one; an average
+        # is read and written.
+        traffic=parts * live.traffic + (7 + 2 * copies) * trained,
     )
 
 

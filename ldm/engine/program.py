@@ -20,6 +20,7 @@ from ldm.data.buckets import table
 from ldm.data.collection import Collection
 from ldm.data.source import DataError, cache_root
 from ldm.engine import shards
+from ldm.engine.batch import split_batch
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, load, plain
 from ldm.engine.disk import writing
@@ -32,7 +33,6 @@ from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
 from ldm.engine.streaming import streamed
 from ldm.engine.trackers import require
-from ldm.engine.trainer import split_batch
 from ldm.models.attention import BackendError
 
 C = TypeVar("C", bound=RunConfig)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ldm.data.images import ImageTransform
 from ldm.engine.config import Duration, Interval, config_class
+from ldm.engine.ema_settings import Ema, TextToImageEma
 from ldm.engine.kinds import DataConfig
 from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
@@ -139,20 +140,6 @@ class TextToImageAdamW(AdamW):
         """What multiplies ``lr`` in parts that have a learning rate of their own."""
         own = self.text_encoder_lr
         return {} if own is None else {"text_encoder": own / self.lr}
-
-
-@config_class
-class Ema:
-    """Exponential moving average of the weights.
-
-    Args:
-        half_life: after this many images a weight counts half.
-        ramp: the half-life is at most this fraction of the images seen so far (Karras et al. 2022),
-            so that a short run is not held back by its random init.
-    """
-
-    half_life: Duration = "50k images"
-    ramp: Fraction = 0.05
 
 
 @config_class
@@ -326,6 +313,8 @@ class TrainConfig(RunConfig):
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them: less memory, more time, the same gradients.
         optimizer: AdamW and its schedule.
+        ema: None trains without; several half-lives are several averages, of which held-out loss
+            chooses.
         process: the noise; what is left out is that of ``model``, else of ``DiscreteVP``.
         objective: target and weight; the target left out is that of ``model``, else eps.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
@@ -345,6 +334,7 @@ class TrainConfig(RunConfig):
     textual_inversion: TextualInversion | None = None
     gradient_checkpointing: bool = False
     optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
+    ema: TextToImageEma | None = field(default_factory=TextToImageEma)
     process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     text_dropout: Fraction = 0.1

@@ -1,6 +1,7 @@
 """The state of a run beside the weights that it shows: raw weights, optimiser, counters.
 
     training/raw.safetensors   training/optimizer.safetensors   training/run.json
+    training/average-HALF_LIFE.safetensors of every average that is not the model
 
 All float32 (AdamW's own step counts included), under the names of the parameters.
 """
@@ -12,7 +13,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like, whole
 
 Weights = Mapping[str, Tensor]
-_RAW, _MOMENTS = "raw.safetensors", "optimizer.safetensors"
+_RAW, _MOMENTS, _AVERAGE = "raw.safetensors", "optimizer.safetensors", "average-{}.safetensors"
 
 
 def collect(
-    weights: Weights, raw: Weights, optimizer: torch.optim.Optimizer, *, here: bool = True
+    weights: Weights,
+    raw: Weights,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[int, Weights] | None = None,
+    *,
+    here: bool = True,
 ) -> dict[str, dict[str, Tensor]]:
     """What ``write`` keeps, by file; a collective where weights are in shards, and the result is
     empty where it is not to be ``here``.
@@ -41,11 +47,15 @@ def collect(
         weights: the parameters, which ``optimizer`` knows.
         raw: their values, where something else stands in front of them.
         optimizer: after any number of steps.
+        averages: by half-life, those that do not stand in front.
         here: whether this process writes.
     """
+    averages = averages or {}
     found: dict[str, dict[str, Tensor]] = {_RAW: {}, _MOMENTS: {}}
+    found |= {_AVERAGE.format(half_life): {} for half_life in averages}
     for name, parameter in weights.items():
         every = {(_RAW, name): raw[name].detach()}
+        every |= {(_AVERAGE.format(h), name): mean[name] for h, mean in averages.items()}
         for kind, moment in optimizer.state[parameter].items():
             every[_MOMENTS, f"{name}/{kind}"] = moment
         for (file, key), value in every.items():
@@ -86,6 +96,15 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
         }
         optimizer.state[value]["step"] = moments[f"{name}/step"]  # AdamW counts on the CPU
     return _counters(folder, "images", "window")
+
+
+def averages(folder: Path, half_lives: Iterable[int], weights: Weights) -> dict[int, Weights]:
+    """Those that ``write`` kept, of ``half_lives`` and for ``weights``."""
+    files = {half_life: folder / _AVERAGE.format(half_life) for half_life in half_lives}
+    found = {half_life: _tensors(file) for half_life, file in files.items() if file.exists()}
+    for half_life, mean in found.items():
+        check_shapes(mean, weights, files[half_life])
+    return found
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

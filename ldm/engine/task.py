@@ -39,8 +39,12 @@ class Task(Protocol):
         """
         ...
 
-    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
-        """Measures on held-out data with the weights as they are; pictures go into ``folder``."""
+    def validate(
+        self, accelerator: Accelerator, folder: Path | None, images: int
+    ) -> dict[str, float]:
+        """Measures on held-out data with the weights as they are; pictures go into ``folder``,
+        if it is given.
+        """
         ...
 
     def save(self, folder: Path) -> None:

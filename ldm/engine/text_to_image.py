@@ -94,13 +94,15 @@ class TextToImageTask(nn.Module):
         return pipeline(self.parts)
 
     @torch.no_grad()
-    def validate(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+    def validate(
+        self, accelerator: Accelerator, folder: Path | None, images: int
+    ) -> dict[str, float]:
         """Held-out mean squared error per noise level, and a sheet of the validation prompts."""
         validation = self.config.validation
         if validation is None:
             return {}
         measured = self._held_out_loss(accelerator) if validation.images and self.held_out else {}
-        if validation.prompts:
+        if folder and validation.prompts:
             pipe = self.pipeline()
             if self.parts.stored:
                 pipe = loaded(pipe, self.parts.stored, "validation.prompts")

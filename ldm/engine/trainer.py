@@ -25,9 +25,10 @@ from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
 from ldm.engine import checkpoint, disk, fault, interrupt, shards, state
+from ldm.engine.batch import split_batch
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images
-from ldm.engine.ema import Average, decay
+from ldm.engine.ema import Average, averages
 from ldm.engine.ending import Ending
 from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
@@ -78,7 +79,7 @@ class Trainer:
         self.optimizer = adamw(task.trained(), config.optimizer)
         self.model, self.stepper = shards.prepare(accelerator, task, self.optimizer)  # type: ignore
         self.weights = task.trained()
-        self.ema = Average(self.weights) if config.ema else None
+        self.ema = averages(config, self.weights, collection)
         # Reading a number every step makes the host wait for a GPU, and costs a CPU nothing.
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
         self.seen, self.skipped = 0, 0  # images, steps
@@ -138,9 +139,8 @@ class Trainer:
                     self.window.pending.append(step)
                 self.stepper.zero_grad()
                 self.seen += self.batch
-                if self.ema and config.ema and not wrong:
-                    half_life = images(config.ema.half_life, self.batch, self.epoch)
-                    self.ema.update(decay(self.batch, self.seen, half_life, config.ema.ramp))
+                if self.ema and not wrong:
+                    self.ema.update(self.batch, self.seen)
                 progress.advance(shown, self.batch)
                 if due:
                     speed = (self.seen - since) / (time.perf_counter() - clock)
@@ -261,16 +261,14 @@ class Trainer:
 
         self.ending.written("a line of metrics.jsonl", self.run, write)
 
-    def _averaged(self):
-        return self.ema.in_front() if self.ema else nullcontext(self.weights)
-
     @contextmanager
     def _whole(self) -> Iterator[Mapping[str, Tensor]]:
         """The average in front, and on the main process in one piece: to be saved. All processes
         enter it; the weights as they are in training are handed out.
         """
         module: Any = self.task
-        with self._averaged() as raw:
+        average = self.ema.model.in_front() if self.ema else nullcontext(self.weights)
+        with average as raw:
             with shards.written(module, here=self.accelerator.is_main_process):
                 yield raw
 
@@ -280,15 +278,21 @@ class Trainer:
         self.ending.written(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         # Pictures are written by one process once all have measured.
         with self.ending.kept(what, folder):
-            module: Any = self.task
-            whole = shards.gathered(module, self.accelerator)
-            with self._averaged(), whole, evaluating(module):
-                measured = self.task.validate(self.accelerator, folder, self.seen)
+            measured = self._measure(self.ema and self.ema.model, folder)
+            if self.ema and len(self.ema.members) > 1:
+                loss = measured["held_out_loss"]
+                measured |= self.ema.choose(loss, lambda a: self._measure(a)["held_out_loss"])
             self.trackers.show(sheet_name(folder, self.seen), self.seen)
         if measured and self.accelerator.is_main_process:
             self._write(self.seen, **measured)
             told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)
             progress.console.print(f"{self.seen:>10} images: {told}")
+
+    def _measure(self, average: Average | None, folder: Path | None = None) -> dict[str, float]:
+        module: Any = self.task
+        front = average.in_front() if average else nullcontext()
+        with front, shards.gathered(module, self.accelerator), evaluating(module):
+            return self.task.validate(self.accelerator, folder, self.seen)
 
     def _save(self) -> bool:
         """Writes a checkpoint; returns whether any process was asked to stop meanwhile."""
@@ -297,7 +301,8 @@ class Trainer:
 
         with self._whole() as raw:
             writes = self.accelerator.is_main_process
-            found = state.collect(self.weights, raw, self.optimizer, here=writes)
+            others = self.ema.others if self.ema else {}
+            found = state.collect(self.weights, raw, self.optimizer, others, here=writes)
 
             def write() -> None:
                 checkpoint.write_folder(root / name, partial(self._write_state, found))
@@ -317,6 +322,7 @@ class Trainer:
             "changes": self.changes,
             "memory": self.task.memory.state(),
             "identity": self.identity,
+            "average": self.ema and self.ema.chosen,
         }
         state.write(folder / "training", found, counters)
 
@@ -368,9 +374,10 @@ class Trainer:
         changes = state.changes(folder / "training", self.config, self.identity, allowed)
         counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
-            averaged = self.task.read(folder)
+            averaged, half_lives = self.task.read(folder), self.ema.members
             state.check_shapes(averaged, self.weights, folder)
-            self.ema.load(averaged)
+            others = state.averages(folder / "training", half_lives, self.weights)
+            self.ema.load(counters.get("average") or self.ema.chosen, averaged, others)
         self.seen, self.window.sums = counters["images"], counters["window"]
         if self.seen % self.batch:
             raise CheckpointError(
@@ -382,17 +389,3 @@ class Trainer:
         self.changes = counters.get("changes", []) + [
             {"images": self.seen, **change} for change in changes
         ]
-
-
-def split_batch(config: RunConfig, world: int) -> tuple[int, int]:
-    """Images per process and per micro-batch; ``ConfigError`` where they do not divide."""
-    if config.batch_size % world:
-        raise ConfigError(f"batch_size {config.batch_size} does not divide over {world} processes")
-    share = config.batch_size // world
-    micro = min(config.micro_batch_size or share, share)
-    if share % micro:
-        raise ConfigError(
-            f"micro_batch_size {micro} does not divide the {share} images of each process"
-            f" (batch_size {config.batch_size} over {world})"
-        )
-    return share, micro

@@ -20,11 +20,12 @@ from accelerate import Accelerator
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ldm.engine import estimate
+from ldm.engine.batch import split_batch
 from ldm.engine.config import load
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
 from ldm.engine.steps import text_to_image
-from ldm.engine.trainer import Trainer, split_batch
+from ldm.engine.trainer import Trainer
 from runs import program
 
 STEPS = 10

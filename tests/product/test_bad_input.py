@@ -71,8 +71,8 @@ def test_batch_that_does_not_divide(command, tmp_path, batch, micro, message):
 
 
 def test_batch_that_does_not_divide_over_processes():
+    from ldm.engine.batch import split_batch
     from ldm.engine.config import ConfigError
-    from ldm.engine.trainer import split_batch
 
     config = SimpleNamespace(batch_size=16, micro_batch_size=None)
     with pytest.raises(ConfigError, match="^batch_size 16 does not divide over 3 processes$"):

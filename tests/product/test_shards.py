@@ -65,7 +65,8 @@ def share(tensors):
 def final(trainer):
     states = trainer.optimizer.state.values()
     moments = [state[kind] for state in states for kind in ("exp_avg", "exp_avg_sq")]
-    held.append([share(trainer.weights.values()), share(trainer.ema.mean.values()), share(moments)])
+    mean = trainer.ema.model.mean
+    held.append([share(trainer.weights.values()), share(mean.values()), share(moments)])
     return real(trainer)
 
 Trainer._final = final

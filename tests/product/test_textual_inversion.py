@@ -97,7 +97,7 @@ def test_the_new_rows_learn_and_nothing_else(base, tmp_path, monkeypatch):
     ours.load_textual_inversion(final)
     assert torch.equal(torch.get_rng_state(), generator)
     theirs.load_textual_inversion(final)
-    with trainer.ema.in_front():
+    with trainer.ema.model.in_front():
         inside = trainer.task.pipeline()
         inside.scheduler = ours.scheduler  # a run draws with the one that it saves
         there = draw(inside)

@@ -1,0 +1,67 @@
+"""Several averages in one run: each is what a run of its own would keep, and loss chooses."""
+
+import json
+
+import pytest
+
+from launched import digests
+from ldm.engine.config import ConfigError
+from runs import train
+
+HALF_LIVES = ("1000 images", "64 images", "16 images")
+SETTINGS = dict(
+    duration="12 steps",
+    optimizer={"lr": 3e-3},
+    validation={"every": "4 steps", "images": 2, "levels": 3},
+    data={"kind": "shapes", "count": 60, "size": 16},
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+
+
+def losses_of(run) -> list[dict[str, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "held_out_loss" in line]
+
+
+def test_each_is_that_of_a_run_of_its_own_and_the_best_is_the_model(tmp_path):
+    train(tmp_path / "several", ema={"half_life": HALF_LIVES, "ramp": 0}, **SETTINGS)
+    several = losses_of(tmp_path / "several")
+    assert [line["images"] for line in several] == [64, 128, 192]
+    for half_life in HALF_LIVES:
+        train(tmp_path / half_life, ema={"half_life": half_life, "ramp": 0}, **SETTINGS)
+        number = half_life.split()[0]
+        # Half-lives are whole batches, of 16 images.
+        key = f"held_out_loss/ema_{1008 if number == '1000' else number}"
+        alone = [line["held_out_loss"] for line in losses_of(tmp_path / half_life)]
+        assert [line[key] for line in several] == alone
+    for line in several:
+        told = {k.removeprefix("held_out_loss/ema_"): v for k, v in line.items() if "/ema_" in k}
+        assert len(told) == 3 and len(set(told.values())) == 3
+        assert float(min(told, key=told.__getitem__)) == line["ema_half_life"]
+    best = {"16": "16 images", "64": "64 images", "1008": "1000 images"}
+    best = best[f"{several[-1]['ema_half_life']:.0f}"]
+    assert best != HALF_LIVES[0]  # which is the model before any is measured
+    several, alone = (tmp_path / run / "final" for run in ("several", best))
+    assert digests(several, at_least=3) == digests(alone, at_least=3)
+
+
+def test_a_run_that_goes_on_keeps_all_of_them(tmp_path):
+    settings = SETTINGS | {"ema": {"half_life": HALF_LIVES, "ramp": 0}}
+    train(tmp_path / "whole", **settings)
+    train(tmp_path / "halves", **settings | {"duration": "6 steps"})
+    train(tmp_path / "halves", **settings)
+    last = "checkpoints/images-000000000192"
+    for folder in ("final", last):
+        whole = digests(tmp_path / "whole" / folder, at_least=3)
+        assert digests(tmp_path / "halves" / folder, at_least=3) == whole
+    assert sum("average-" in name for name in digests(tmp_path / "whole" / last)) == 2
+    assert losses_of(tmp_path / "halves")[-1] == losses_of(tmp_path / "whole")[-1]
+
+
+def test_several_need_held_out_pictures(tmp_path):
+    with pytest.raises(ConfigError, match=r"ema\.half_life: held-out loss chooses among several"):
+        train(tmp_path / "run", **SETTINGS | {"ema": {"half_life": HALF_LIVES}, "validation": None})
