@@ -24,6 +24,8 @@ class Suite(StrEnum):
     emoji = "emoji"
     transfer = "transfer"
     quality = "quality"
+    prompts = "prompts"
+    loss = "loss"
 
 
 _SWEPT = {"steps": int, "guidance": float}
@@ -62,6 +64,9 @@ def evaluate(
     sweep: Annotated[
         str | None, typer.Option(help="steps=4,8,16,50 or guidance=1,2,3,5: one column each.")
     ] = None,
+    prompts: Annotated[
+        Path, typer.Option(help="Folder of the prompt lists, NAME.txt, one prompt a line.")
+    ] = Path("assets/prompts"),
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
     out: Annotated[
@@ -75,6 +80,8 @@ def evaluate(
     shapes-new the same for (colour, shape) pairs that no model is trained on. emoji: is the nearest
     of all emoji the one that was asked for. transfer: emoji held out in one of their two styles.
     quality: Frechet and kernel distance to the training pictures, precision and recall, CLIP score.
+    prompts: lists by what is hard about them, for people to look at. loss: of held-out emoji, by
+    noise level.
     """
     name, values = _sweep(sweep)
     if not (model / "model_index.json").is_file():
@@ -87,6 +94,7 @@ def evaluate(
     import transformers
 
     from ldm.engine.measure import Drawing, Measurer, heads, rows
+    from ldm.evaluation import charts
     from ldm.evaluation.features import FeatureError
 
     diffusers.utils.logging.disable_progress_bar()
@@ -99,7 +107,9 @@ def evaluate(
         for value in values
     ]  # fmt: skip
     try:
-        measurer = Measurer(model, space, device)
+        if name and not charts.available():
+            fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
+        measurer = Measurer(model, space, device, prompts)
         for chosen in suite or list(Suite):
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value

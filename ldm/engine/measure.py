@@ -13,20 +13,25 @@ from torch import Tensor
 
 from ldm.data.collection import spread
 from ldm.data.images import ImageTransform, to_image, to_pixels
+from ldm.diffusion import NoiseProcess, predictor, target_of
 from ldm.engine import pictures
 from ldm.engine.disk import write_text
 from ldm.engine.record import environment
-from ldm.evaluation import suites
+from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import clip, clip_score, space
+from ldm.evaluation.heldout import held_out_loss
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Draw, Emoji, Report
 from ldm.models.clip import Clip
 from ldm.models.codec import Codec
+from ldm.models.conditioner import ClipConditioner
+from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
 
-_COUNT = {"shapes": 1000, "shapes-new": 1000, "emoji": 500, "quality": 2000}
+_COUNT = {"shapes": 1000, "shapes-new": 1000, "emoji": 500, "quality": 2000, "loss": 256}
 _SHOWN = 32
+PROMPTS = Path("assets/prompts")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,17 @@ class Measurer:
         model: pipeline folder.
         spaces: of features; by default ``pixels:16`` and the model's own picture tower.
         device: None takes a GPU if there is one.
+        lists: folder of lists of prompts, ``NAME.txt`` with one a line.
     """
 
-    def __init__(self, model: Path, spaces: Sequence[str] | None, device: str | None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Path,
+        spaces: Sequence[str] | None,
+        device: str | None,
+        lists: Path = PROMPTS,
+    ) -> None:
+        self.model, self.lists = model, lists
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.judged = (model / "image_encoder" / "config.json").is_file()
         named = spaces or ["pixels:16", *([f"clip:{model}"] if self.judged else [])]
@@ -112,7 +124,33 @@ class Measurer:
             return suites.quality(
                 draw, texts, truth, self.spaces, self.fit if self.judged else None
             )
+        if suite == "prompts":
+            return suites.prompts(draw, self.prompts(), self.fit if self.judged else None)
+        if suite == "loss":
+            return self.loss(count)
         raise ValueError(f"there is no suite {suite!r}")
+
+    def prompts(self) -> dict[str, list[str]]:
+        """The lists of prompts by name."""
+        files = sorted(self.lists.glob("*.txt"))
+        if not files:
+            raise ValueError(f"--prompts {self.lists}: there is no .txt of prompts, one a line")
+        read = {file.stem: file.read_text(encoding="utf-8").splitlines() for file in files}
+        return {name: [line for line in lines if line.strip()] for name, lines in read.items()}
+
+    @torch.no_grad()
+    def loss(self, count: int) -> Report:
+        """That of ``count`` held-out emoji, by noise level."""
+        chosen = spread(self.emoji.held_out, count)
+        texts, truth = [self.emoji.caption(n) for n in chosen], self.emoji.gallery[chosen]
+        parts = [self.codec.encode(x.to(self.device)) for x in truth.split(64)]
+        z = torch.cat([self.codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
+        conditioner = ClipConditioner(self.pipe.tokenizer, self.pipe.text_encoder)
+        config = self.pipe.scheduler.config
+        predict = predictor(UNetDenoiser(self.pipe.unet), target_of(config))
+        process = NoiseProcess.from_scheduler(config)
+        found = held_out_loss(predict, process, z.float(), conditioner.encode(texts))
+        return Report(dict(found), texts, None)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -147,7 +185,7 @@ class Measurer:
         self, out: Path, reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing],
         swept: str,
     ) -> None:  # fmt: skip
-        """``figures.json``, ``table.md`` and a sheet of the first drawing of every suite."""
+        """``figures.json``, ``table.md``, a sheet of every suite, and of a sweep its charts."""
         out.mkdir(parents=True, exist_ok=True)
         record = {
             "model": self.model.resolve().name,
@@ -165,11 +203,20 @@ class Measurer:
         write_text(out / "figures.json", json.dumps(record, indent=1))
         write_text(out / "table.md", markdown(reports, drawings, swept))
         for suite, several in reports.items():
-            shown = spread(range(len(several[0].captions)), _SHOWN)
-            cells = [[to_image(report.drawn[n]) for report in several] for n in shown]
-            captions = [several[0].captions[n] for n in shown]
-            page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
-            pictures.save(page, out / f"{suite}.png")
+            drawn = [report.drawn for report in several if report.drawn is not None]
+            if drawn:
+                every = range(len(drawn[0]))
+                shown = list(every) if suite == "prompts" else spread(every, _SHOWN)
+                cells = [[to_image(x[n]) for x in drawn] for n in shown]
+                captions = [several[0].captions[n] for n in shown]
+                page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
+                pictures.save(page, out / f"{suite}.png")
+            columns = [report.figures for report in several]
+            if swept and any(isinstance(figure, Proportion) for figure in columns[0].values()):
+                values = [getattr(drawing, swept) for drawing in drawings]
+                charts.lines(swept, values, columns, out / f"{suite}-{swept}.png")
+                if "clip score" in columns[0]:
+                    charts.trade_off(swept, values, columns, out / f"{suite}-frechet-clip.png")
 
 
 def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:

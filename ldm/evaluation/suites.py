@@ -9,7 +9,7 @@ features may have been (``ldm.evaluation.features``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -53,12 +53,12 @@ class Report:
     Args:
         figures: with their intervals and sample sizes.
         captions: of the pictures.
-        drawn: ``n 3 h w`` in [-1, 1].
+        drawn: ``n 3 h w`` in [-1, 1]; None where nothing is.
     """
 
     figures: dict[str, Figure | Proportion]
     captions: list[str]
-    drawn: Tensor
+    drawn: Tensor | None
 
 
 def scenes(count: int, *, held_out: bool, seed: int = 1) -> list[Scene]:
@@ -211,6 +211,24 @@ def transfer(
                 ("concept top-5", rank < 5),
             ):
                 figures[f"{key}{name}, {space.name}"] = Proportion.of(int(hits.sum()), len(asked))
+    return Report(figures, texts, drawn)
+
+
+def prompts(
+    draw: Draw,
+    lists: Mapping[str, Sequence[str]],
+    fit: Callable[[Sequence[str], Tensor], Tensor] | None = None,
+) -> Report:
+    """Pictures of ``lists`` of prompts, for people to look at; with ``fit`` (see ``quality``) the
+    mean CLIP score of each.
+    """
+    texts = [text for several in lists.values() for text in several]
+    drawn, figures, start = draw(texts), {}, 0
+    for name, several in lists.items():
+        if fit is not None:
+            mine = drawn[start : start + len(several)]
+            figures[f"clip score, {name}"] = mean(fit(several, mine))
+        start += len(several)
     return Report(figures, texts, drawn)
 
 

@@ -9,11 +9,16 @@ import torch
 from typer.testing import CliRunner
 
 import tiny
+from exact import EXACT
 from ldm.cli import app
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.shapes import captions, render
-from ldm.evaluation import suites
+from ldm.diffusion import Condition, DiscreteVP
+from ldm.evaluation import charts, suites
+from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import FeatureError, space
+from ldm.evaluation.heldout import held_out_loss
+from ldm.evaluation.retrieval import Proportion
 
 PIXELS = [space("pixels:8")]
 TRANSFORM, WHOLE = ImageTransform(size=32), ImageTransform(size=64)
@@ -163,11 +168,71 @@ def test_the_command_writes_figures_a_table_and_sheets(model: Path, tmp_path: Pa
     lines = (out / "table.md").read_text().splitlines()
     assert lines[0] == "| suite | figure | n | steps 1 | steps 2 |"
     assert sum(line.startswith("| shapes | everything | 8 | ") for line in lines) == 1
-    assert sorted(f.name for f in out.glob("*.png")) == ["shapes-new.png", "shapes.png"]
+    assert sorted(f.name for f in out.glob("*.png")) == [
+        "shapes-new-steps.png", "shapes-new.png", "shapes-steps.png", "shapes.png",
+    ]  # fmt: skip
     again = tmp_path / "again"
     run(model, "--suite", "shapes", "--count", 8, "--steps", 2, "--batch", 3, "--out", again)
     repeated = json.loads((again / "figures.json").read_text())["measured"][0]
     assert repeated["figures"] == record["measured"][1]["figures"]
+
+
+def test_loss_by_noise_level_of_a_perfect_network() -> None:
+    process, eps_hat = DiscreteVP(), EXACT["gaussian"].predictor("eps")
+    z = EXACT["gaussian"].sample(4000, seed=0).float()
+    cond = Condition(torch.zeros(len(z), 1, 1))
+    found = held_out_loss(eps_hat, process, z, cond, levels=4, batch=999)
+    whole = held_out_loss(eps_hat, process, z, cond, levels=4, batch=4000)
+    assert list(found) == ["loss", *(f"loss at {t}" for t in ("0.12", "0.38", "0.62", "0.88"))]
+    for t in (0.125, 0.375, 0.625, 0.875):
+        level = process.level(process.time(torch.tensor(t)))
+        signal, noise = 1.44 * float(level.alpha) ** 2, float(level.sigma) ** 2
+        figure = found[f"loss at {t:.2f}"]
+        assert figure.low < signal / (signal + noise) < figure.high and figure.n == 4000
+        assert figure.value == pytest.approx(whole[f"loss at {t:.2f}"].value, rel=1e-6)
+        assert figure.high - figure.low < 0.1
+
+
+def test_the_command_draws_lists_and_measures_loss(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "two.txt").write_text("a red circle\na dog\n\n")
+    (lists / "one.txt").write_text("a cat\n")
+    out = tmp_path / "out"
+    arguments = ("--suite", "prompts", "--suite", "loss", "--count", 8, "--steps", 1)
+    result = run(model, *arguments, "--prompts", lists, "--out", out)
+    assert result.exit_code == 0, result.output
+    drawn, loss = json.loads((out / "figures.json").read_text())["measured"]
+    assert drawn["figures"] == {}  # this model has no picture tower to judge by
+    assert len(loss["figures"]) == 11 and loss["figures"]["loss at 0.05"]["n"] == 8
+    assert [file.name for file in out.glob("*.png")] == ["prompts.png"]
+    refused = run(model, "--suite", "prompts", "--prompts", tmp_path, "--out", out)
+    assert refused.exit_code == 2 and "there is no .txt of prompts" in refused.stderr
+
+
+def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> None:
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(
+        matplotlib.Figure, "savefig", lambda page, file, **_: drawn.append(page.axes[0])
+    )
+    columns = [
+        {
+            "top-1": Proportion.of(hits, 10),
+            "clip score": Figure(hits, hits - 1, hits + 1, 10),
+            "frechet, pixels": Figure(20 - hits, 10, 20, 10),
+        }
+        for hits in (3, 7, 9)
+    ]
+    charts.lines("steps", [4, 8, 50], columns, tmp_path / "a.png")
+    charts.trade_off("guidance", [1, 3, 7.5], columns, tmp_path / "b.png")
+    lines, curve = drawn
+    (line,) = [c for c in lines.get_lines() if len(c.get_xdata()) == 3 and c.get_marker() == "o"]
+    assert list(line.get_xdata()) == [4, 8, 50] and list(line.get_ydata()) == [30, 70, 90]
+    (line,) = [c for c in curve.get_lines() if c.get_marker() == "o"]
+    assert list(line.get_xdata()) == [3, 7, 9] and list(line.get_ydata()) == [17, 13, 11]
+    assert [text.get_text() for text in curve.texts] == ["1", "3", "7.5"]
 
 
 @pytest.mark.parametrize(
