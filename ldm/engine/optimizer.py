@@ -57,12 +57,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
     return rates
 
 
-def learning_rate(config: AdamW, seen: int, warmup: int, total: int) -> float:
+def learning_rate(
+    config: AdamW, seen: int, warmup: int, total: int, cooldown: int | None = None
+) -> float:
     """Learning rate of the batch that starts at image ``seen``, for lengths in images."""
     if seen < warmup:
         return config.lr * (seen + 1) / (warmup + 1)
-    if config.schedule == "constant":
+    start = warmup if cooldown is None else max(warmup, total - cooldown)
+    if config.schedule == "constant" or seen < start:
         return config.lr
-    done = (seen - warmup) / max(total - warmup, 1)
+    done = (seen - start) / max(total - start, 1)
     falling = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return config.lr * (config.final + (1 - config.final) * falling)

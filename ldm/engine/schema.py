@@ -109,6 +109,9 @@ class AdamW:
         clip_norm: largest norm of the gradient of the global batch.
         warmup: linear from 0.
         schedule: what follows until the end of the run.
+        cooldown: the schedule falls over this much at the end of the run, and the rate is constant
+            before (Hagele et al. 2024): a run can be made longer from where it began to fall. None:
+            it falls all the way.
         final: last learning rate as a fraction of ``lr``.
     """
 
@@ -120,6 +123,14 @@ class AdamW:
     warmup: Duration = "0 steps"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final: Fraction = 0.0
+    cooldown: Duration | None = None
+
+    def __post_init__(self) -> None:
+        if self.cooldown is not None and self.schedule == "constant":
+            raise ValueError(
+                "optimizer.cooldown: a constant schedule does not fall: set optimizer.schedule to"
+                " linear or cosine, or leave this out"
+            )
 
     def factors(self) -> dict[str, float]:
         """What multiplies ``lr`` in parts that have a learning rate of their own."""

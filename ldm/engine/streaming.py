@@ -32,6 +32,7 @@ def streamed(config: RunConfig, processes: int = 1) -> StreamCollection | None:
         raise ConfigError(f"data.streaming: {refused}, or leave out data.streaming")
     durations = [config.duration, config.optimizer.warmup, config.checkpoints.every]
     durations += config.ema.half_lives if config.ema else []
+    durations += [config.optimizer.cooldown] if config.optimizer.cooldown else []
     durations += [config.validation.every] if config.validation else []
     for duration in durations:
         images(duration, config.batch_size, None)

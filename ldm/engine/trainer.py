@@ -114,7 +114,10 @@ class Trainer:
         every_checkpoint = images(config.checkpoints.every, self.batch, self.epoch)
         validation = config.validation
         every_validation = images(validation.every, self.batch, self.epoch) if validation else 0
-        warmup = images(config.optimizer.warmup, self.batch, self.epoch)
+        warmup, cooldown = (
+            length and images(length, self.batch, self.epoch)
+            for length in (config.optimizer.warmup, config.optimizer.cooldown)
+        )
         self.model.train()
         clock, since = time.perf_counter(), self.seen
         with (
@@ -123,7 +126,7 @@ class Trainer:
         ):
             shown = progress.add_task("training", total=self.total, completed=self.seen, note="")
             while self.seen < self.total:
-                rate = learning_rate(config.optimizer, self.seen, warmup, self.total)
+                rate = learning_rate(config.optimizer, self.seen, warmup, self.total, cooldown)
                 rates = set_rate(self.optimizer, rate)
                 step = self._gradient(micro_batches)
                 self.task.memory.update(self.accelerator)

@@ -56,6 +56,23 @@ def test_schedules_fall_from_the_peak_to_the_end(schedule, final):
     assert all(a > b for a, b in zip(falling, falling[1:], strict=False))
 
 
+def test_a_cooldown_falls_at_the_end_alone():
+    config = AdamW(lr=2e-3, schedule="linear", final=0.1, cooldown="10k images")
+    found = {
+        seen: learning_rate(config, seen, WARMUP, TOTAL, 10_000)
+        for seen in (0, WARMUP, 90_000, 95_000, TOTAL)
+    }
+    assert found[0] == 2e-3 / (WARMUP + 1) and found[WARMUP] == found[90_000] == 2e-3
+    assert found[95_000] == pytest.approx(2e-3 * 0.55) and found[TOTAL] == pytest.approx(2e-4)
+    # Of a run that is shorter than that, all but the warmup.
+    plain = AdamW(lr=2e-3, schedule="linear", final=0.1)
+    assert learning_rate(config, 5_000, WARMUP, 9_000, 10_000) == learning_rate(
+        plain, 5_000, WARMUP, 9_000
+    )
+    with pytest.raises(ValueError, match=r"optimizer\.cooldown: a constant schedule"):
+        AdamW(cooldown="10k images")
+
+
 def test_a_quarter_of_the_way_tells_linear_from_cosine():
     quarter = WARMUP + (TOTAL - WARMUP) // 4
     found = {
