@@ -22,7 +22,7 @@ from ldm.evaluation.features import clip, clip_score, space
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Draw, Emoji, Report
 from ldm.models.clip import Clip
-from ldm.models.codec import Codec
+from ldm.models.codec import codec_of
 from ldm.pipeline import LatentDiffusionPipeline
 
 _COUNT = {"shapes": 1000, "shapes-new": 1000, "emoji": 500, "quality": 2000}
@@ -85,7 +85,7 @@ class Measurer:
         self.spaces = [space(spec, self.device) for spec in named]
         self.pipe = LatentDiffusionPipeline.from_pretrained(model).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.codec = Codec(self.pipe.vae)
+        self.codec = codec_of(self.pipe.vae)
         side = self.pipe.unet.config.sample_size * self.codec.factor
         self.transform = ImageTransform(size=side)
 
