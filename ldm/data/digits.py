@@ -1,8 +1,8 @@
 """``digits``: 1,797 handwritten digits of 8 x 8 grey pixels, from a package that pip installs.
 
-Package ``scikit-learn`` (what its ``load_digits`` reads): the test set of Alpaydin & Kaynak 1998, Optical
-Recognition of Handwritten Digits, UCI repository (CC BY 4.0). Each is captioned with its name, which
-is also that of its class.
+Package ``scikit-learn`` (what its ``load_digits`` reads): the test set of Alpaydin & Kaynak 1998,
+Optical Recognition of Handwritten Digits, UCI repository (CC BY 4.0). Each is captioned with its
+name, which is also that of its class.
 """
 
 from __future__ import annotations

@@ -213,10 +213,10 @@ def _unet(config: TrainConfig, parts: Parts, meta: bool) -> UNet2DConditionModel
         returned = channels * (2 if objective.learned_variance else 1)
         if (unet.config.in_channels, unet.config.out_channels) != (channels, returned):
             told = f" of which a learned variance makes {returned}" if returned > channels else ""
-            what = "a picture has 3" if parts.vae is None else f"the autoencoder has {channels}"
+            has = f"the autoencoder has {channels} latent" if parts.vae else "a picture has 3"
             raise ConfigError(
                 f"the U-Net of {config.model} takes {unet.config.in_channels} channels and returns"
-                f" {unet.config.out_channels}, {what}{' latent' if parts.vae else ''} channels{told}"
+                f" {unet.config.out_channels}, {has} channels{told}"
             )
         if width is not None and unet.config.cross_attention_dim != width:
             raise ConfigError(

@@ -256,7 +256,7 @@ def _refuse(config: TrainConfig) -> None:
         )
     if reads.pixels(config) or reads.classes(config) is not None:
         raise ConfigError(
-            "vae, condition: a set holds latents and embeddings of text: pixels and labels need none"
+            "vae, condition: a set holds latents and embeddings of text: others need no set"
         )
     if not config.images.deterministic:
         raise ConfigError(

@@ -237,8 +237,8 @@ class RunConfig:
 
 @config_class
 class TrainConfig(RunConfig):
-    """Training of a latent text-to-image model, or one of pixels, of classes, or unconditional, from
-    random init or from a pipeline folder.
+    """Training of a model of latents or pixels, told a text, a class or nothing, from random init
+    or from a pipeline folder.
 
     Args:
         model: pipeline folder that every part not described here is taken from.

@@ -1,4 +1,4 @@
-"""The fields of a run's YAML that describe networks: those of random init, and what they are told."""
+"""The fields of a run's YAML that describe networks of random init, and what a U-Net is told."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ldm.engine.parts import make_vae
 from ldm.engine.schema import VaeShape
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.similarity import psnr, ssim
-from ldm.models.codec import VaeCodec, Moments, fold_statistics
+from ldm.models.codec import Moments, VaeCodec, fold_statistics
 
 
 def pictures(count: int = 64, size: int = 16) -> torch.Tensor:
