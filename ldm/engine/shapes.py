@@ -85,7 +85,7 @@ class UNetShape:
         norm_num_groups: groups of every GroupNorm.
         use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
         scale_shift: the embedding of time and class scales and shifts the normalised activations
-            instead of being added to them (Dhariwal & Nichol 2021, eq. 7).
+            instead of being added to them (Dhariwal & Nichol 2021, section 3.1).
         time_embedding: ``positional`` (sinusoids, the default), or ``fourier``: random features of
             the timestep, whose frequencies are drawn once and do not learn (Song et al. 2021);
             without text they are of log(sigma), and the output is divided by sigma: for scores.
