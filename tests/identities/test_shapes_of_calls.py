@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Objective, Prediction
-from ldm.models.codec import VaeCodec, Moments
+from ldm.models.codec import Moments, VaeCodec
 from tiny import vae
 
 B = 3
