@@ -16,9 +16,11 @@ from ldm.engine.schema import Classes, TrainConfig
 
 def _index(config: TrainConfig) -> dict[str, Any] | None:
     """``model_index.json`` of the folder that ``config`` starts from, if it can be read."""
+    if config.model is None:
+        return None
     try:
-        return json.loads((Path(config.model or "") / "model_index.json").read_text())
-    except (OSError, ValueError):  # which ``in_model`` tells where a part is asked for
+        return dict(json.loads((Path(config.model) / "model_index.json").read_text()))
+    except (OSError, ValueError, TypeError):  # ``in_model`` tells, where a part is asked for
         return None
 
 
