@@ -71,8 +71,14 @@ def _check_folder(model: Path) -> None:
 
 @app.command()
 def sample(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One or more texts.")],
     model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PROMPT]...",
+            help="One or more texts; names of a model's classes; none of an unconditional model.",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 7.5,
     sampler: Annotated[
@@ -128,8 +134,11 @@ def sample(
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        targets = _targets(out, len(prompts) * count)
         pipe = LatentDiffusionPipeline.from_pretrained(model)
+        if not prompts and pipe.text_encoder is not None:
+            fail("PROMPT is missing: say what to draw")
+        prompts = prompts or [""]
+        targets = _targets(out, len(prompts) * count)
         if lora is not None:
             pipe.load_lora_weights(lora, adapter_name="lora")
             pipe.set_adapters("lora", lora_scale)

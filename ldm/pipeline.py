@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -24,10 +24,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldm.diffusion import Condition, Denoiser, predictor
 from ldm.guidance import ClassifierFree
 from ldm.interop.loader import EmbeddingLoader, LoraLoader
+from ldm.interop.stock import stock_index
 from ldm.models.clip import save_text_encoder
-from ldm.models.codec import Codec
+from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.labels import LabelConditioner
 from ldm.models.lora import adapted, fused
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
@@ -39,15 +41,16 @@ _SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
 
 
 class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
-    """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers.
+    """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
+    autoencoder and a text encoder, a ``DDPMPipeline`` or ``DDIMPipeline``.
 
     Folders go both ways: stock diffusers opens what this saves and this opens what stock saves. A
     call changes no state of the pipeline and builds its own scheduler, so threads may share one
     pipeline.
 
     Args:
-        vae: the autoencoder.
-        text_encoder: the text tower.
+        vae: the autoencoder; None: pictures are their own latents.
+        text_encoder: the text tower; None: the prompts are names of ``classes``, or there are none.
         tokenizer: its tokenizer.
         unet: the denoiser, used as it is.
         scheduler: any diffusers scheduler; its config states the noise process and what the U-Net
@@ -56,34 +59,38 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         feature_extractor: of the safety checker.
         image_encoder: kept for the folder's sake, not used.
         requires_safety_checker: written to the folder.
+        classes: of a U-Net with labels, of which the last is that of no class.
 
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["safety_checker", "feature_extractor", "image_encoder"]
+    _optional_components = [
+        "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
+    ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
+        vae: AutoencoderKL | None,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
+        unet: UNet2DConditionModel | UNet2DModel,
         scheduler: Any,
         safety_checker: Any = None,
         feature_extractor: Any = None,
         image_encoder: Any = None,
         requires_safety_checker: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
             raise ValueError("a safety_checker needs a feature_extractor")
         # As stock does, for folders older than these two keys: latents must never be clipped to
         # [-1, 1].
-        if getattr(scheduler.config, "steps_offset", 1) != 1:
+        if vae is not None and getattr(scheduler.config, "steps_offset", 1) != 1:
             scheduler.register_to_config(steps_offset=1)
-        if getattr(scheduler.config, "clip_sample", False):
+        if vae is not None and getattr(scheduler.config, "clip_sample", False):
             scheduler.register_to_config(clip_sample=False)
         self.register_modules(
             vae=vae,
@@ -95,8 +102,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=Codec(vae).factor)
+        self.register_to_config(requires_safety_checker=requires_safety_checker, classes=classes)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=codec_of(vae).factor)
 
     @classmethod
     def from_pretrained(
@@ -114,11 +121,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def to_json_string(self) -> str:
-        """The text of ``model_index.json``, which names the stock class, so that stock opens the
-        folder.
-        """
-        index = json.loads(super().to_json_string())
-        index["_class_name"] = "StableDiffusionPipeline"
+        """The text of ``model_index.json``, which names the stock class where there is one."""
+        index = stock_index(json.loads(super().to_json_string()))
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -138,7 +142,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
                 "push_to_hub would upload before the folder is complete: save first, then upload it"
             )
         loaded = {name: getattr(self, name) for name in self._lora_loadable_modules}
-        loaded = {name: network for name, network in loaded.items() if adapted(network)}
+        loaded = {name: network for name, network in loaded.items() if network and adapted(network)}
         if not all(fused(network) for network in loaded.values()):
             raise ValueError(
                 "a pipeline folder has no place for adapters: call fuse_lora() to save with them in"
@@ -151,6 +155,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             return plain.save_pretrained(save_directory, **kwargs)
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
+        if self.text_encoder is None:
+            return forget_origin(folder)
         save_tokenizer(self.tokenizer, folder / "tokenizer")
         if kwargs.get("safe_serialization", True) and kwargs.get("variant") is None:
             save_text_encoder(self.text_encoder, folder / "text_encoder")
@@ -163,7 +169,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] = "",
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
@@ -186,7 +192,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         by side.
 
         Args:
-            prompt: one text or several.
+            prompt: one text or several; of a model of classes their names, of an unconditional
+                model nothing.
             height: pixels; by default the U-Net's ``sample_size``.
             width: pixels.
             num_inference_steps: steps of the sampler.
@@ -225,7 +232,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             raise ValueError(
                 f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, not {output_type!r}"
             )
-        if self.unet.config.time_cond_proj_dim is not None:
+        if self.unet.config.get("time_cond_proj_dim") is not None:
             raise ValueError(
                 "a U-Net with an embedded guidance scale (time_cond_proj_dim) is not supported"
             )
@@ -253,8 +260,14 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
 
         device = self._execution_device
         noise = self._noise(count, height, width, latents, generators, device)
-        conditioner = ClipConditioner(self.tokenizer, self.text_encoder)
-        codec = Codec(self.vae)
+        if self.text_encoder is not None:
+            conditioner = ClipConditioner(self.tokenizer, self.text_encoder)
+        else:
+            conditioner = LabelConditioner(self.config.classes or ())
+            if not conditioner.names and any(prompts + negatives):
+                raise ValueError(f"this model is unconditional: it reads no prompt, {prompt!r}")
+            guidance_scale = guidance_scale if conditioner.names else 1.0
+        codec = codec_of(self.vae)
         predict = predictor(self._denoiser(), stepper.target)
         guidance = ClassifierFree(guidance_scale, guidance_rescale)
         evaluations = stepper.evaluations(num_inference_steps)
@@ -323,7 +336,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         generators: torch.Generator | list[torch.Generator] | None,
         device: torch.device,
     ) -> Tensor:
-        codec, side = Codec(self.vae), self.unet.config.sample_size
+        codec, side = codec_of(self.vae), self.unet.config.sample_size
         rows, columns = (side, side) if isinstance(side, int) else side
         if latents is not None and latents.ndim == 4:
             rows, columns = latents.shape[2:]

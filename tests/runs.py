@@ -62,9 +62,10 @@ def tree(run: Path, **changes: Any) -> dict[str, Any]:
         "checkpoints": {"every": "100 steps", "keep": 2},
     }
     for key, value in changes.items():
-        other = isinstance(value, dict) and "path" in value
-        if isinstance(value, dict) and isinstance(plain.get(key), dict) and not other:
-            plain[key] = {**plain[key], **value}
+        before = plain.get(key)
+        both = isinstance(value, dict) and isinstance(before, dict) and "path" not in value
+        if both and value.get("kind") in (None, before.get("kind")):
+            plain[key] = {**before, **value}
         else:
             plain[key] = value
     return plain

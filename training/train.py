@@ -1,4 +1,5 @@
-"""Trains a latent text-to-image model: from random init, or from a pipeline folder.
+"""Trains a latent text-to-image model, or one of pixels, of classes, or unconditional: from random
+init, or from a pipeline folder.
 
     accelerate launch training/train.py --config configs/quickstart.yaml a.b=c ...
     accelerate launch training/train.py --config configs/finetune.yaml data.path=my_images
@@ -36,8 +37,6 @@ from ldm.engine.steps import text_to_image
 from ldm.engine.text_to_image import TextToImageTask, save_pipeline
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
-from ldm.models.codec import Codec
-from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 
 
@@ -56,8 +55,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     parts = build(config, captions, held=held)
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
-    conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
-    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator, parts.stored)
+    encoded = Encoded(config, parts.codec, parts.conditioner, accelerator, parts.stored)
     task = TextToImageTask(config, parts, collection.held_out, encoded)
     task.place(accelerator.device)
     draws = LatentDraws(config, collection, encoded)
@@ -80,7 +78,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     with writing("the cache", cache_root(), then):
         encoded.prepare(collection, captions)
     final = trainer.fit()
-    command = [str(Path(sys.executable).with_name("ldm")), "sample", prompt, "--model", str(base)]
+    told = [] if parts.classes == () else [prompt]  # an unconditional model reads none
+    ldm = str(Path(sys.executable).with_name("ldm"))
+    command = [ldm, "sample", *told, "--model", str(base)]
     kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
     if kind:
         side = config.images.size

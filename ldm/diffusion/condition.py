@@ -19,25 +19,28 @@ class Condition:
     """The condition of a batch.
 
     Args:
-        tokens: ``b l d``, what cross-attention reads.
+        tokens: ``b l d``, what cross-attention reads, or None.
         mask: ``b l`` bool, true where a token is real, or None. As in stock Stable Diffusion it
             does not reach the U-Net unless a config asks for it.
         pooled: ``b p``, one vector a sample, or None.
-        extra: further per-sample tensors by name (sizes, crops, a low-resolution picture).
+        extra: further per-sample tensors by name (the label of a class, sizes, crops, a
+            low-resolution picture).
     """
 
-    tokens: Float[Tensor, "b l d"]
+    tokens: Float[Tensor, "b l d"] | None = None
     mask: Bool[Tensor, "b l"] | None = None
     pooled: Float[Tensor, "b p"] | None = None
     extra: dict[str, Shaped[Tensor, "b ..."]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return next(
+            len(x) for x in (self.tokens, self.pooled, *self.extra.values()) if x is not None
+        )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         """``function`` applied to every tensor."""
         return Condition(
-            function(self.tokens),
+            None if self.tokens is None else function(self.tokens),
             None if self.mask is None else function(self.mask),
             None if self.pooled is None else function(self.pooled),
             {name: function(value) for name, value in self.extra.items()},
@@ -57,11 +60,10 @@ class Condition:
             return join(present) if present else None
 
         every = [self, *others]
-        tokens = join([c.tokens for c in every])
         names = sorted({name for c in every for name in c.extra})
         extra = {name: joined([c.extra.get(name) for c in every], name) for name in names}
         return Condition(
-            tokens,
+            joined([c.tokens for c in every], "tokens"),
             joined([c.mask for c in every], "mask"),
             joined([c.pooled for c in every], "pooled"),
             {name: value for name, value in extra.items() if value is not None},

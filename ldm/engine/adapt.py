@@ -94,11 +94,12 @@ def trained(networks: Parts, config: TrainConfig) -> dict[str, nn.Parameter]:
 
 def learn(networks: Parts, config: TrainConfig) -> None:
     """Lets gradients flow into what learns, and there alone, checkpointed if ``config`` says so."""
-    for network in (networks.unet, networks.text_encoder, networks.vae):
+    for network in networks.all().values():
         network.requires_grad_(False)
     for parameter in trained(networks, config).values():
         parameter.requires_grad_(True)
-    networks.vae.eval()
+    if networks.vae is not None:
+        networks.vae.eval()
     if config.gradient_checkpointing:
         networks.unet.enable_gradient_checkpointing()
         if "text_encoder" in parts(config):

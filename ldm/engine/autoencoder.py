@@ -28,7 +28,7 @@ from ldm.engine.memory import Memory
 from ldm.engine.networks import digest
 from ldm.engine.schema import AutoencoderConfig
 from ldm.evaluation.similarity import psnr, ssim
-from ldm.models.codec import Codec, fold_statistics
+from ldm.models.codec import VaeCodec, fold_statistics
 from ldm.models.origin import forget_origin
 
 
@@ -41,7 +41,7 @@ class PictureDraws(Dataset[dict[str, Any]]):
         codec: what makes latents of them.
     """
 
-    def __init__(self, collection: Collection, config: AutoencoderConfig, codec: Codec) -> None:
+    def __init__(self, collection: Collection, config: AutoencoderConfig, codec: VaeCodec) -> None:
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.transform, self.seed = config.images, config.seed
         self.channels, self.factor = codec.channels, codec.factor
@@ -72,7 +72,7 @@ class AutoencoderTask(nn.Module):
     ) -> None:
         super().__init__()
         self.memory = Memory()
-        self.config, self.vae, self.codec = config, vae, Codec(vae)
+        self.config, self.vae, self.codec = config, vae, VaeCodec(vae)
         self.origin = {"vae.folder": digest(vae)} if isinstance(config.vae, str) else {}
         self.collection, self.held_out = collection, collection.held_out
         if config.train == "decoder":
@@ -158,7 +158,7 @@ def fold(vae: AutoencoderKL, items: Items, transform: ImageTransform, count: int
 
     The std is that of posterior samples: sqrt(var(mean) + mean(var)).
     """
-    codec = Codec(vae)
+    codec = VaeCodec(vae)
     chosen = spread(items, count)
     total = torch.zeros(3, codec.channels, dtype=torch.float64)
     seen = 0

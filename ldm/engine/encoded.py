@@ -24,12 +24,12 @@ from torch.utils.data import Dataset
 from ldm.data.cache import TensorCache, column_of, fingerprint, key_of
 from ldm.data.collection import Collection, Item, Items
 from ldm.data.images import View, coordinates, to_pixels
-from ldm.data.source import cache_root
+from ldm.data.source import DataError, cache_root
 from ldm.diffusion import Condition, normal, stratified, stream
 from ldm.engine.learning import parts
 from ldm.engine.schema import TrainConfig
-from ldm.models.codec import Codec, Moments
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.codec import Codec, Moments, VaeCodec
+from ldm.models.conditioner import ClipConditioner, Conditioner
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ class Encoded:
     Args:
         config: whether to cache, and the image transform.
         codec: the frozen autoencoder; of a cached set its shape alone, on the meta device.
-        conditioner: the text encoder, frozen or not; of a cached set its shape alone.
+        conditioner: the text encoder, frozen or not; of a cached set its shape alone. Pixels and
+            labels are not cached.
         accelerator: where the networks are, and which part of a cache this process makes.
         folder: of a cached set, which has all of its own; None: the caches are those of all runs of
             this machine.
@@ -79,7 +80,7 @@ class Encoded:
         self,
         config: TrainConfig,
         codec: Codec,
-        conditioner: ClipConditioner,
+        conditioner: Conditioner,
         accelerator: Accelerator,
         folder: Path | None = None,
     ) -> None:
@@ -89,7 +90,9 @@ class Encoded:
         self.latents: dict[tuple[int, int], TensorCache] = {}  # by width and height
         self.text: TensorCache | None = None
         self.latents_cached = config.cache_latents and config.images.deterministic
+        self.latents_cached &= isinstance(codec, VaeCodec)
         self.text_cached = config.cache_text and "text_encoder" not in parts(config)
+        self.text_cached &= isinstance(conditioner, ClipConditioner)
 
     def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
@@ -104,6 +107,9 @@ class Encoded:
                 for shape, _ in items.by_shape():
                     self.latents[shape] = self._latents_cache(shape, whole=True)
             return
+        if not isinstance(self.conditioner, ClipConditioner):
+            for text in [*captions, *(item.caption(None) for item in collection.held_out)]:
+                self.caption(text)  # whether it says a class
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
             self.latents_cached = self.text_cached = False
@@ -162,6 +168,7 @@ class Encoded:
     def _text_cache(self, *, whole: bool = False) -> TensorCache:
         if self.folder:
             return TensorCache(self.folder, "text", whole=whole)
+        assert isinstance(self.conditioner, ClipConditioner)
         space = fingerprint(
             "tokens", *self.conditioner.printed, self.conditioner.text_encoder, "float32"
         )
@@ -169,6 +176,7 @@ class Encoded:
 
     @cached_property
     def _codec_print(self) -> str:
+        assert isinstance(self.codec, VaeCodec)
         return fingerprint(self.codec.vae)
 
     def _unless_there(self, cache: TensorCache, of: str, make: Callable[[], None]) -> None:
@@ -224,7 +232,7 @@ class Encoded:
             cond = Condition(batch["tokens"], batch["mask"], batch["pooled"])
             return Moments(batch["mean"], batch["logvar"]), cond
         x = torch.stack([self._pixels(item, View()) for item in items])
-        return self.codec.encode(x.to(device)), self.conditioner.encode(captions)
+        return self.codec.encode(x.to(device)), self.conditioner.encode(captions).to(device)
 
     def _pixels(self, item: Item, view: View) -> Tensor:
         return to_pixels(self.transform(item.load(), view, item.shape))
@@ -236,10 +244,17 @@ class Encoded:
         return {"pixels": self._pixels(item, view)}
 
     def caption(self, text: str) -> dict[str, Tensor]:
-        """``tokens``, ``mask`` and ``pooled``, or ``ids`` where text is not cached."""
+        """``tokens``, ``mask`` and ``pooled``, or ``ids`` where text is not cached.
+
+        Raises:
+            DataError: the text says no class of a model of classes.
+        """
         if self.text is not None:
             return self.text[key_of(text)]
-        return {"ids": self.conditioner.tokenize([text])[0]}
+        try:
+            return {"ids": self.conditioner.tokenize([text])[0]}
+        except ValueError as error:
+            raise DataError(f"condition: the caption {error}") from None
 
     def latent(self, batch: dict[str, Tensor]) -> Tensor:
         """What the denoiser sees of the pictures of ``batch``, ``b c h w``."""
@@ -261,7 +276,7 @@ class Encoded:
         else:
             with torch.no_grad(), torch.autocast(batch["ids"].device.type, enabled=False):
                 cond = self.conditioner.encode_ids(batch["ids"])
-        return Condition(cond.tokens, cond.mask, cond.pooled, extra)
+        return Condition(cond.tokens, cond.mask, cond.pooled, {**cond.extra, **extra})
 
 
 def latent_key(item: Item, variant: int) -> bytes:

@@ -55,6 +55,8 @@ def cached_set(config: TrainConfig) -> CachedData | None:
             f"train: {where}, in which captions are encoded: a text encoder"
             " that learns needs the data that it was made from"
         )
+    if config.vae == "pixels" or config.condition not in (None, "text"):
+        raise ConfigError(f"vae, condition: {where} of latents and text: leave out both")
     if config.score:
         raise ConfigError(
             f"score: {where}, which holds no pictures to compare with: leave out score"

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Tag
 
 from ldm.data.cached import CachedData
 from ldm.data.detect import layout
+from ldm.data.digits import DigitsData
 from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
 from ldm.data.hub import DatasetsData
@@ -45,7 +46,8 @@ DataConfig = Annotated[
     | Annotated[SdScriptsData, Tag("sd_scripts")]
     | Annotated[CachedData, Tag("cached")]
     | Annotated[EmojiData, Tag("emoji")]
-    | Annotated[ShapesData, Tag("shapes")],
+    | Annotated[ShapesData, Tag("shapes")]
+    | Annotated[DigitsData, Tag("digits")],
     Discriminator(_kind),
     BeforeValidator(_with_kind),
 ]

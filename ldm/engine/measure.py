@@ -24,7 +24,7 @@ from ldm.evaluation.heldout import held_out_loss
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Draw, Emoji, Report
 from ldm.models.clip import Clip
-from ldm.models.codec import Codec
+from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
@@ -97,7 +97,7 @@ class Measurer:
         self.spaces = [space(spec, self.device) for spec in named]
         self.pipe = LatentDiffusionPipeline.from_pretrained(model).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.codec = Codec(self.pipe.vae)
+        self.codec = codec_of(self.pipe.vae)
         side = self.pipe.unet.config.sample_size * self.codec.factor
         self.transform = ImageTransform(size=side)
 

@@ -8,42 +8,63 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.data.cached import CachedData
 from ldm.data.images import ImageTransform
 from ldm.diffusion import NoiseProcess, Objective
+from ldm.engine import reads
 from ldm.engine.adapt import adapt
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.engine.noise import process_and_objective, saved
 from ldm.engine.schema import TrainConfig, UNetShape, VaeShape
 from ldm.engine.text import make_text, read_tokenizer
-from ldm.models.codec import Codec
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.codec import Codec, codec_of
+from ldm.models.conditioner import ClipConditioner, Conditioner
+from ldm.models.labels import LabelConditioner
 from ldm.models.tokenizer import settings_of
 from ldm.sampling import sampler
 
 
 @dataclass
 class Parts:
-    """Everything a text-to-image run is made of; networks in float32.
+    """Everything a run is made of; networks in float32.
 
     ``origin`` tells what was read from folders, by the keys of a run's identity.
     """
 
-    vae: AutoencoderKL
-    tokenizer: CLIPTokenizer | None  # None on the meta device
-    text_encoder: CLIPTextModel
-    unet: UNet2DConditionModel
+    vae: AutoencoderKL | None  # None in pixel space
+    tokenizer: CLIPTokenizer | None  # None on the meta device too
+    text_encoder: CLIPTextModel | None  # None where no text is read
+    unet: UNet2DConditionModel | UNet2DModel
     process: NoiseProcess
     objective: Objective
     origin: dict[str, Any] = field(default_factory=dict)
     # The folder whose vae, text_encoder and tokenizer these are, where the two networks are shapes
     # alone, on the meta device.
     stored: Path | None = None
+    classes: tuple[str, ...] | None = None  # see ``ldm.engine.reads.classes``
+
+    def all(self) -> dict[str, nn.Module]:
+        """The networks that there are, by name."""
+        every = {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+        return {name: network for name, network in every.items() if network is not None}
+
+    @property
+    def codec(self) -> Codec:
+        """What makes latents of pictures."""
+        return codec_of(self.vae)
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """What makes conditions of captions."""
+        if self.text_encoder is None:
+            return LabelConditioner(self.classes or ())
+        assert self.tokenizer is not None
+        return ClipConditioner(self.tokenizer, self.text_encoder)
 
     def scheduler_config(self) -> dict[str, Any]:
         """What a saved folder says of noise and target."""
@@ -69,6 +90,7 @@ def build(
     Raises:
         ConfigError: a part is described nowhere, cannot be read, or does not fit another.
     """
+    reads.refuse(config)
     if config.model and config.unet is None:
         in_model(config.model, "unet", "unet")  # before its scheduler is read
     process, objective = process_and_objective(config)
@@ -78,17 +100,17 @@ def build(
         text_encoder = read(CLIPTextModel, held.folder / "text_encoder", "data", True)
     else:
         vae, tokenizer, text_encoder = frozen_parts(config, captions, meta=meta)
-    if tokenizer is not None:
-        with described("text"):
-            ClipConditioner(tokenizer, text_encoder)  # whether the two belong together
-    unet = _unet(config, vae, text_encoder, process, objective, meta)
-    origin = {}
+    classes = reads.classes(config)
+    parts = Parts(vae, tokenizer, text_encoder, None, process, objective, classes=classes)
+    with described("text" if classes is None else "condition"):
+        if classes is not None or tokenizer is not None:
+            _ = parts.conditioner  # whether tokenizer and text encoder belong together
+    parts.unet = unet = _unet(config, parts, meta)
     if not meta:
         frozen = held.made_with["origin"] if held else frozen_origin(vae, tokenizer, text_encoder)
-        origin = _origin(config, {**frozen, "unet": digest(unet)})
+        parts.origin = _origin(config, {**frozen, "unet": digest(unet)})
     unet.register_to_config(sample_size=latent_side(vae, config.images))
-    stored = held and held.folder
-    parts = Parts(vae, tokenizer, text_encoder, unet, process, objective, origin, stored)
+    parts.stored = held and held.folder
     for key in ("validation", "score"):
         drawing = getattr(config, key)
         # A validation without prompts draws nothing.
@@ -100,11 +122,12 @@ def build(
 
 
 def frozen_origin(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer | None, text_encoder: CLIPTextModel
+    vae: AutoencoderKL | None, tokenizer: CLIPTokenizer | None, text_encoder: CLIPTextModel | None
 ) -> dict[str, str]:
     """Fingerprints of ``vae`` and of ``text``, the text encoder with its tokenizer."""
     beside = settings_of(tokenizer) if tokenizer else ""
-    return {"vae": digest(vae), "text": digest(text_encoder, beside)}
+    found = {} if vae is None else {"vae": digest(vae)}
+    return found if text_encoder is None else found | {"text": digest(text_encoder, beside)}
 
 
 def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
@@ -164,9 +187,14 @@ def read_vae(folder: str, *, meta: bool = False) -> AutoencoderKL:
 
 def frozen_parts(
     config: TrainConfig, captions: Sequence[str], *, meta: bool = False
-) -> tuple[AutoencoderKL, CLIPTokenizer | None, CLIPTextModel]:
-    """Autoencoder, tokenizer and text encoder of ``config``; see ``build``."""
-    return _vae(config, meta), *make_text(config, captions, meta=meta)
+) -> tuple[AutoencoderKL | None, CLIPTokenizer | None, CLIPTextModel | None]:
+    """Autoencoder, tokenizer and text encoder of ``config``, as far as it has them; see
+    ``build``.
+    """
+    vae = None if reads.pixels(config) else _vae(config, meta)
+    if reads.classes(config) is not None:
+        return vae, None, None
+    return vae, *make_text(config, captions, meta=meta)
 
 
 def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
@@ -175,44 +203,52 @@ def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
     return read_vae(str(config.vae or in_model(config.model, "vae", "vae")), meta=meta)
 
 
-def _unet(
-    config: TrainConfig,
-    vae: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    process: NoiseProcess,
-    objective: Objective,
-    meta: bool,
-) -> UNet2DConditionModel:
-    width = text_encoder.config.hidden_size
-    side = latent_side(vae, config.images)
+def _unet(config: TrainConfig, parts: Parts, meta: bool) -> UNet2DConditionModel | UNet2DModel:
+    channels, objective, process = parts.codec.channels, parts.objective, parts.process
+    width = parts.text_encoder.config.hidden_size if parts.text_encoder else None
+    labels = len(parts.classes) + 1 if parts.classes else None
     if config.unet is None:
-        unet = read(UNet2DConditionModel, in_model(config.model, "unet", "unet"), "unet", meta)
-        channels = vae.config.latent_channels
+        cls = UNet2DModel if width is None else UNet2DConditionModel
+        unet = read(cls, in_model(config.model, "unet", "unet"), "unet", meta)
         returned = channels * (2 if objective.learned_variance else 1)
         if (unet.config.in_channels, unet.config.out_channels) != (channels, returned):
             told = f" of which a learned variance makes {returned}" if returned > channels else ""
+            has = f"the autoencoder has {channels} latent" if parts.vae else "a picture has 3"
             raise ConfigError(
                 f"the U-Net of {config.model} takes {unet.config.in_channels} channels and returns"
-                f" {unet.config.out_channels}, the autoencoder has {channels} latent channels{told}"
+                f" {unet.config.out_channels}, {has} channels{told}"
             )
-        if unet.config.cross_attention_dim != width:
+        if width is not None and unet.config.cross_attention_dim != width:
             raise ConfigError(
                 f"the U-Net of {config.model} reads tokens of width"
                 f" {unet.config.cross_attention_dim}, the text encoder writes {width}"
             )
+        if width is None and unet.config.num_class_embeds != labels:
+            raise ConfigError(
+                f"the U-Net of {config.model} has {unet.config.num_class_embeds or 'no'} labels,"
+                f" condition makes {labels or 'none'}: classes, and one for no class"
+            )
         return unet
+    fourier, turns = config.unet.time_embedding == "fourier", config.unet.fourier_scale or 16.0
+    if fourier and width is None and objective.target != "score":
+        raise ConfigError(
+            "unet.time_embedding: without text the U-Net with Fourier features divides by sigma,"
+            f" which makes a score and no {objective.target!r}: use positional"
+        )
 
-    def make() -> UNet2DConditionModel:
+    def make() -> UNet2DConditionModel | UNet2DModel:
         unet = make_unet(
             config.unet,
-            vae.config.latent_channels,
+            channels,
             width,
-            side,
+            latent_side(parts.vae, config.images),
+            labels=labels,
             learned_variance=objective.learned_variance,
         )
-        if config.unet.time_embedding == "fourier":
+        if fourier:
             first, last = process.timestep(torch.tensor([0.0, 1.0], device="cpu")).tolist()
-            turns = config.unet.fourier_scale or 16.0
+            if width is None:  # of log(sigma), drawn from N(0, 16^2)
+                first, last = 64 * first, 64 * last
             unet.time_proj.weight.data *= turns / (last - first)  # drawn from N(0, 1)
         return unet
 
@@ -223,9 +259,9 @@ def _unet(
             return make()
 
 
-def latent_side(vae: AutoencoderKL, images: ImageTransform) -> int:
+def latent_side(vae: AutoencoderKL | None, images: ImageTransform) -> int:
     """Side of the latent of a square picture; ``ConfigError`` if that of any shape is not whole."""
-    factor = Codec(vae).factor
+    factor = codec_of(vae).factor
     key, value = ("buckets.step", images.buckets.step) if images.buckets else ("size", images.size)
     if value % factor:
         raise ConfigError(
@@ -235,33 +271,42 @@ def latent_side(vae: AutoencoderKL, images: ImageTransform) -> int:
 
 
 def make_unet(
-    shape: UNetShape, channels: int, width: int, side: int, *, learned_variance: bool = False
-) -> UNet2DConditionModel:
-    """A U-Net of ``shape`` for latents of ``channels`` and ``side``, tokens of ``width``."""
+    shape: UNetShape,
+    channels: int,
+    width: int | None,
+    side: int,
+    *,
+    labels: int | None = None,
+    learned_variance: bool = False,
+) -> UNet2DConditionModel | UNet2DModel:
+    """A U-Net of ``shape`` for latents of ``channels`` and ``side``, tokens of ``width`` (None:
+    it reads no text), and so many ``labels``, if any.
+    """
     levels = len(shape.block_out_channels)
     attention = shape.attention or (True,) * (levels - 1) + (False,)
     if len(attention) != levels:
         raise ConfigError(
             f"unet.attention has {len(attention)} entries for {levels} block_out_channels"
         )
-    return UNet2DConditionModel(
+    attending = "Attn" if width is None else "CrossAttn"
+    common: dict[str, Any] = dict(
         sample_size=side,
         in_channels=channels,
         out_channels=channels * (2 if learned_variance else 1),
-        block_out_channels=shape.block_out_channels,  # type: ignore[arg-type]
+        block_out_channels=shape.block_out_channels,
         layers_per_block=shape.layers_per_block,
-        down_block_types=tuple(  # type: ignore[arg-type]
-            "CrossAttnDownBlock2D" if with_text else "DownBlock2D" for with_text in attention
-        ),
-        up_block_types=tuple(  # type: ignore[arg-type]
-            "CrossAttnUpBlock2D" if with_text else "UpBlock2D" for with_text in reversed(attention)
-        ),
-        attention_head_dim=shape.attention_head_dim,  # type: ignore[arg-type]
-        cross_attention_dim=width,
+        down_block_types=tuple(f"{attending if a else ''}DownBlock2D" for a in attention),
+        up_block_types=tuple(f"{attending if a else ''}UpBlock2D" for a in reversed(attention)),
+        attention_head_dim=shape.attention_head_dim,
         norm_num_groups=shape.norm_num_groups,
-        use_linear_projection=shape.use_linear_projection,
+        resnet_time_scale_shift="scale_shift" if shape.scale_shift else "default",
         time_embedding_type=shape.time_embedding or "positional",
+        num_class_embeds=labels,
     )
+    if width is None:
+        return UNet2DModel(**common)
+    linear = shape.use_linear_projection
+    return UNet2DConditionModel(**common, cross_attention_dim=width, use_linear_projection=linear)
 
 
 def parameters(module: nn.Module) -> int:

@@ -22,7 +22,7 @@ from ldm.data.cache import column_of, key_of
 from ldm.data.cached import FORMAT, MADE_WITH, MANIFEST, CachedData, texts, write_index
 from ldm.data.collection import Collection, Items, spread
 from ldm.data.source import DataError
-from ldm.engine import learning
+from ldm.engine import learning, reads
 from ldm.engine.checkpoint import sha256
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.disk import write_text, writing
@@ -33,7 +33,7 @@ from ldm.engine.program import collect
 from ldm.engine.record import PACKAGES, versions, write_skipped
 from ldm.engine.schema import TrainConfig
 from ldm.models.clip import save_text_encoder
-from ldm.models.codec import Codec
+from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
@@ -77,7 +77,7 @@ class Precompute:
         for network in (self.vae, text_encoder):
             network.requires_grad_(False).eval().to(accelerator.device)
         self.conditioner = ClipConditioner(self.tokenizer, text_encoder)
-        self.encoded = Encoded(config, Codec(self.vae), self.conditioner, accelerator, folder)
+        self.encoded = Encoded(config, VaeCodec(self.vae), self.conditioner, accelerator, folder)
 
     def build(self) -> bool:
         """Makes what is missing; returns whether anything was.
@@ -253,6 +253,10 @@ def _refuse(config: TrainConfig) -> None:
     if "text_encoder" in learning.parts(config):
         raise ConfigError(
             "train: what a text encoder that learns writes cannot be cached, leave it out"
+        )
+    if reads.pixels(config) or reads.classes(config) is not None:
+        raise ConfigError(
+            "vae, condition: a set holds latents and embeddings of text: others need no set"
         )
     if not config.images.deterministic:
         raise ConfigError(

@@ -15,86 +15,11 @@ from ldm.engine.ema_settings import Ema, TextToImageEma
 from ldm.engine.kinds import DataConfig
 from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
+from ldm.engine.shapes import Classes, TextLength, TextShape, UNetShape, VaeShape, Vocabulary
 from ldm.models.clip import ClipSize
 
-Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
-Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
-TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-@config_class
-class VaeShape:
-    """An ``AutoencoderKL`` from random init.
-
-    Args:
-        block_out_channels: channels per resolution, each half the one before.
-        layers_per_block: residual layers of the encoder at each (the decoder has one more).
-        latent_channels: channels of the latent.
-        norm_num_groups: groups of every GroupNorm.
-        mid_attention: self-attention at the lowest resolution.
-    """
-
-    block_out_channels: Widths = (128, 256, 512, 512)
-    layers_per_block: Positive = 2
-    latent_channels: Positive = 4
-    norm_num_groups: Positive = 32
-    mid_attention: bool = True
-
-
-@config_class
-class TextShape:
-    """A ``CLIPTextModel`` from random init, with a tokenizer from ``tokenizer`` or from the
-    captions.
-
-    Args:
-        tokenizer: folder of a CLIP tokenizer; None trains one of ``vocab_size`` on the captions.
-        vocab_size: tokens.
-        max_length: tokens of a prompt, start and end included.
-        hidden_size: width.
-        intermediate_size: width of the feed-forward layers.
-        layers: transformer layers.
-        heads: attention heads.
-        activation: of the feed-forward layers.
-    """
-
-    tokenizer: str | None = None
-    vocab_size: Vocabulary = 49408
-    max_length: TextLength = 77
-    hidden_size: Positive = 768
-    intermediate_size: Positive = 3072
-    layers: Positive = 12
-    heads: Positive = 12
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-
-
-@config_class
-class UNetShape:
-    """A ``UNet2DConditionModel`` from random init; latent and text widths come from the other
-    parts.
-
-    Args:
-        block_out_channels: channels per resolution.
-        layers_per_block: residual layers at each.
-        attention: which resolutions have cross-attention; None: all but the last.
-        attention_head_dim: diffusers' argument of that name (which counts heads), one number or one
-            per resolution.
-        norm_num_groups: groups of every GroupNorm.
-        use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
-        time_embedding: ``positional`` (sinusoids, the default), or ``fourier``: random features of
-            the timestep, whose frequencies are drawn once and do not learn (Song et al. 2021).
-        fourier_scale: their standard deviation, in turns over all timesteps of the process.
-    """
-
-    block_out_channels: Widths = (320, 640, 1280, 1280)
-    layers_per_block: Positive = 2
-    attention: tuple[bool, ...] | None = None
-    attention_head_dim: Positive | tuple[Positive, ...] = 8
-    norm_num_groups: Positive = 32
-    use_linear_projection: bool = False
-    time_embedding: Literal["positional", "fourier"] | None = None
-    fourier_scale: Annotated[float, Field(gt=0)] | None = None
 
 
 @config_class
@@ -174,7 +99,9 @@ class Validation:
         every: how often.
         images: held-out pictures in the loss; 0 for none.
         levels: noise levels, the middles of equal cells of t.
-        prompts: pictures drawn; none by default.
+        prompts: texts, or names of classes, that are drawn; none by default. "" is what every
+            picture of an unconditional model is drawn from.
+        count: pictures of each prompt.
         seed: of the noise, the same at every validation.
         steps: sampler steps.
         guidance: guidance scale.
@@ -185,6 +112,7 @@ class Validation:
     images: Annotated[int, Field(ge=0)] = 128
     levels: Positive = 10
     prompts: tuple[str, ...] = ()
+    count: Positive = 1
     seed: int = 0
     steps: Positive = 30
     guidance: float = 4.0
@@ -307,11 +235,15 @@ class RunConfig:
 
 @config_class
 class TrainConfig(RunConfig):
-    """Training of a latent text-to-image model, from random init or from a pipeline folder.
+    """Training of a model of latents or pixels, told a text, a class or nothing, from random init
+    or from a pipeline folder.
 
     Args:
         model: pipeline folder that every part not described here is taken from.
-        vae: folder of an autoencoder, or a shape for random init.
+        vae: folder of an autoencoder, or a shape for random init; ``pixels``: none, pictures are
+            their own latents.
+        condition: ``text``; ``none``, an unconditional model; or ``{classes: [NAME, ...]}``, of
+            which captions say one each. None: that of ``model``, else text.
         text: folder of a pipeline's text encoder and tokenizer, folder (or file of weights) of an
             open_clip model, or a shape for random init.
         text_layers: only the first layers of the text encoder of a folder, with its final norm
@@ -336,7 +268,8 @@ class TrainConfig(RunConfig):
     """
 
     model: str | None = None
-    vae: VaeShape | str | None = None
+    vae: Literal["pixels"] | VaeShape | str | None = None
+    condition: Literal["text", "none"] | Classes | None = None
     text: TextShape | str | None = None
     text_layers: Positive | None = None
     unet: UNetShape | None = None

@@ -16,7 +16,7 @@ from ldm.engine.learning import parts as learning_parts
 from ldm.engine.parts import Parts
 from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
 from ldm.models.attention import set_attention
-from ldm.models.codec import Codec
+from ldm.models.codec import VaeCodec
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.inversion import Embedding
 
@@ -26,36 +26,39 @@ _FLOAT = 4  # bytes
 def text_to_image(config: TrainConfig, parts: Parts) -> Step:
     """That of training/train.py, for pictures of ``images.size`` squared."""
     # Those of a cached set are shapes alone in a run too.
-    names = ("unet",) if parts.stored else ("unet", "text_encoder", "vae")
-    networks: dict[str, nn.Module] = {name: getattr(parts, name) for name in names}
-    word, known = config.textual_inversion, parts.text_encoder.get_input_embeddings()
+    networks: dict[str, nn.Module] = {"unet": parts.unet} if parts.stored else parts.all()
+    word, text = config.textual_inversion, parts.text_encoder
     if word is not None:
+        known = text.get_input_embeddings()
         rows = torch.empty(word.vectors, known.embedding_dim, device="meta")
-        parts.text_encoder.set_input_embeddings(Embedding(known, known.num_embeddings, rows))
+        text.set_input_embeddings(Embedding(known, known.num_embeddings, rows))
     learn(parts, config)
     for part in learning_parts(config):
         getattr(parts, part).train()  # which checkpointing asks for
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, "sdpa", device_at_hand(), bfloat16=bfloat16)
-    codec, denoiser, side = Codec(parts.vae), UNetDenoiser(parts.unet), config.images.size
+    codec, denoiser, side = parts.codec, UNetDenoiser(parts.unet), config.images.size
     latent = (codec.channels, side // codec.factor, side // codec.factor)
-    width = parts.text_encoder.config.hidden_size
-    length = parts.text_encoder.config.max_position_embeddings
+    width = text.config.hidden_size if text else 0
+    length = text.config.max_position_embeddings if text else 0
     reads = "text_encoder" in learning_parts(config)
-    cached = config.cache_latents and config.images.deterministic, config.cache_text and not reads
+    encodes = config.cache_latents and config.images.deterministic and parts.vae is not None
+    cached = encodes, config.cache_text and not reads and text is not None
     if parts.stored:
         cached = True, True
 
     def tokens(n: int) -> Tensor:
         ids = torch.empty(n, length, dtype=torch.int64)
-        return parts.text_encoder(ids).last_hidden_state
+        return text(ids).last_hidden_state
 
     def loss(n: int) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):  # frozen ones are in float32
             pixels = () if cached[0] else torch.empty(n, 3, side, side)
             z = torch.empty(n, *latent) if cached[0] else codec.encode(pixels).mean
-            told = None if reads else torch.empty(n, length, width) if cached[1] else tokens(n)
-        cond = Condition(tokens(n) if told is None else told)
+            label = {} if text else {"label": torch.empty(n, dtype=torch.int64)}
+            late = reads or text is None
+            told = None if late else torch.empty(n, length, width) if cached[1] else tokens(n)
+        cond = Condition(tokens(n) if reads else told, extra=label)
         u, eps = torch.empty(n, dtype=torch.float64), torch.empty_like(z)
         return parts.objective(parts.process, denoiser, z, cond, u=u, eps=eps).loss.mean()
 
@@ -71,7 +74,7 @@ def text_to_image(config: TrainConfig, parts: Parts) -> Step:
 
 def autoencoder(config: AutoencoderConfig, vae: AutoencoderKL) -> Step:
     """That of training/train_autoencoder.py."""
-    codec, side = Codec(vae), config.images.size
+    codec, side = VaeCodec(vae), config.images.size
     if config.train == "decoder":
         for part in (vae.encoder, vae.quant_conv):
             if part is not None:

@@ -1,4 +1,4 @@
-"""Training of a latent text-to-image model.
+"""Training of a latent text-to-image model, or of one of pixels, of classes, or unconditional.
 
     z = codec(x),   cond = text (or "" with probability ``text_dropout``),
     L = E [ w(level) |y(z, eps) - network(alpha z + sigma eps, timestep, cond)|^2 ]
@@ -65,9 +65,7 @@ class TextToImageTask(nn.Module):
     def place(self, device: torch.device) -> None:
         """Brings to ``device`` what is in memory."""
         parts = self.parts
-        for network in (
-            (parts.unet,) if parts.stored else (parts.vae, parts.text_encoder, parts.unet)
-        ):
+        for network in (parts.unet,) if parts.stored else parts.all().values():
             network.to(device)
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -107,9 +105,10 @@ class TextToImageTask(nn.Module):
             if self.parts.stored:
                 pipe = loaded(pipe, self.parts.stored, "validation.prompts")
             pipe.set_progress_bar_config(disable=True)
+            prompts = [prompt for prompt in validation.prompts for _ in range(validation.count)]
             drawn = pictures.drawn(
                 pipe,
-                validation.prompts,
+                prompts,
                 accelerator,
                 seed=validation.seed,
                 batch=4,  # few, so that many processes have some
@@ -121,7 +120,7 @@ class TextToImageTask(nn.Module):
             )
             if accelerator.is_main_process:
                 cells = [[to_image(picture)] for picture in drawn]
-                page = pictures.sheet(cells, validation.prompts, columns=8)
+                page = pictures.sheet(cells, prompts if any(prompts) else None, columns=8)
                 pictures.save(page, pictures.sheet_name(folder, images))
         return measured
 
@@ -200,12 +199,18 @@ def pipeline(parts: Parts) -> LatentDiffusionPipeline:
     """A pipeline over the networks of ``parts``."""
     stated = parts.scheduler_config()
     scheduler = getattr(diffusers, stated.pop("_class_name"))
-    # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
-    stated |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    if parts.vae is not None:
+        # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
+        stated |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
     known = inspect.signature(scheduler.__init__).parameters
     scheduler = scheduler(**{key: value for key, value in stated.items() if key in known})
     return LatentDiffusionPipeline(
-        parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, scheduler
+        parts.vae,
+        parts.text_encoder,
+        parts.tokenizer,
+        parts.unet,
+        scheduler,
+        classes=parts.classes,
     )
 
 

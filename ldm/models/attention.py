@@ -11,8 +11,8 @@ import importlib.metadata
 from typing import Literal
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
 Backend = Literal["sdpa", "xformers"]
 
@@ -48,7 +48,11 @@ def check_backend(backend: Backend, device: torch.device) -> None:
 
 
 def set_attention(
-    unet: UNet2DConditionModel, backend: Backend, device: torch.device, *, bfloat16: bool
+    unet: UNet2DConditionModel | UNet2DModel,
+    backend: Backend,
+    device: torch.device,
+    *,
+    bfloat16: bool,
 ) -> None:
     """Makes ``unet`` compute attention with ``backend`` on ``device``.
 
@@ -64,7 +68,8 @@ def set_attention(
     check_backend(backend, device)
     if backend == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-    elif bfloat16 and device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
-    else:
-        unet.set_attn_processor(AttnProcessor2_0())
+        return
+    plain = bfloat16 and device.type == "cpu"
+    for module in unet.modules():  # a UNet2DModel has no call for all
+        if isinstance(module, Attention):
+            module.set_processor(AttnProcessor() if plain else AttnProcessor2_0())

@@ -1,14 +1,15 @@
-"""Images <-> latents: a KL autoencoder behind the three calls that training and sampling need.
+"""Images <-> latents: a KL autoencoder, or nothing, behind the three calls that training and
+sampling need.
 
     q(z | x) = N(mean(x), exp(logvar(x)));   latent = scaling_factor * (z - shift_factor)
 
 (Rombach et al. 2022, section 3.1). Moments are what a cache stores: unscaled, so that the posterior
-is sampled anew every epoch.
+is sampled anew every epoch. In pixel space (Ho et al. 2020, section 3.3) x is its own latent.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from diffusers import AutoencoderKL
@@ -23,8 +24,53 @@ class Moments(NamedTuple):
     logvar: Float[Tensor, "b c h w"]
 
 
-class Codec:
-    """``AutoencoderKL`` as a codec.
+@runtime_checkable
+class Codec(Protocol):
+    """What makes latents of pictures and pictures of latents."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell along each side."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        ...
+
+    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Moments:
+        """Moments of ``pixels`` in [-1, 1]."""
+        ...
+
+    def sample(self, moments: Moments, eps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """One draw of the posterior as the denoiser sees it; ``eps`` is standard normal."""
+        ...
+
+    def decode(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Pixels in about [-1, 1], not clipped."""
+        ...
+
+
+class IdentityCodec:
+    """Pixels in [-1, 1] are the latent: a ``Codec`` of pixel space."""
+
+    factor, channels = 1, 3
+
+    def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Moments:
+        """``pixels`` without variance."""
+        return Moments(pixels, torch.full_like(pixels, -torch.inf))
+
+    def sample(self, moments: Moments, eps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The pixels, whatever ``eps``."""
+        return moments.mean
+
+    def decode(self, latent: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The latent."""
+        return latent
+
+
+class VaeCodec:
+    """``AutoencoderKL`` as a ``Codec``.
 
     Args:
         vae: the autoencoder; its ``scaling_factor`` (and ``shift_factor``) are applied here and
@@ -64,6 +110,11 @@ class Codec:
         z = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         # Its dtype alone: an offloaded autoencoder comes to the latent's device when it is called.
         return self.vae.decode(z.to(self.vae.decoder.conv_in.weight.dtype)).sample
+
+
+def codec_of(vae: AutoencoderKL | None) -> Codec:
+    """The codec of a model with this autoencoder; None is pixel space."""
+    return IdentityCodec() if vae is None else VaeCodec(vae)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import itertools
 import logging
 import re
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -24,6 +25,23 @@ log = logging.getLogger(__name__)
 
 _NAMED = 100  # texts that are too long, in the life of a conditioner
 _OLD_EOS = 2  # where a config says so, the tower pools at the largest id of a text
+
+
+@runtime_checkable
+class Conditioner(Protocol):
+    """Text -> Condition, in two halves: ids are what a data loader hands over."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Int64 ids ``b l`` on the CPU; ``ValueError`` for a text that says nothing to it."""
+        ...
+
+    def encode_ids(self, ids: Int64[Tensor, "b l"]) -> Condition:
+        """The condition of ids."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """The condition of texts; that of "" is the null condition."""
+        ...
 
 
 class ClipConditioner:

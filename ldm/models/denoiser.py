@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from ldm.diffusion import Condition
 
 
 class UNetDenoiser(nn.Module):
-    """``UNet2DConditionModel`` as a ``Denoiser``.
+    """``UNet2DConditionModel``, or ``UNet2DModel`` where no text is read, as a ``Denoiser``.
 
     As in stock Stable Diffusion the mask of padding tokens does not reach cross-attention.
 
@@ -18,7 +18,7 @@ class UNetDenoiser(nn.Module):
         unet: the network, used as it is.
     """
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, unet: UNet2DConditionModel | UNet2DModel) -> None:
         super().__init__()
         self.unet = unet
 
@@ -27,4 +27,12 @@ class UNetDenoiser(nn.Module):
     ) -> Float[Tensor, "b y h w"]:
         """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
-        return self.unet(x_t, timestep.float(), encoder_hidden_states=cond.tokens).sample
+        timestep = timestep.float()
+        if isinstance(self.unet, UNet2DConditionModel):
+            return self.unet(x_t, timestep, encoder_hidden_states=cond.tokens).sample
+        if self.unet.config.time_embedding_type == "fourier":
+            # This one takes the logarithm of a sigma itself, and divides its output by it, so that
+            # a score comes out. The process says log(sigma) / 4.
+            timestep = (4 * timestep).exp()
+        labels = cond.extra["label"] if self.unet.config.num_class_embeds else None
+        return self.unet(x_t, timestep, class_labels=labels).sample

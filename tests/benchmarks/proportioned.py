@@ -26,7 +26,7 @@ from ldm.diffusion import NoiseProcess
 from ldm.engine.parts import initialised, make_unet, make_vae
 from ldm.engine.schema import UNetShape, VaeShape
 from ldm.models.attention import set_attention
-from ldm.models.codec import Codec
+from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.lora import attach
 from ldm.models.tokenizer import train_tokenizer
@@ -88,7 +88,7 @@ def model(folder: Path, trained_on: Path) -> LatentDiffusionPipeline:
         )
     vae = make_vae(VAE, 0)
     with torch.no_grad():
-        spread = Codec(vae).encode(x[:16]).mean.std()
+        spread = VaeCodec(vae).encode(x[:16]).mean.std()
     vae.register_to_config(scaling_factor=1 / float(spread))
     with initialised(0, "unet"):
         unet = make_unet(UNET, VAE.latent_channels, WIDTH, LATENT)
@@ -185,7 +185,7 @@ def held_out_loss(pipe: LatentDiffusionPipeline, folder: Path, levels: int = 5) 
     times, every picture with the same noise each time this is called.
     """
     x, captions = captioned(folder)
-    process, codec = NoiseProcess(), Codec(pipe.vae)
+    process, codec = NoiseProcess(), VaeCodec(pipe.vae)
     moments = codec.encode(x)
     z = codec.sample(moments, torch.zeros_like(moments.mean))
     cond = ClipConditioner(pipe.tokenizer, pipe.text_encoder).encode(captions)

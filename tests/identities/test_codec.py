@@ -13,7 +13,7 @@ from ldm.engine.parts import make_vae
 from ldm.engine.schema import VaeShape
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.similarity import psnr, ssim
-from ldm.models.codec import Codec, Moments, fold_statistics
+from ldm.models.codec import Moments, VaeCodec, fold_statistics
 
 
 def pictures(count: int = 64, size: int = 16) -> torch.Tensor:
@@ -38,7 +38,7 @@ def vae() -> AutoencoderKL:
     return made
 
 
-def statistics(codec: Codec, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def statistics(codec: VaeCodec, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and std per channel of posterior samples over ``x``, in closed form."""
     mean, logvar = (m.double() for m in codec.encode(x))
     overall = mean.mean((0, 2, 3))
@@ -56,12 +56,12 @@ def test_an_offloaded_autoencoder_gets_the_latent_where_the_latent_is(vae, monke
 
     monkeypatch.setattr(vae, "decode", decode)
     with pytest.raises(KeyboardInterrupt):
-        Codec(vae).decode(torch.zeros(1, 4, 8, 8, device="meta"))
+        VaeCodec(vae).decode(torch.zeros(1, 4, 8, 8, device="meta"))
     assert seen == ["meta"]
 
 
 def test_folding_leaves_the_reconstruction(vae):
-    codec, x = Codec(vae), pictures()
+    codec, x = VaeCodec(vae), pictures()
     before = codec.encode(x)
     plain = vae.decode(before.mean).sample
     noise = torch.randn_like(before.mean)
@@ -76,13 +76,13 @@ def test_folding_leaves_the_reconstruction(vae):
 
 
 def test_folded_latents_have_mean_0_and_std_1(vae):
-    codec, x = Codec(vae), pictures()
+    codec, x = VaeCodec(vae), pictures()
     mean, std = statistics(codec, x)
     assert mean.abs().max() > 1 and (std - 1).abs().max() > 0.5
     fold_statistics(vae, mean, std)
     mean, std = statistics(codec, x)
     assert mean.abs().max() < 1e-5 and (std - 1).abs().max() < 1e-5
-    # And so it is for what the denoiser sees: draws through Codec.sample.
+    # And so it is for what the denoiser sees: draws through VaeCodec.sample.
     moments = codec.encode(x)
     drawn = torch.stack([codec.sample(moments, torch.randn_like(moments.mean)) for _ in range(50)])
     assert drawn.mean((0, 1, 3, 4)).abs().max() < 0.02
@@ -91,7 +91,7 @@ def test_folded_latents_have_mean_0_and_std_1(vae):
 
 def test_folding_makes_the_factors_neutral(vae, tmp_path):
     vae.register_to_config(scaling_factor=0.5, shift_factor=0.25)
-    codec, x = Codec(vae), pictures()
+    codec, x = VaeCodec(vae), pictures()
     mean, std = statistics(codec, x)
     fold_statistics(vae, mean, std)
     moments = codec.encode(x)
@@ -100,7 +100,7 @@ def test_folding_makes_the_factors_neutral(vae, tmp_path):
     vae.save_pretrained(tmp_path)
     read = AutoencoderKL.from_pretrained(tmp_path)
     assert read.config.scaling_factor == 1.0 and not read.config.shift_factor
-    assert torch.equal(Codec(read).encode(x).mean, moments.mean)
+    assert torch.equal(VaeCodec(read).encode(x).mean, moments.mean)
 
 
 def test_folding_needs_the_two_convolutions():
@@ -119,7 +119,7 @@ def test_a_pretrained_factor_is_kept(tmp_path, shift):
     made = tiny.vae()
     made.register_to_config(scaling_factor=0.18215, shift_factor=shift)
     made.save_pretrained(tmp_path)
-    codec = Codec(AutoencoderKL.from_pretrained(tmp_path))
+    codec = VaeCodec(AutoencoderKL.from_pretrained(tmp_path))
     moments = Moments(torch.full((2, 4, 8, 8), 3.0), torch.full((2, 4, 8, 8), math.log(4.0)))
     # (mean + std * eps - shift) * factor
     z = codec.sample(moments, torch.full((2, 4, 8, 8), 0.5))

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Objective, Prediction
-from ldm.models.codec import Codec, Moments
+from ldm.models.codec import Moments, VaeCodec
 from tiny import vae
 
 B = 3
@@ -36,9 +36,9 @@ def test_another_shape_is_refused():
         lambda: Objective()(
             DiscreteVP(), lambda *_: x, x, cond, u=torch.full((B - 1,), 0.5), eps=x
         ),
-        lambda: Codec(vae()).encode(torch.ones(B, 1, 16, 16)),
-        lambda: Codec(vae()).decode(torch.ones(B, 4, 8)),
-        lambda: Codec(vae()).sample(Moments(x, x), torch.ones(B, 4, 6)),
+        lambda: VaeCodec(vae()).encode(torch.ones(B, 1, 16, 16)),
+        lambda: VaeCodec(vae()).decode(torch.ones(B, 4, 8)),
+        lambda: VaeCodec(vae()).sample(Moments(x, x), torch.ones(B, 4, 6)),
     )
     for number, wrong in enumerate(every):
         with pytest.raises(TypeCheckError):

@@ -19,7 +19,7 @@ from ldm.engine.schema import TrainConfig
 from ldm.engine.steps import text_to_image
 from ldm.engine.text_to_image import TextToImageTask
 from ldm.engine.trainer import Trainer
-from ldm.models.codec import Codec
+from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
@@ -164,7 +164,7 @@ def build_parts(changes: dict[str, Any]) -> TextToImageTask:
     config = validate(TrainConfig, tree(Path("run"), **changes))
     parts = build(config, [])
     conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
-    encoded = Encoded(config, Codec(parts.vae), conditioner, accelerator())
+    encoded = Encoded(config, VaeCodec(parts.vae), conditioner, accelerator())
     return TextToImageTask(config, parts, [], encoded)
 
 

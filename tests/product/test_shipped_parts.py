@@ -12,7 +12,7 @@ from ldm.engine.parts import read_vae
 from ldm.evaluation.retrieval import ranks
 from ldm.evaluation.similarity import psnr, ssim
 from ldm.models.clip import Clip
-from ldm.models.codec import Codec
+from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from runs import ROOT
 
@@ -32,7 +32,7 @@ def held_out():
 
 @torch.no_grad()
 def test_autoencoder_on_held_out_pictures(held_out):
-    codec = Codec(read_vae(str(FOLDER / "vae")))
+    codec = VaeCodec(read_vae(str(FOLDER / "vae")))
     pixels, _ = held_out
     moments = codec.encode(pixels)
     z = codec.sample(moments, torch.randn_like(moments.mean))

@@ -1,0 +1,75 @@
+"""The configs of papers: each is whole, states what it reproduces, and trains two steps."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from ldm.data.digits import NAMES
+from ldm.engine.config import load
+from ldm.engine.noise import process_and_objective
+from ldm.engine.parts import build, parameters
+from ldm.engine.schema import TrainConfig
+from runs import ROOT, accelerator, program
+
+FOLDER = ROOT / "configs" / "papers"
+NAMED = {
+    "ddpm", "improved_ddpm", "ncsn", "score_sde_vp", "score_sde_ve", "ddim", "guided_diffusion",
+    "cfg", "ldm", "flow_matching", "edm",
+}  # fmt: skip
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """A picture of each, captioned like those of scikit-learn."""
+    folder = tmp_path_factory.mktemp("digits")
+    for n, name in enumerate(NAMES):
+        Image.new("L", (8, 8), 25 * n).save(folder / f"{n}.png")
+        (folder / f"{n}.txt").write_text(f"a handwritten {name}")
+    return folder
+
+
+def test_there_is_one_for_each():
+    assert {file.stem for file in FILES} == NAMED
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_header_states_paper_equations_figure_and_command(file):
+    header = file.read_text().partition("\nrun:")[0]
+    assert re.search(r"\(arXiv\s+(# )?\d{4}\.\d{5}\)", header)
+    assert re.search(r"(eq|sec)\. \d", header) and "Published at full size" in header
+    assert f"accelerate launch training/train.py --config configs/papers/{file.stem}.yaml" in header
+    assert f"--model runs/papers/{file.stem}/final" in header
+    assert load(TrainConfig, file, []).run == f"runs/papers/{file.stem}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where assets are
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    config = load(TrainConfig, file, [])
+    whole = build(config, [], meta=True)  # as a dry run does
+    told = re.search(r"U-Net of ([\d.]+) M parameters", file.read_text())
+    assert told and float(told[1]) == round(parameters(whole.unet) / 1e6, 1)
+    # The same processes and targets; a narrow network, and pictures that are there.
+    overrides = [
+        f"run={tmp_path / 'run'}", "duration=2 steps", "batch_size=2", "cache_latents=false",
+        f"data={{path: {digits}}}", "validation=null", "score=null", "optimizer.warmup=0 steps",
+        f"unet.block_out_channels={[16] * len(config.unet.block_out_channels)}",
+        "unet.attention_head_dim=4", "images.size=16",
+    ]  # fmt: skip
+    small = load(TrainConfig, file, overrides)
+    assert process_and_objective(small)[0] == whole.process
+    final = program("train").train(small, accelerator())
+    assert (final / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert (final / "vae").exists() == (file.stem == "ldm")
+
+
+def test_ddim_is_ddpm_drawn_otherwise():
+    ddpm, ddim = (yaml.safe_load((FOLDER / f"{n}.yaml").read_text()) for n in ("ddpm", "ddim"))
+    differing = {key for key in ddpm if ddpm[key] != ddim[key]}
+    assert ddpm.keys() == ddim.keys() and differing == {"run", "validation"}
+    assert ddim["validation"]["sampler"] == "ddim"
