@@ -163,10 +163,10 @@ REFUSED = {
         "process": {"kind": "ve", "sigma_min": 3, "sigma_max": 2},
         "objective": {"target": "score"},
     },
-    "validation: sampler 'ddim' runs variance preserving processes, not 'rectified_flow'": {
+    "validation: sampler 'dpm++' runs variance preserving processes, not 'rectified_flow'": {
         "process": {"kind": "rectified_flow"},
         "objective": {"target": "velocity"},
-        "validation": {"prompts": ["a red circle"]},
+        "validation": {"prompts": ["a red circle"], "sampler": "dpm++"},
     },
 }
 
