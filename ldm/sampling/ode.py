@@ -68,8 +68,12 @@ class Adaptive(ProcessSampler):
             return torch.from_numpy(y).to(x).reshape(x.shape)
 
         slope = flow(self.process, run.predict, run.cond)
+
+        def rates(phi: float, y: Any) -> Any:
+            return slope(phi, tensor(y)).double().flatten().cpu().numpy()
+
         solver: Any = DOP853(
-            lambda phi, y: slope(phi, tensor(y)).double().flatten().cpu().numpy(),
+            rates,
             begin,
             (x / size(level)).double().flatten().cpu().numpy(),
             end,

@@ -131,9 +131,9 @@ class Named:
 #
 # Methods of higher order are the exception. Evenly spaced timesteps leave them a last step from
 # sigma / alpha = 0.2 (at 20 steps) to 0, which only first order can take: the error of dpm++ in a
-# standard deviation of 1, 0.3, 0.1 is then -0.020, -0.059, -0.059. Even steps in log-SNR, on which the order
-# of the method is proven (Lu et al. 2022a, section 3.4), make it +0.006, +0.001, -0.004, the
-# rounding of timesteps included. They win from 8 steps on, with zero terminal SNR too. Karras
+# standard deviation of 1, 0.3, 0.1 is then -0.020, -0.059, -0.059. Even steps in log-SNR, on which
+# the order of the method is proven (Lu et al. 2022a, section 3.4), make it +0.006, +0.001, -0.004,
+# the rounding of timesteps included. They win from 8 steps on, with zero terminal SNR too. Karras
 # spacing is worse on most of these and is off. heun, dpm2 and unipc call such steps exponential
 # sigmas; without them all three are of first order too. pndm has no levels but the table's.
 _EVEN_IN_LOG_SNR = {

@@ -39,8 +39,8 @@ def test_what_is_legal() -> None:
 # -- Gaussians --
 
 # How far log2 of the ratio of the errors at 20 and 40, 40 and 80 steps may be from the order.
-# ancestral: h log(1/h) at the clean end, as of the schedulers. sde: on VE the first-order errors of the drift
-# and of the noise cancel. langevin, pc: what corrections bring falls faster than what steps leave.
+# ancestral: h log(1/h) at the clean end, as of the schedulers. sde: on VE the first-order errors of
+# the drift and of the noise cancel. langevin, pc: corrections mend more of what fewer steps left.
 LOW, HIGH = {"ancestral": -0.2, "pc": -0.1}, {"pc": 0.35, "langevin": 0.55, "ode-heun": 0.25}
 EXACT_MEAN = {"ode-euler", "ode-heun", "ancestral", "pc", "langevin"}
 
