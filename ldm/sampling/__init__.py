@@ -3,11 +3,19 @@
 from ldm.sampling.bridge import SchedulerSampler
 from ldm.sampling.ode import Adaptive, Heun, slerp
 from ldm.sampling.process_sampler import ProcessSampler
-from ldm.sampling.samplers import PROCESS_SAMPLERS, SAMPLERS, Named, Sampler, own_sampler, sampler
+from ldm.sampling.samplers import (
+    PROCESS_SAMPLERS,
+    SAMPLERS,
+    Named,
+    Sampler,
+    default_sampler,
+    own_sampler,
+    sampler,
+)
 from ldm.sampling.sde import Ddim, Langevin, ReverseSde
 
 __all__ = [
     "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin", "Named",
-    "ProcessSampler", "ReverseSde", "Sampler", "SchedulerSampler", "own_sampler", "sampler",
-    "slerp",
+    "ProcessSampler", "ReverseSde", "Sampler", "SchedulerSampler", "default_sampler",
+    "own_sampler", "sampler", "slerp",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -105,6 +106,13 @@ class _UniPC(UniPCMultistepScheduler):
         return super()._sigma_to_t(sigma, log_sigmas).round()
 
 
+class _DPM2(KDPM2DiscreteScheduler):
+    """KDPM2 without a second's wait: stock looks timesteps up in tensors through NumPy."""
+
+    def _sigma_to_t(self, sigma: Any, log_sigmas: Any) -> Any:
+        return super()._sigma_to_t(np.asarray(sigma), np.asarray(log_sigmas))
+
+
 @dataclass(frozen=True)
 class Named:
     """A row of the table.
@@ -189,7 +197,7 @@ SAMPLERS: dict[str, Named] = {
         stochastic=True,
     ),
     "heun": Named(HeunDiscreteScheduler, order=2, pins=_EVEN_IN_LOG_SNR),
-    "dpm2": Named(KDPM2DiscreteScheduler, order=2, pins=_EVEN_IN_LOG_SNR),
+    "dpm2": Named(_DPM2, order=2, pins=_EVEN_IN_LOG_SNR),
     "unipc": Named(
         _UniPC,
         order=3,  # the corrector is of one order more than the predictor
@@ -267,10 +275,17 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
     return SchedulerSampler(row.scheduler, {**process.scheduler_config(target), **pins}, eta)
 
 
+def default_sampler(config: Mapping[str, Any]) -> str:
+    """The name for who has no wish: ``dpm++``, or ``ode-heun`` where no scheduler is run."""
+    preserving = isinstance(NoiseProcess.from_scheduler(config), VariancePreserving)
+    return "dpm++" if preserving else "ode-heun"
+
+
 def own_sampler(scheduler: Any, eta: float = 0.0) -> Sampler:
     """What a folder's own scheduler stands for: itself, or ``ode-heun`` where the process is not
     variance preserving and the scheduler there only for stock.
     """
-    if isinstance(NoiseProcess.from_scheduler(scheduler.config), VariancePreserving):
-        return SchedulerSampler(type(scheduler), scheduler.config, eta)
-    return sampler("ode-heun", scheduler.config)
+    name = default_sampler(scheduler.config)
+    if name == "ode-heun":
+        return sampler(name, scheduler.config)
+    return SchedulerSampler(type(scheduler), scheduler.config, eta)
