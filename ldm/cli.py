@@ -82,8 +82,13 @@ def sample(
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 7.5,
     sampler: Annotated[
-        str, typer.Option(help="ddim, ddpm, dpm++, euler, euler-a, or 'model': the folder's own.")
-    ] = "dpm++",
+        str | None,
+        typer.Option(
+            help="ddim, ddpm, dpm++, euler, euler-a, heun, dpm2, unipc, pndm; of any process:"
+            " ode-euler, ode-heun, ode-adaptive, sde, ancestral, langevin, pc; or 'model': the"
+            " folder's own. By default dpm++, or ode-heun of what is not variance preserving."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
     count: Annotated[int, typer.Option(help="Pictures of every prompt.")] = 1,
     negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
@@ -130,6 +135,7 @@ def sample(
 
     from ldm.interop.png import Parameters, write_png
     from ldm.pipeline import LatentDiffusionPipeline
+    from ldm.sampling import default_sampler
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -148,6 +154,7 @@ def sample(
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
             fail(f"--device {device}: {error}")
+        sampler = sampler or default_sampler(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
         images = pipe(
             prompts,

@@ -33,7 +33,7 @@ from ldm.models.labels import LabelConditioner
 from ldm.models.lora import adapted, fused
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
-from ldm.sampling import SchedulerSampler
+from ldm.sampling import own_sampler
 from ldm.sampling import sampler as named_sampler
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -210,7 +210,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
                 latents. Once per batch if there are several.
             callback_on_step_end_tensor_inputs: ``["latents"]`` or nothing.
             guidance_rescale: see ``ClassifierFree``.
-            sampler: a name of ``ldm.sampling.SAMPLERS``; by default ``self.scheduler``.
+            sampler: a name that ``ldm.sampling.sampler`` knows; by default ``self.scheduler``, and
+                ``ode-heun`` where the process is not variance preserving.
             seed: picture i is drawn from seed + i (or from seed[i]) and does not depend on
                 ``batch_size``.
             eta: of DDIM.
@@ -253,7 +254,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         count = len(prompts) * num_images_per_prompt
         generators = _generators(generator, seed, count)
         stepper = (
-            SchedulerSampler(type(self.scheduler), self.scheduler.config, eta)
+            own_sampler(self.scheduler, eta)
             if sampler is None
             else named_sampler(sampler, self.scheduler.config, eta)
         )

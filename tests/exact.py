@@ -46,13 +46,14 @@ class Mixture:
         )
 
     def _parts(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """log(w_k N(x; k)) ``b k``, S_k^{-1} (x - alpha m_k) ``b k d``, alpha ``b 1 1``."""
-        shape = (len(x), 1, 1)
-        alpha, sigma = (p.double().reshape(-1, 1, 1).expand(shape) for p in level[:2])
+        """log(w_k N(x; k)) ``b k``, S_k^{-1} (x - alpha m_k) ``b k d``, alpha ``b 1 1``, or of
+        one level ``1 1 1``.
+        """
+        alpha, sigma = (p.double().reshape(-1, 1, 1) for p in level[:2])
         eye = torch.eye(x.shape[1], dtype=torch.float64)
-        spread = alpha[..., None] ** 2 * self.covs + sigma[..., None] ** 2 * eye  # b k d d
+        spread = alpha[..., None] ** 2 * self.covs + sigma[..., None] ** 2 * eye  # b k d d, or 1
         off = x.double()[:, None] - alpha * self.means
-        solved = torch.linalg.solve(spread, off)
+        solved = (torch.linalg.inv(spread) @ off[..., None])[..., 0]
         log = (
             self.weights.log()
             - ((off * solved).sum(-1) + torch.logdet(spread) + x.shape[1] * math.log(2 * math.pi))
@@ -73,22 +74,28 @@ class Mixture:
         log, solved, _ = self._parts(x, level)
         return -(log.softmax(1)[..., None] * solved).sum(1)
 
+    def _hats(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """E[x0 | x_t] and E[eps | x_t] = -sigma score, ``b d``."""
+        log, solved, alpha = self._parts(x, level)
+        share = log.softmax(1)[..., None]
+        per = self.means + alpha * torch.einsum("kij,bkj->bki", self.covs, solved)
+        return (share * per).sum(1), level.sigma.double().reshape(-1, 1) * (share * solved).sum(1)
+
     def x0_hat(self, x: Tensor, level: Level) -> Tensor:
         """E[x0 | x_t], ``b d``."""
-        log, solved, alpha = self._parts(x, level)
-        per = self.means + alpha * torch.einsum("kij,bkj->bki", self.covs, solved)
-        return (log.softmax(1)[..., None] * per).sum(1)
+        return self._hats(x, level)[0]
 
     def eps_hat(self, x: Tensor, level: Level) -> Tensor:
-        """E[eps | x_t] = -sigma score, ``b d``."""
-        return -level.sigma.double().reshape(-1, 1) * self.score(x, level)
+        """E[eps | x_t], ``b d``."""
+        return self._hats(x, level)[1]
 
     def predictor(self, target: Target) -> Predictor:
         """The exact denoiser, speaking ``target``; levels and times may be scalars."""
 
         def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
             a, b = coefficients(target, level.map(lambda p: p.double().reshape(-1, 1)))
-            y = a * self.x0_hat(x_t, level) + b * self.eps_hat(x_t, level)
+            x0, eps = self._hats(x_t, level)
+            y = a * x0 + b * eps
             return Prediction(x_t, level, y.to(x_t.dtype), target)
 
         return predict

@@ -56,6 +56,13 @@ class NoiseProcess(ABC):
         """The time that ``u`` in [0, 1] stands for in training and in a sampler's spacing."""
         return u.double()
 
+    def grid(self, count: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
+        """``count`` times, float64, evenly from ``start`` to ``stop`` on the clock of ``time``, but
+        none before the first node: not every target says what x0 and eps are where sigma is 0.
+        """
+        u = torch.linspace(start, stop, count, dtype=torch.float64)
+        return self.time(u).clamp(min=1 / self.num_train_timesteps)
+
     def timestep(self, t: Tensor) -> Tensor:
         """What the network's embedding sees of ``t``, float64."""
         return t.double() * self.num_train_timesteps - 1

@@ -116,7 +116,7 @@ def build(
         # A validation without prompts draws nothing.
         if drawing is not None and getattr(drawing, "prompts", True):
             with described(key):
-                sampler(drawing.sampler, parts.scheduler_config()).start(drawing.steps)
+                sampler(drawing.sampler, parts.scheduler_config()).evaluations(drawing.steps)
     adapt(parts, config, meta=meta)
     return parts
 

@@ -29,6 +29,10 @@ _THEIR_NAME = {
     "dpm++": "DPM++ 2M",
     "euler": "Euler",
     "euler-a": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "unipc": "UniPC",
+    "pndm": "PLMS",
 }
 # A value with a comma, a colon or a line break in it is written as a JSON string.
 _ENTRY = re.compile(r'([^:,]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')

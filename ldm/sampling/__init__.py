@@ -1,6 +1,21 @@
-"""Sampling: diffusers' schedulers behind one call, and the named samplers."""
+"""Sampling: diffusers' schedulers behind one call, samplers of any process, and their names."""
 
 from ldm.sampling.bridge import SchedulerSampler
-from ldm.sampling.samplers import SAMPLERS, Named, sampler
+from ldm.sampling.ode import Adaptive, Heun, slerp
+from ldm.sampling.process_sampler import ProcessSampler
+from ldm.sampling.samplers import (
+    PROCESS_SAMPLERS,
+    SAMPLERS,
+    Named,
+    Sampler,
+    default_sampler,
+    own_sampler,
+    sampler,
+)
+from ldm.sampling.sde import Ddim, Langevin, ReverseSde
 
-__all__ = ["SAMPLERS", "Named", "SchedulerSampler", "sampler"]
+__all__ = [
+    "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin", "Named",
+    "ProcessSampler", "ReverseSde", "Sampler", "SchedulerSampler", "default_sampler",
+    "own_sampler", "sampler", "slerp",
+]  # fmt: skip

@@ -89,8 +89,9 @@ class SchedulerSampler:
             return
         known = inspect.signature(self.scheduler.__init__).parameters
         stated = self.process.scheduler_config(self.target)
-        dropped = [key for key in stated if key in self.config and key not in known]
-        blame = " and ".join(dropped) or "one of " + ", ".join(stated)
+        words = [key for key in stated if not key.startswith("_")]
+        dropped = [key for key in words if key in self.config and key not in known]
+        blame = " and ".join(dropped) or "one of " + ", ".join(words)
         raise ValueError(
             f"{name} does not honour {blame} of the scheduler config: its noise levels are not"
             " those of this model; use another scheduler (DDIM, DDPM, DPMSolverMultistep, Euler,"

@@ -1,5 +1,6 @@
 """``assets/ldm-small`` draws the same pictures through this pipeline and through stock."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -10,8 +11,15 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
+from PIL import Image
 
+from ldm.data.emoji import EmojiData
+from ldm.diffusion import NoiseProcess, predictor, target_of
+from ldm.models.codec import Codec
+from ldm.models.conditioner import ClipConditioner
+from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.sampling import Ddim, Heun
 from runs import ROOT
 
 FOLDER = ROOT / "assets" / "ldm-small"
@@ -63,6 +71,44 @@ def test_any_diffusers_pipeline_opens_it(pipes):
         mine, theirs = (dict(getattr(p, name).named_parameters()) for p in (pipes[0], opened))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.slow
+def test_held_out_pictures_come_back_from_the_noise_they_become(pipes):
+    pytest.importorskip("resvg_py")
+    captions = {
+        "a snake, twemoji style",
+        "a zipper-mouth face, openmoji style",
+        "a potted plant, openmoji style",
+        "a gem stone, openmoji style",
+    }
+    data, pipe = EmojiData(), pipes[0]
+    held = [i for i, e in enumerate(data.examples) if e.held_out and captions & {*e.captions}]
+    assert len(held) == 4
+    pixels = []
+    for index in held:
+        white = Image.new("RGBA", (64, 64), "white")
+        white.alpha_composite(data.load(index))
+        pixels.append(torch.from_numpy(np.array(white.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1)
+    config, codec = pipe.scheduler.config, Codec(pipe.vae)
+    process, target = NoiseProcess.from_scheduler(config), target_of(config)
+    predict = predictor(UNetDenoiser(pipe.unet), target)
+    with torch.no_grad():
+        words = [data.examples[i].captions[0] for i in held]
+        cond = ClipConditioner(pipe.tokenizer, pipe.text_encoder).encode(words)
+        latent = codec.encode(torch.stack(pixels)).mean
+        seen = codec.decode(latent).clamp(-1, 1)
+        # Measured over 8 pictures: DDIM 41.4 dB (median; one 25.7, the others 39.5 and more), Heun
+        # 52.7 dB and more.
+        for which, steps, least in (
+            (Ddim(process, target), 100, 36),
+            (Heun(process, target), 50, 45),
+        ):
+            noise = which(predict, latent, cond, steps=steps, start=0.0, stop=1.0)
+            back = which(predict, noise, cond, steps=steps, start=1.0, stop=0.0)
+            error = (codec.decode(back).clamp(-1, 1) - seen).square().flatten(1).mean(1)
+            assert float((10 * (4 / error).log10()).min()) > least
+            assert 0.7 < float(noise.std()) < 1.1
 
 
 def test_it_draws_what_the_words_say(pipes):

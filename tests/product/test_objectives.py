@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -75,7 +76,10 @@ def lines(run: Path) -> list[dict]:
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_legal_combinations_train_and_their_folders_say_so(name, tmp_path):
     settings = dict(COMBINATIONS[name], duration="2 steps", text_dropout=0.5)
-    settings["validation"] = {"every": "2 steps", "images": 4, "levels": 2}
+    settings["validation"] = {
+        **{"every": "2 steps", "images": 4, "levels": 2},
+        **{"prompts": ["a red circle"], "steps": 2},  # of "ddim", which every process has
+    }
     config = validate(TrainConfig, tree(tmp_path / "run", **settings))
     process, objective = process_and_objective(config)
     final = train(tmp_path / "run", **settings)
@@ -93,6 +97,11 @@ def test_legal_combinations_train_and_their_folders_say_so(name, tmp_path):
     assert again == process
     assert (kept.target, kept.learned_variance) == (objective.target, objective.learned_variance)
     ours = LatentDiffusionPipeline.from_pretrained(final)
+    ours.set_progress_bar_config(disable=True)
+    call = dict(num_inference_steps=3, seed=0, output_type="np")
+    drawn = [ours("a red circle", sampler=one, **call).images for one in (None, "ode-euler", "pc")]
+    assert all(np.isfinite(images).all() and images.std() > 0 for images in drawn)
+    assert abs(drawn[1] - drawn[2]).max() > 1e-5
     if "unet" in settings:  # the frequencies are what random init drew, not learnt
         first, last = process.timestep(torch.tensor([0.0, 1.0])).tolist()
         turns = settings["unet"].get("fourier_scale", 16.0)
@@ -163,10 +172,10 @@ REFUSED = {
         "process": {"kind": "ve", "sigma_min": 3, "sigma_max": 2},
         "objective": {"target": "score"},
     },
-    "validation: sampler 'ddim' runs variance preserving processes, not 'rectified_flow'": {
+    "validation: sampler 'dpm++' runs variance preserving processes, not 'rectified_flow'": {
         "process": {"kind": "rectified_flow"},
         "objective": {"target": "velocity"},
-        "validation": {"prompts": ["a red circle"]},
+        "validation": {"prompts": ["a red circle"], "sampler": "dpm++"},
     },
 }
 

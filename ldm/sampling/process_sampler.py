@@ -1,0 +1,139 @@
+"""Samplers that walk down the levels of any process, variance preserving or not.
+
+    x_1 = prior_std z,   x_s = step(x_t),   x_0 = x0_hat at the last level
+
+The levels are those of ``NoiseProcess.grid``. Nothing is infinite on the way: neither sigma / alpha
+at zero terminal SNR nor 1 / sigma, since the last step leaves no level to come to but the data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ldm.diffusion import Condition, Level, NoiseProcess, Prediction, Predictor, Target
+from ldm.sampling.bridge import Callback, Generators
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all steps of one call share."""
+
+    process: NoiseProcess
+    predict: Predictor
+    cond: Condition
+    generators: Generators | None
+    callback: Callback | None
+
+    def timestep(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network is told of ``t``, a scalar."""
+        return self.process.timestep(t).float().to(x.device)
+
+    def at(self, x: Tensor, t: Tensor) -> Prediction:
+        """The prediction for ``x`` at time ``t``."""
+        return self.predict(x, self.process.level(t), self.timestep(x, t), self.cond)
+
+    def noise(self, x: Tensor) -> Tensor:
+        """Standard normal noise like ``x``."""
+        many = isinstance(self.generators, Sequence)
+        draws = list(self.generators) if many else self.generators  # type: ignore[arg-type]
+        return randn_tensor(tuple(x.shape), draws, x.device, x.dtype)  # type: ignore[arg-type]
+
+    def seen(self, index: int, x: Tensor, t: Tensor) -> Tensor:
+        """``x``, or what the callback replaces it by."""
+        replaced = self.callback and self.callback(index, self.timestep(x, t), x)
+        return x if replaced is None else replaced
+
+
+@dataclass(frozen=True)
+class ProcessSampler(ABC):
+    """A sampler on a noise process.
+
+    Args:
+        process: whose levels are walked.
+        target: what the network speaks; refused where it does not determine x0.
+    """
+
+    process: NoiseProcess
+    target: Target
+
+    order: ClassVar[int] = 1
+    """Of convergence in the number of steps, as tests/laws measures it."""
+    stochastic: ClassVar[bool] = False
+    """Draws noise, so that it runs from noise to data alone."""
+
+    def __post_init__(self) -> None:
+        self.process.refuse(self.target)
+
+    @abstractmethod
+    def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """``x`` at time ``t`` brought to time ``s``."""
+
+    def walk(self, run: Run, x: Tensor, times: Tensor) -> Tensor:
+        """``x`` at the first time brought to the last."""
+        for index, (t, s) in enumerate(itertools.pairwise(times)):
+            x = run.seen(index, self.step(run, x, t, s), t)
+        return x
+
+    def evaluations(self, steps: int) -> int:
+        """Times that the callback is called: once a step, whatever a step costs."""
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        return steps
+
+    def __call__(
+        self,
+        predict: Predictor,
+        x: Tensor,
+        cond: Condition,
+        *,
+        steps: int,
+        start: float | None = None,
+        stop: float | None = None,
+        generators: Generators | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Samples ``b ...``, in the dtype of ``x``.
+
+        Args:
+            predict: called with a scalar level and a scalar timestep.
+            x: standard normal noise ``b ...``; if ``start`` is given, x_t there.
+            cond: condition of the batch.
+            steps: steps, the last of which is the jump to x0_hat if ``stop`` is None.
+            start: where on the clock ``process.time`` the run begins: 1 is noise, 0 the first node.
+            stop: where it ends, with x_t there; None: with x0. Above ``start`` data become noise.
+            generators: of the noise of stochastic samplers: one for the batch, or one per sample.
+            callback: called after every step.
+
+        Raises:
+            ValueError: ``steps``, ``start`` or ``stop`` are out of range.
+        """
+        self.evaluations(steps)
+        first, last = 1.0 if start is None else start, 0.0 if stop is None else stop
+        if not (0 <= first <= 1 and 0 <= last <= 1):
+            raise ValueError(f"start and stop must lie in [0, 1], not {first} and {last}")
+        if self.stochastic and first < last:
+            raise ValueError(
+                f"{type(self).__name__} runs from noise to data: start ({first}) must not be"
+                f" below stop ({last})"
+            )
+
+        def checked(x: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            found = predict(x, level, timestep, cond)
+            if found.target != self.target:
+                self.process.refuse(found.target)
+            return found
+
+        run = Run(self.process, checked, cond, generators, callback)
+        times = self.process.grid(steps if stop is None else steps + 1, first, last)
+        x = self.walk(run, x if start is not None else x * self.process.prior_std(), times)
+        if stop is not None:
+            return x
+        x0 = run.at(x, times[-1]).x0.to(x.dtype)
+        return run.seen(steps - 1, x0, times[-1])
