@@ -26,6 +26,7 @@ class Program(StrEnum):
     train = "train"
     autoencoder = "autoencoder"
     clip = "clip"
+    classifier = "classifier"
 
 
 class LoraFormat(StrEnum):
@@ -210,7 +211,7 @@ def export(
 @app.command()
 def schema(
     program: Annotated[
-        Program, typer.Argument(metavar="[PROGRAM]", help="train, autoencoder or clip.")
+        Program, typer.Argument(metavar="[PROGRAM]", help="train, autoencoder, clip or classifier.")
     ] = Program.train,
 ) -> None:
     """Prints the JSON schema of a program's configs, for editors."""

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=8)
-def _times(seed: int, batch: int, size: int) -> np.ndarray:
+def times(seed: int, batch: int, size: int) -> np.ndarray:
+    """``u`` of every image of global batch ``batch``, ``size``."""
     return stratified(seed, "time", batch, size)
 
 
@@ -304,5 +305,5 @@ class LatentDraws(Dataset[dict[str, Any]]):
             "coordinates": torch.tensor(coordinates(item.size, view, item.shape)),
             "posterior": normal(seed, "posterior", position, shape),
             "noise": normal(seed, "noise", position, shape),
-            "u": _times(seed, position // batch, batch)[position % batch],
+            "u": times(seed, position // batch, batch)[position % batch],
         }
