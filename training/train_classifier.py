@@ -10,42 +10,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 
 from ldm.engine.classification import ClassificationTask, LabelledDraws, Labels
+from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.config import ConfigError
-from ldm.engine.networks import described, digest, in_model, initialised, on_meta
-from ldm.engine.noise import process_of
-from ldm.engine.parts import latent_side, parameters, read_vae
+from ldm.engine.networks import described, initialised, on_meta
+from ldm.engine.noised import Noised
+from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
-from ldm.engine.schema import ClassifierConfig
 from ldm.engine.steps import classification
 from ldm.engine.trainer import Trainer
 from ldm.models.classifier import NoisyClassifier
-from ldm.models.codec import Codec
 
 
 def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:
     """Builds the classifier of ``config``, trains it, and returns the folder of the result."""
     if config.images.buckets:
         raise ConfigError("images.buckets: a classifier's pictures are squares: leave it out")
-    process, side = process_of(config.process, config.model), config.images.size
-    codec, shape, origin = None, (3, side, side), {"process": repr(process)}
-    vae = frozen(config)
-    if vae is not None:
-        vae.to(accelerator.device)
-        cells = latent_side(vae, config.images)
-        codec, origin["model.vae"] = Codec(vae), digest(vae)
-        shape = (codec.channels, cells, cells)
+    noised = Noised.of(config.model, config.images, config.process)
+    if noised.codec is not None:
+        noised.codec.vae.to(accelerator.device)
     collection, labels = collect(config, accelerator), Labels(config.labels)
     if collection.epoch is None:
         raise ConfigError("data: a stream's labels are not known ahead: train on files or tables")
     labels.restrict(collection)
-    classifier = make(config, vae).to(accelerator.device)
-    task = ClassificationTask(
-        config, classifier, process, codec, labels, collection.held_out, origin
-    )
-    draws = LabelledDraws(collection, config, labels, shape)
+    classifier = make(config, noised.shape[0]).to(accelerator.device)
+    task = ClassificationTask(config, classifier, noised, labels, collection.held_out)
+    draws = LabelledDraws(collection, config, labels, noised)
     accelerator.print(
         f"{parameters(classifier):,} parameters, {len(labels.names)} labels,"
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
@@ -55,16 +46,8 @@ def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:
     return final
 
 
-def frozen(config: ClassifierConfig, *, meta: bool = False) -> AutoencoderKL | None:
-    """The autoencoder whose latents are seen."""
-    if config.model is None:
-        return None
-    return read_vae(str(in_model(config.model, "model", "vae")), meta=meta)
-
-
-def make(config: ClassifierConfig, vae: AutoencoderKL | None) -> NoisyClassifier:
-    """The classifier of ``config`` from random init."""
-    channels = 3 if vae is None else vae.config.latent_channels
+def make(config: ClassifierConfig, channels: int) -> NoisyClassifier:
+    """The classifier of ``config`` from random init, for ``channels``."""
     with initialised(config.seed, "classifier"), described("classifier"):
         return NoisyClassifier(list(config.labels), channels, **vars(config.classifier))
 
@@ -73,9 +56,9 @@ def main() -> None:
     """The command line."""
     program = Program(ClassifierConfig, __doc__)
     if program.dry_run:
-        vae = frozen(program.config, meta=True)
-        classifier = on_meta(lambda: make(program.config, vae))
-        program.report(classification(program.config, classifier, vae))
+        noised = Noised.of(program.config.model, program.config.images, program.config.process)
+        classifier = on_meta(lambda: make(program.config, noised.shape[0]))
+        program.report(classification(classifier, noised.shape))
     else:
         train(program.config, program.accelerator())
 

@@ -3,7 +3,8 @@
     accelerate launch training/train_clip.py --config configs/clip.yaml a.b=c ...
 
 The result is ``RUN/final``: ``text_encoder`` and ``tokenizer`` for a pipeline (``text: RUN/final``
-in the config of training/train.py), ``image_encoder`` for evaluation.
+in the config of training/train.py), ``image_encoder`` for evaluation. With ``model`` the picture
+tower sees that model's latents under noise, for guidance (configs/clip_noised.yaml).
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
+from ldm.data.collection import Collection
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
+from ldm.engine.networks import described, in_model
+from ldm.engine.noised import Noised
 from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import ClipConfig
 from ldm.engine.steps import contrastive
-from ldm.engine.text import own_tokenizer
+from ldm.engine.text import own_tokenizer, read_tokenizer
 from ldm.engine.trainer import Trainer, split_batch
+from ldm.models.clip import Clip
 from ldm.models.tokenizer import train_tokenizer
 
 
@@ -33,21 +38,23 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "micro_batch_size: a contrastive loss compares the whole batch: leave it out, or lower"
             " batch_size"
         )
-    if config.clip.size != config.images.size:
+    noised = Noised.of(config.model, config.images) if config.model else None
+    side = noised.shape[1] if noised else config.images.size
+    if config.clip.size != side:
         raise ConfigError(
-            f"clip.size {config.clip.size} and images.size {config.images.size} must be the same"
+            f"clip.size {config.clip.size} is not {side}, the side of what the picture tower sees"
         )
     if config.images.buckets:
         raise ConfigError(
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
     collection = collect(config, accelerator)
-    tokenizer = own_tokenizer(
-        config.run, collection.captions(), config.vocab_size, config.max_length
-    )
-    clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
-    task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator)
-    draws = CaptionedDraws(collection, config, task.conditioner)
+    clip, tokenizer = make(config, noised, collection)
+    clip.to(accelerator.device)
+    if noised is not None and noised.codec is not None:
+        noised.codec.vae.to(accelerator.device)
+    task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator, noised)
+    draws = CaptionedDraws(collection, config, task.conditioner, noised)
     accelerator.print(
         f"{parameters(clip):,} parameters, {len(tokenizer):,} tokens,"
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
@@ -56,6 +63,26 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
     final = trainer.fit()
     accelerator.print(f"the text encoder, its tokenizer and the image encoder are in {final}")
     return final
+
+
+def make(
+    config: ClipConfig, noised: Noised | None, collection: Collection
+) -> tuple[Clip, CLIPTokenizer]:
+    """The towers and the tokenizer: all new, or a picture tower beside a CLIP's text side."""
+    if noised is None:
+        tokenizer = own_tokenizer(
+            config.run, collection.captions(), config.vocab_size, config.max_length
+        )
+        return config.clip.build(tokenizer, config.seed), tokenizer
+    text, vision, words = (
+        in_model(config.model, "model", part)
+        for part in ("text_encoder", "image_encoder", "tokenizer")
+    )
+    if not (vision / "config.json").is_file():
+        raise ConfigError(f"model: {config.model} has no image_encoder, so it is half a CLIP")
+    with described("clip"):
+        clip = config.clip.beside(Clip.load(text, vision), noised.shape[0], config.seed)
+    return clip, read_tokenizer(words)
 
 
 def main() -> None:

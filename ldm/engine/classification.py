@@ -18,18 +18,16 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import to_pixels
 from ldm.data.source import DataError
-from ldm.diffusion import NoiseProcess, normal, stream
-from ldm.engine.encoded import times
+from ldm.diffusion import stream
+from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.memory import Memory
-from ldm.engine.schema import ClassifierConfig
-from ldm.guidance import unit
+from ldm.engine.noised import Noised
 from ldm.models.classifier import NoisyClassifier
-from ldm.models.codec import Codec
 from ldm.models.origin import forget_origin
 
 
@@ -72,34 +70,28 @@ class LabelledDraws(Dataset[dict[str, Any]]):
         collection: its training pictures, all of which have labels.
         config: transform with augmentation drawn per image, batch, seed.
         labels: the rules.
-        shape: of what is noised, ``c h w``.
+        noised: what the classifier sees.
     """
 
     def __init__(
-        self,
-        collection: Collection,
-        config: ClassifierConfig,
-        labels: Labels,
-        shape: tuple[int, ...],
+        self, collection: Collection, config: ClassifierConfig, labels: Labels, noised: Noised
     ) -> None:
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
-        self.config, self.labels, self.shape = config, labels, shape
+        self.config, self.labels, self.noised = config, labels, noised
 
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
         return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """``pixels`` 3 h w in [-1, 1], ``label``, ``posterior``, ``noise``, ``u``, ``position``."""
-        item, seed, batch = self.item(position), self.config.seed, self.config.batch_size
+        """``pixels`` 3 h w in [-1, 1], ``label``, the draws of ``Noised``, ``position``."""
+        item, seed = self.item(position), self.config.seed
         view = self.config.images.view(stream(seed, "transform", position))
         return {
             "position": position,
             "pixels": to_pixels(self.config.images(item.load(), view)),
             "label": self.labels.of(item),
-            "posterior": normal(seed, "posterior", position, self.shape),
-            "noise": normal(seed, "noise", position, self.shape),
-            "u": times(seed, position // batch, batch)[position % batch],
+            **self.noised.draws(seed, position, self.config.batch_size),
         }
 
 
@@ -109,45 +101,31 @@ class ClassificationTask(nn.Module):
     Args:
         config: the run.
         classifier: what learns.
-        process: the noise.
-        codec: frozen, whose latents are noised; None: pixels are.
+        noised: what it sees.
         labels: the rules.
         held_out: pictures that all have labels.
-        origin: what was read from folders.
     """
 
     def __init__(
         self,
         config: ClassifierConfig,
         classifier: NoisyClassifier,
-        process: NoiseProcess,
-        codec: Codec | None,
+        noised: Noised,
         labels: Labels,
         held_out: Items,
-        origin: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.config, self.classifier, self.process = config, classifier, process
-        self.codec, self.labels, self.held_out = codec, labels, held_out
-        self.origin, self.memory = dict(origin), Memory()
+        self.config, self.classifier, self.noised = config, classifier, noised
+        self.labels, self.held_out = labels, held_out
+        self.origin, self.memory = noised.origin(), Memory()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The classifier's parameters."""
         return dict(self.classifier.named_parameters())
 
-    def _logits(self, pixels: Tensor, posterior: Tensor, noise: Tensor, u: Tensor) -> Tensor:
-        z = pixels
-        if self.codec is not None:
-            with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-                z = self.codec.sample(self.codec.encode(pixels), posterior)
-        t = self.process.time(u)
-        x = unit(self.process.perturb(z, noise, t), self.process.level(t))
-        return self.classifier(x, self.process.timestep(t).to(x)).float()
-
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` in nats and ``accuracy``, per sample, ``b``."""
-        names = ("pixels", "posterior", "noise", "u")
-        logits = self._logits(*(batch[name] for name in names))
+        logits = self.classifier(*self.noised(batch["pixels"], batch)).float()
         hit = logits.argmax(1) == batch["label"]
         loss = cross_entropy(logits, batch["label"], reduction="none")
         return {"loss": loss, "accuracy": hit.float()}
@@ -159,29 +137,22 @@ class ClassificationTask(nn.Module):
         if validation is None or not validation.images or not self.held_out:
             return {}
         chosen = spread(self.held_out, validation.images)
-        mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
-        hits = torch.zeros(validation.levels + 1, dtype=torch.float64, device=device)
-        for n in mine:
-            x = to_pixels(self.config.images(chosen[n].load()))[None].to(device)
-            shape = tuple(x.shape[1:])
-            if self.codec is not None:
-                shape = (self.codec.channels, *(side // self.codec.factor for side in shape[1:]))
-            eps = [normal(validation.seed, f"validation {k}", n, shape)
-                   for k in range(validation.levels)]  # fmt: skip
-            u = (torch.arange(validation.levels, device=device).double() + 0.5) / validation.levels
-            noise = torch.stack(eps).to(device)
-            logits = self._logits(x.expand(len(u), -1, -1, -1), torch.zeros_like(noise), noise, u)
+        levels = validation.levels
+        hits = torch.zeros(levels + 1, dtype=torch.float64, device=device)
+        for n in range(accelerator.process_index, len(chosen), accelerator.num_processes):
+            x = to_pixels(self.config.images(chosen[n].load())).to(device)
+            draws = default_collate(
+                [self.noised.held_out(validation.seed, n, k, levels) for k in range(levels)]
+            )
+            draws = {name: value.to(device) for name, value in draws.items()}
+            logits = self.classifier(*self.noised(x.expand(levels, -1, -1, -1), draws))
             hits[:-1] += logits.argmax(1) == self.labels.of(chosen[n])
             hits[-1] += 1
         hits = accelerator.reduce(hits, "sum")
         share = (hits[:-1] / hits[-1]).tolist()
-        return {
-            "held_out_accuracy": sum(share) / len(share),
-            **{
-                f"held_out_accuracy/{(k + 0.5) / len(share):.2f}": value
-                for k, value in enumerate(share)
-            },
-        }
+        name = "held_out_accuracy"
+        per_level = {f"{name}/{(k + 0.5) / levels:.2f}": v for k, v in enumerate(share)}
+        return {name: sum(share) / levels, **per_level}
 
     def save(self, folder: Path) -> None:
         """The classifier's folder."""

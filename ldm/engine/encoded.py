@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=8)
-def times(seed: int, batch: int, size: int) -> np.ndarray:
-    """``u`` of every image of global batch ``batch``, ``size``."""
+def _times(seed: int, batch: int, size: int) -> np.ndarray:
     return stratified(seed, "time", batch, size)
 
 
@@ -305,5 +304,5 @@ class LatentDraws(Dataset[dict[str, Any]]):
             "coordinates": torch.tensor(coordinates(item.size, view, item.shape)),
             "posterior": normal(seed, "posterior", position, shape),
             "noise": normal(seed, "noise", position, shape),
-            "u": times(seed, position // batch, batch)[position % batch],
+            "u": _times(seed, position // batch, batch)[position % batch],
         }

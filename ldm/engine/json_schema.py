@@ -17,13 +17,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from ldm import diffusion
-from ldm.engine.schema import (
-    AutoencoderConfig,
-    ClassifierConfig,
-    ClipConfig,
-    RunConfig,
-    TrainConfig,
-)
+from ldm.engine.classifier_settings import ClassifierConfig
+from ldm.engine.schema import AutoencoderConfig, ClipConfig, RunConfig, TrainConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "train": TrainConfig,

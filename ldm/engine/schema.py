@@ -4,11 +4,10 @@ processes.
 
 from __future__ import annotations
 
-import re
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from ldm.data.images import ImageTransform
 from ldm.engine.config import Duration, Interval, config_class
@@ -17,21 +16,11 @@ from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.models.clip import ClipSize
 
-
-def _expression(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{text!r} is no regular expression: {error}") from None
-    return text
-
-
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
 TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Expression = Annotated[str, AfterValidator(_expression)]
 
 
 @config_class
@@ -395,43 +384,14 @@ class ClipConfig(RunConfig):
 
     Args:
         clip: both towers and the joint space.
+        model: pipeline folder with a CLIP, of which all that reads text stays as it is: the picture
+            tower learns to see the latents of its autoencoder, of side ``clip.size``, under its
+            noise. None: both towers learn, from pictures.
         vocab_size: tokens of the tokenizer.
         max_length: tokens of a text, start and end included.
     """
 
     clip: ClipSize = field(default_factory=ClipSize)
+    model: str | None = None
     vocab_size: Vocabulary = 4096
     max_length: TextLength = 32
-
-
-@config_class
-class ClassifierShape:
-    """The fields of ``NoisyClassifier``.
-
-    Args:
-        block_out_channels: channels per resolution, each half the one before.
-        layers_per_block: residual layers at each.
-        norm_num_groups: groups of every GroupNorm.
-    """
-
-    block_out_channels: Widths = (64, 128, 160)
-    layers_per_block: Positive = 1
-    norm_num_groups: Positive = 16
-
-
-@config_class
-class ClassifierConfig(RunConfig):
-    """Training of a classifier of noised pictures.
-
-    Args:
-        labels: of each label a regular expression that first captions of its pictures contain;
-            pictures that none or several fit are left out.
-        model: pipeline folder whose latents it sees; None: pixels.
-        process: the noise; what is left out is that of ``model``.
-        classifier: the network.
-    """
-
-    labels: Annotated[dict[str, Expression], Field(min_length=2)]
-    model: str | None = None
-    process: ProcessConfig = field(default_factory=ProcessSettings)
-    classifier: ClassifierShape = field(default_factory=ClassifierShape)

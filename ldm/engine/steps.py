@@ -14,7 +14,7 @@ from ldm.engine.adapt import learn
 from ldm.engine.estimate import Step, device_at_hand
 from ldm.engine.learning import parts as learning_parts
 from ldm.engine.parts import Parts
-from ldm.engine.schema import AutoencoderConfig, ClassifierConfig, ClipConfig, TrainConfig
+from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
 from ldm.models.attention import set_attention
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.codec import Codec
@@ -100,17 +100,10 @@ def contrastive(config: ClipConfig, clip: CLIPModel) -> Step:
     return Step({"clip": clip}, loss, ("clip",))
 
 
-def classification(
-    config: ClassifierConfig, classifier: NoisyClassifier, vae: AutoencoderKL | None
-) -> Step:
-    """That of training/train_classifier.py; ``vae`` is the frozen autoencoder, if there is one."""
-    side = config.images.size
+def classification(classifier: NoisyClassifier, shape: tuple[int, int, int]) -> Step:
+    """That of training/train_classifier.py on noised ``c h w``, without the frozen autoencoder."""
 
     def loss(n: int) -> Tensor:
-        x = torch.empty(n, 3, side, side)
-        if vae is not None:
-            with torch.no_grad():
-                x = Codec(vae).encode(x).mean
-        return classifier(x, torch.empty(n)).logsumexp(1).mean()
+        return classifier(torch.empty(n, *shape), torch.empty(n)).logsumexp(1).mean()
 
     return Step({"classifier": classifier}, loss, ("classifier",))

@@ -12,7 +12,6 @@ from torch import Tensor
 from ldm.diffusion import Condition, Level, Prediction, Predictor, determinant
 from ldm.diffusion.level import spread
 
-
 Guidance: TypeAlias = Callable[[Predictor, Condition], Predictor]
 """(predictor, the condition that says nothing: of the batch's length, or 1) -> what serves one call
 of a sampler in its place: it may remember its evaluations."""
