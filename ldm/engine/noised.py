@@ -52,10 +52,11 @@ class Noised:
         Raises:
             ConfigError: the folder cannot be read, or the size is not whole in latents.
         """
-        noise = process_of(process or ProcessSettings(), model)
+        settings = process or ProcessSettings()
         if model is None:
-            return Noised(noise, None, (3, images.size, images.size))
+            return Noised(process_of(settings, None), None, (3, images.size, images.size))
         vae = read_vae(str(in_model(model, "model", "vae"))).eval()
+        noise = process_of(settings, model)
         side = latent_side(vae, images)
         return Noised(noise, Codec(vae), (Codec(vae).channels, side, side))
 

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.diffusion import Condition, Level, Prediction, Predictor
 from ldm.diffusion.level import spread
@@ -33,6 +35,11 @@ from ldm.guidance.gradient import towards_x0
 
 Operator: TypeAlias = Callable[[Tensor], Tensor]
 """x0 ``b ...`` -> A x0 ``b ...``, each sample alone."""
+
+
+# Fused attention, which a decoder may have, has no second derivative. What turns it off holds for
+# the process, so that one thread must not undo it under another's hands.
+_MATH = Lock()
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class LinearInverse:
                 x, prediction = x_t, predict(x_t, level, timestep, cond)
             else:
                 x, prediction = differentiable(predict, x_t, level, timestep, cond)
-            with torch.enable_grad():
+            with torch.enable_grad(), _MATH, sdpa_kernel(SDPBackend.MATH):
                 hat = prediction.x0
                 x0 = hat.detach().requires_grad_()
                 seen = self.operator(x0)
