@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from ldm.data.collection import spread
 from ldm.data.emoji import EmojiData
 from ldm.data.images import ImageTransform, to_image, to_pixels
+from ldm.data.shapes import ShapesData
 from ldm.engine import pictures
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.features import clip, clip_score, space
@@ -75,9 +76,10 @@ def by_label(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
     classifier = NoisyClassifier.from_pretrained(asked.classifier).eval()
     names = list(classifier.config.labels)
     labels = torch.arange(asked.count) % len(names)
-    print("| scale | colour asked for | mean distance of two of one label |\n|---|---|---|")
+    towers = space(f"clip:{MODEL}")  # unit vectors: contrast, which guidance raises, weighs little
+    print("| scale | colour asked for | distance of two of one label |\n|---|---|---|")
     cells: list[list[Any]] = [[] for _ in names]
-    for scale in asked.scales or (0.0, 1.0, 4.0, 16.0):
+    for scale in asked.scales or (0.0, 2.0, 8.0):
         guidance = Gradient(LabelPotential(classifier, labels), scale)
         drawn = draw(pipe, [""] * asked.count, asked.steps, guidance)
         hits = 0
@@ -85,7 +87,7 @@ def by_label(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
             things = read(to_image(x)).things
             largest = max(things, key=lambda thing: thing.radius, default=None)
             hits += largest is not None and largest.colour == names[label]
-        features = space("pixels:16")(drawn)
+        features = towers(drawn)
         apart = [torch.pdist(features[labels == k]).mean() for k in range(len(names))]
         row(f"{scale:g}", [Proportion.of(hits, asked.count), mean(torch.stack(apart))])
         for k, cell in enumerate(cells):
@@ -104,17 +106,20 @@ def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
     potential = ClipPotential(
         lambda x0: towers.image_features(codec.decode(x0)),
         lambda cond: towers.model.text_projection(cond.pooled),
-        float(towers.model.logit_scale.exp()),
+        towers.model.logit_scale.exp().item(),
     )
-    print("| classifier-free scale | CLIP guidance | CLIP score |\n|---|---|---|")
+    print("| classifier-free scale | CLIP guidance | CLIP score | gain |\n|---|---|---|---|")
     cells: list[list[Any]] = [[] for _ in texts]
     for free in (1.0, 3.0):
-        for scale in asked.scales or (0.0, 1.0, 4.0):
+        plain: Tensor | None = None
+        for scale in asked.scales or (0.0, 2.0):
             gradient = Gradient(potential, scale, of="x0")
             parts = (ClassifierFree(free), gradient) if scale else (ClassifierFree(free),)
             drawn = draw(pipe, texts, asked.steps, Chain(parts))
             with torch.no_grad():
-                row(f"{free:g} | {scale:g}", [mean(clip_score(towers, ids, drawn))])
+                fit = clip_score(towers, ids, drawn)
+            plain = fit if plain is None else plain
+            row(f"{free:g} | {scale:g}", [mean(fit), mean(fit - plain)])
             for cell, x in zip(cells, drawn, strict=True):
                 cell.append(to_image(x))
     page = pictures.sheet(cells[:12], texts, columns=2, scale=1)
@@ -151,16 +156,19 @@ def problems(x: Tensor, noise: float) -> dict[str, tuple[Operator, Tensor, Tenso
 
 
 def inverse(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
-    """Held-out emoji from what is left of them; the prompt is empty."""
-    codec, source, transform = Codec(pipe.vae), EmojiData(), ImageTransform(size=64)
+    """Held-out shapes from what is left of them; the prompt is their caption."""
+    codec, source, transform = Codec(pipe.vae), ShapesData(seed=1), ImageTransform(size=64)
     chosen = spread([n for n, e in enumerate(source.examples) if e.held_out], asked.count)
+    texts = [source.examples[n].captions[0] for n in chosen]
     true = torch.stack([to_pixels(transform(source.load(n))) for n in chosen])
     heads = {"inpainting": "mean fill", "super-resolution": "bicubic", "colourisation": "gray",
              "deblurring": "the blurred"}  # fmt: skip
     print("| problem | plain answer | PSNR of it, dB | PSNR guided, dB | gain, dB |")
     print("|---|---|---|---|---|")
     cells: list[list[Any]] = [[to_image(x)] for x in true]
-    for name, (operator, y, plain) in problems(true, asked.noise).items():
+    found = problems(true, asked.noise)
+    for name in asked.problems or found:
+        operator, y, plain = found[name]
         guidance = LinearInverse(
             lambda z, operator=operator: operator(codec.decode(z)),
             y,
@@ -168,16 +176,14 @@ def inverse(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
             asked.method,
             iterations=asked.iterations,
         )
-        drawn = draw(
-            pipe, [""] * asked.count, asked.steps, guidance, sampler="ddim", eta=asked.eta
-        ).clamp(-1, 1)
+        drawn = draw(pipe, texts, asked.steps, guidance, sampler="ddim", eta=asked.eta).clamp(-1, 1)
         before, after = psnr(true, plain.clamp(-1, 1)), psnr(true, drawn)
         row(f"{name} | {heads[name]}", [mean(before), mean(after), mean(after - before)])
         for cell, a, b in zip(cells, plain, drawn, strict=True):
             cell += [to_image(a), to_image(b)]
     told = "true, then of each problem the plain answer and the guided one"
     page = pictures.sheet(cells, [told, *[""] * (len(cells) - 1)], columns=1, scale=1)
-    pictures.save(page, asked.out / "inverse.png")
+    pictures.save(page, asked.out / f"{'-'.join(['inverse', *(asked.problems or [])])}.png")
 
 
 def main() -> None:
@@ -191,11 +197,12 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.05, help="of y, pixels being in [-1, 1]")
     methods = ("replacement", "pigdm", "tweedie")
     parser.add_argument("--method", choices=methods, default="replacement")
-    parser.add_argument("--iterations", type=int, default=4, help="of conjugate gradients")
+    parser.add_argument("--iterations", type=int, default=16, help="of conjugate gradients")
+    parser.add_argument("--problems", nargs="+", help="some of the four; all by default")
     parser.add_argument("--eta", type=float, default=1.0, help="of DDIM")
     parser.add_argument("--out", type=Path, default=GALLERY)
     asked = parser.parse_args()
-    asked.count = asked.count or {"classifier": 40, "clip": 24, "inverse": 8}[asked.what]
+    asked.count = asked.count or {"classifier": 40, "clip": 12, "inverse": 6}[asked.what]
     pipe = LatentDiffusionPipeline.from_pretrained(MODEL)
     pipe.set_progress_bar_config(disable=True)
     {"classifier": by_label, "clip": by_clip, "inverse": inverse}[asked.what](pipe, asked)

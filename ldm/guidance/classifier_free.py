@@ -6,7 +6,7 @@ al. 2024, eqs. 15 and 16,
 
     y <- rescale * y std(y_cond) / std(y) + (1 - rescale) * y.
 
-Interval: Kynkaanniemi et al. 2024, eq. 4. Projection: Sadat et al. 2024, algorithm 1.
+Interval: Kynkaanniemi et al. 2024. Projection: Sadat et al. 2024.
 """
 
 from __future__ import annotations

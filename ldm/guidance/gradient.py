@@ -4,7 +4,7 @@
 
 (Dhariwal & Nichol 2021, algorithm 2; for a level (alpha, sigma) Bayes' rule on the score). The
 gradient is by x_t: of a potential that knows noise, or through the denoiser of one of clean data,
-log p(y | x0(x_t)) (Chung et al. 2023, eq. 10; Bansal et al. 2023).
+log p(y | x0(x_t)) (Chung et al. 2023; Bansal et al. 2023).
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ If p(x0 | x_t) is N(x0_hat, K), then given y its mean moves to
 
 tweedie      K = (sigma^2 / alpha) J, with J = d x0_hat / d x_t: the true covariance (Boys et al.
              2023), so that the guidance is exact wherever p(x0 | x_t) is Gaussian
-pigdm        r^2 in place of K in the equation for v, Tweedie's K where v is applied (Song et al.
-             2023, eq. 7 and 8); exact for Gaussian data of covariance data_std^2
+pigdm        r^2 in place of K in the equation for v, Tweedie's K where v is applied (Song, Vahdat
+             et al. 2023); exact for Gaussian data of covariance data_std^2
 replacement  r^2 in both: the part of x0 that y tells is replaced by what it tells, without any
-             gradient of the network (Wang et al. 2023, eq. 13; for inpainting Song et al. 2021)
+             gradient of the network (Wang et al. 2023; for inpainting Song et al. 2021)
 
 with r^2 = data_std^2 sigma^2 / (alpha^2 data_std^2 + sigma^2). v comes from conjugate gradients, so
 that of A nothing is needed but that autograd knows it. A decoder may be part of it: then A is its
@@ -53,7 +53,7 @@ class LinearInverse:
         method: see above.
         data_std: standard deviation of the data, 1 for latents (not used by tweedie).
         iterations: most of conjugate gradients; as many as A A^T has different eigenvalues
-            suffice: 1 for masks, means and projections.
+            suffice: 1 for masks, means and projections; behind a decoder some 16.
 
     """
 
