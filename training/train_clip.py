@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from transformers import CLIPModel, CLIPTokenizer
 
-from ldm.data.collection import Collection
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
 from ldm.engine.networks import described, in_model
@@ -38,7 +37,7 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "micro_batch_size: a contrastive loss compares the whole batch: leave it out, or lower"
             " batch_size"
         )
-    noised = Noised.of(config.model, config.images) if config.model else None
+    noised = noise(config)
     side = noised.shape[1] if noised else config.images.size
     if config.clip.size != side:
         raise ConfigError(
@@ -49,7 +48,13 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
     collection = collect(config, accelerator)
-    clip, tokenizer = make(config, noised, collection)
+    if noised is None:
+        tokenizer = own_tokenizer(
+            config.run, collection.captions(), config.vocab_size, config.max_length
+        )
+        clip = config.clip.build(tokenizer, config.seed)
+    else:
+        clip, tokenizer = beside(config, noised)
     clip.to(accelerator.device)
     if noised is not None and noised.codec is not None:
         noised.codec.vae.to(accelerator.device)
@@ -65,15 +70,13 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
     return final
 
 
-def make(
-    config: ClipConfig, noised: Noised | None, collection: Collection
-) -> tuple[Clip, CLIPTokenizer]:
-    """The towers and the tokenizer: all new, or a picture tower beside a CLIP's text side."""
-    if noised is None:
-        tokenizer = own_tokenizer(
-            config.run, collection.captions(), config.vocab_size, config.max_length
-        )
-        return config.clip.build(tokenizer, config.seed), tokenizer
+def noise(config: ClipConfig) -> Noised | None:
+    """What a picture tower sees that is not to see pixels."""
+    return None if config.model is None else Noised.of(config.model, config.images)
+
+
+def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
+    """A new picture tower with the text side of the model's CLIP, and its tokenizer."""
     text, vision, words = (
         in_model(config.model, "model", part)
         for part in ("text_encoder", "image_encoder", "tokenizer")
@@ -89,12 +92,14 @@ def main() -> None:
     """The command line."""
     program = Program(ClipConfig, __doc__)
     config = program.config
-    if program.dry_run:
+    if program.dry_run and (noised := noise(config)):
+        program.report(contrastive(beside(config, noised)[0].model.to("meta")))
+    elif program.dry_run:
         shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
         shape.text_config.vocab_size = config.vocab_size  # what the captions may fill
         with torch.device("meta"):
             clip = CLIPModel(shape)
-        program.report(contrastive(config, clip))
+        program.report(contrastive(clip))
     else:
         train(config, program.accelerator())
 
