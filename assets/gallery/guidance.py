@@ -46,6 +46,12 @@ from ldm.pipeline import LatentDiffusionPipeline
 
 GALLERY = Path(__file__).parent
 MODEL = GALLERY.parent / "ldm-small"
+HEADS = {
+    "inpainting": "mean fill",
+    "super-resolution": "bicubic",
+    "colourisation": "gray",
+    "deblurring": "the blurred",
+}
 
 
 def draw(
@@ -58,16 +64,14 @@ def draw(
     return images * 2 - 1
 
 
-def row(head: str, cells: Sequence[Figure | Proportion | float]) -> None:
+def row(head: str, cells: Sequence[Figure | Proportion]) -> None:
     """Prints a line of a table."""
     told = []
     for cell in cells:
         if isinstance(cell, Proportion):
             told.append("{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * v for v in cell[:3])))
-        elif isinstance(cell, Figure):
-            told.append(f"{cell.value:.4g} [{cell.low:.4g}, {cell.high:.4g}]")
         else:
-            told.append(f"{cell:.1f}")
+            told.append(f"{cell.value:.4g} [{cell.low:.4g}, {cell.high:.4g}]")
     print(f"| {head} | {' | '.join(told)} |", flush=True)
 
 
@@ -160,8 +164,6 @@ def inverse(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
     chosen = spread([n for n, e in enumerate(source.examples) if e.held_out], asked.count)
     texts = [source.examples[n].captions[0] for n in chosen]
     true = torch.stack([to_pixels(transform(source.load(n))) for n in chosen])
-    heads = {"inpainting": "mean fill", "super-resolution": "bicubic", "colourisation": "gray",
-             "deblurring": "the blurred"}  # fmt: skip
     print("| problem | plain answer | PSNR of it, dB | PSNR guided, dB | gain, dB |")
     print("|---|---|---|---|---|")
     cells: list[list[Any]] = [[to_image(x)] for x in true]
@@ -177,7 +179,7 @@ def inverse(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
         )
         drawn = draw(pipe, texts, asked.steps, guidance, sampler="ddim", eta=asked.eta).clamp(-1, 1)
         before, after = psnr(true, plain.clamp(-1, 1)), psnr(true, drawn)
-        row(f"{name} | {heads[name]}", [mean(before), mean(after), mean(after - before)])
+        row(f"{name} | {HEADS[name]}", [mean(before), mean(after), mean(after - before)])
         for cell, a, b in zip(cells, plain, drawn, strict=True):
             cell += [to_image(a), to_image(b)]
     told = "true, then of each problem the plain answer and the guided one"
@@ -197,7 +199,7 @@ def main() -> None:
     methods = ("replacement", "pigdm", "tweedie")
     parser.add_argument("--method", choices=methods, default="replacement")
     parser.add_argument("--iterations", type=int, default=16, help="of conjugate gradients")
-    parser.add_argument("--problems", nargs="+", help="some of the four; all by default")
+    parser.add_argument("--problems", nargs="+", choices=HEADS, help="all by default")
     parser.add_argument("--eta", type=float, default=1.0, help="of DDIM")
     parser.add_argument("--out", type=Path, default=GALLERY)
     asked = parser.parse_args()

@@ -19,7 +19,9 @@ of a sampler in its place: it may remember its evaluations."""
 
 @dataclass(frozen=True)
 class Chain:
-    """Several after each other, the first next to the network."""
+    """Several after each other, the first next to the network. At most one Gradient of x0 or
+    LinearInverse, before any Gradient of x_t: they cut the gradient off for those behind them.
+    """
 
     parts: tuple[Guidance, ...]
 
