@@ -26,6 +26,7 @@ class Program(StrEnum):
     train = "train"
     autoencoder = "autoencoder"
     clip = "clip"
+    classifier = "classifier"
 
 
 class LoraFormat(StrEnum):
@@ -62,6 +63,18 @@ def _targets(out: Path, count: int) -> list[Path]:
     return [out / f"{first + i:04d}.png" for i in range(count)]
 
 
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        fail(f"--guidance-interval must look like -3,3, not {text!r}")
+    if not low < high:
+        fail(f"--guidance-interval: {low:g} is not less than {high:g}")
+    return low, high
+
+
 def _check_folder(model: Path) -> None:
     if not model.is_dir():
         fail(f"--model {model}: there is no such folder")
@@ -81,6 +94,12 @@ def sample(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 7.5,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
+    ] = 0.0,
+    guidance_interval: Annotated[
+        str | None, typer.Option(help="Guide from LOW,HIGH alone, in log(alpha^2 / sigma^2).")
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +136,9 @@ def sample(
         if found is None:
             fail(f"--size must look like 512x512, not {size!r}")
         width, height = int(found[1]), int(found[2])
+    interval = _interval(guidance_interval)
+    if not 0 <= guidance_rescale <= 1:
+        fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
     _check_folder(model)
     if count < 1:
         fail(f"--count must be at least 1, not {count}")
@@ -133,6 +155,7 @@ def sample(
     import torch
     import transformers
 
+    from ldm.guidance import ClassifierFree
     from ldm.interop.png import Parameters, write_png
     from ldm.pipeline import LatentDiffusionPipeline
     from ldm.sampling import default_sampler
@@ -161,12 +184,12 @@ def sample(
             height=height,
             width=width,
             num_inference_steps=steps,
-            guidance_scale=guidance,
             negative_prompt=negative,
             num_images_per_prompt=count,
             sampler=None if sampler == "model" else sampler,
             seed=seed,
             batch_size=batch,
+            guidance=ClassifierFree(guidance, guidance_rescale, interval),
         ).images
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         console = Console()
@@ -182,6 +205,8 @@ def sample(
                 height=image.height,
                 model=model.resolve().name,
                 lora=None if lora is None else f"{lora.resolve().stem} {lora_scale:g}",
+                rescale=guidance_rescale or None,
+                interval=guidance_interval,
             )
             write_png(image, target, parameters)
             if captions:
@@ -226,7 +251,7 @@ def export(
 @app.command()
 def schema(
     program: Annotated[
-        Program, typer.Argument(metavar="[PROGRAM]", help="train, autoencoder or clip.")
+        Program, typer.Argument(metavar="[PROGRAM]", help="train, autoencoder, clip or classifier.")
     ] = Program.train,
 ) -> None:
     """Prints the JSON schema of a program's configs, for editors."""

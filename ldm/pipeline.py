@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.diffusion import Condition, Denoiser, predictor
-from ldm.guidance import ClassifierFree
+from ldm.guidance import ClassifierFree, Guidance
 from ldm.interop.loader import EmbeddingLoader, LoraLoader
 from ldm.interop.stock import stock_index
 from ldm.models.clip import save_text_encoder
@@ -187,6 +187,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         seed: int | Sequence[int] | None = None,
         eta: float = 0.0,
         batch_size: int | None = None,
+        guidance: Guidance | None = None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draws ``len(prompt) * num_images_per_prompt`` pictures, the pictures of one prompt side
         by side.
@@ -217,6 +218,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             eta: of DDIM.
             batch_size: pictures at a time; by default all. A single ``generator`` draws all initial
                 noise at once, but the noise of a stochastic sampler batch by batch.
+            guidance: in place of ``ClassifierFree(guidance_scale, guidance_rescale)``, which a
+                ``Chain`` may hold; what it says of each picture is for all of one batch.
 
         Raises:
             ValueError: an argument is wrong; the message is one line.
@@ -270,7 +273,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             guidance_scale = guidance_scale if conditioner.names else 1.0
         codec = codec_of(self.vae)
         predict = predictor(self._denoiser(), stepper.target)
-        guidance = ClassifierFree(guidance_scale, guidance_rescale)
+        guide = guidance or ClassifierFree(guidance_scale, guidance_rescale)
+        bare = guidance is None and guidance_scale <= 1
         evaluations = stepper.evaluations(num_inference_steps)
         pictures: list[Tensor] = []
         batches = list(_batches(count, batch_size or count))
@@ -295,7 +299,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
                         lambda x: x.repeat_interleave(num_images_per_prompt, 0)[skip:end]
                     )
 
-                guided = guidance(predict, encode(negatives)) if guidance_scale > 1 else predict
+                guided = predict if bare else guide(predict, encode(negatives))
                 latent = stepper(
                     guided,
                     noise[part],

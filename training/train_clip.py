@@ -3,7 +3,8 @@
     accelerate launch training/train_clip.py --config configs/clip.yaml a.b=c ...
 
 The result is ``RUN/final``: ``text_encoder`` and ``tokenizer`` for a pipeline (``text: RUN/final``
-in the config of training/train.py), ``image_encoder`` for evaluation.
+in the config of training/train.py), ``image_encoder`` for evaluation. With ``model`` the picture
+tower sees that model's latents under noise, for guidance (configs/clip_noised.yaml).
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 from ldm.engine.batch import split_batch
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
+from ldm.engine.networks import described, in_model
+from ldm.engine.noised import Noised
 from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import ClipConfig
 from ldm.engine.steps import contrastive
-from ldm.engine.text import own_tokenizer
+from ldm.engine.text import own_tokenizer, read_tokenizer
 from ldm.engine.trainer import Trainer
+from ldm.models.clip import Clip
 from ldm.models.tokenizer import train_tokenizer
 
 
@@ -34,21 +38,29 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "micro_batch_size: a contrastive loss compares the whole batch: leave it out, or lower"
             " batch_size"
         )
-    if config.clip.size != config.images.size:
+    noised = noise(config)
+    side = noised.shape[1] if noised else config.images.size
+    if config.clip.size != side:
         raise ConfigError(
-            f"clip.size {config.clip.size} and images.size {config.images.size} must be the same"
+            f"clip.size {config.clip.size} is not {side}, the side of what the picture tower sees"
         )
     if config.images.buckets:
         raise ConfigError(
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
     collection = collect(config, accelerator)
-    tokenizer = own_tokenizer(
-        config.run, collection.captions(), config.vocab_size, config.max_length
-    )
-    clip = config.clip.build(tokenizer, config.seed).to(accelerator.device)
-    task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator)
-    draws = CaptionedDraws(collection, config, task.conditioner)
+    if noised is None:
+        tokenizer = own_tokenizer(
+            config.run, collection.captions(), config.vocab_size, config.max_length
+        )
+        clip = config.clip.build(tokenizer, config.seed)
+    else:
+        clip, tokenizer = beside(config, noised)
+    clip.to(accelerator.device)
+    if noised is not None and noised.codec is not None:
+        noised.codec.vae.to(accelerator.device)
+    task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator, noised)
+    draws = CaptionedDraws(collection, config, task.conditioner, noised)
     accelerator.print(
         f"{parameters(clip):,} parameters, {len(tokenizer):,} tokens,"
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
@@ -59,16 +71,36 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
     return final
 
 
+def noise(config: ClipConfig) -> Noised | None:
+    """What a picture tower sees that is not to see pixels."""
+    return None if config.model is None else Noised.of(config.model, config.images)
+
+
+def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
+    """A new picture tower with the text side of the model's CLIP, and its tokenizer."""
+    text, vision, words = (
+        in_model(config.model, "model", part)
+        for part in ("text_encoder", "image_encoder", "tokenizer")
+    )
+    if not (vision / "config.json").is_file():
+        raise ConfigError(f"model: {config.model} has no image_encoder, so it is half a CLIP")
+    with described("clip"):
+        clip = config.clip.beside(Clip.load(text, vision), noised.shape[0], config.seed)
+    return clip, read_tokenizer(words)
+
+
 def main() -> None:
     """The command line."""
     program = Program(ClipConfig, __doc__)
     config = program.config
-    if program.dry_run:
+    if program.dry_run and (noised := noise(config)):
+        program.report(contrastive(beside(config, noised)[0].model.to("meta")))
+    elif program.dry_run:
         shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
         shape.text_config.vocab_size = config.vocab_size  # what the captions may fill
         with torch.device("meta"):
             clip = CLIPModel(shape)
-        program.report(contrastive(config, clip))
+        program.report(contrastive(clip))
     else:
         train(config, program.accelerator())
 

@@ -2,7 +2,9 @@
 
     L = (CE(s F_i F_t^T) + CE(s F_t F_i^T)) / 2,   F unit features, s the learned scale
 
-(Radford et al. 2021, figure 3), with open_clip's loss over the global batch.
+(Radford et al. 2021, figure 3), with open_clip's loss over the global batch. With ``noised`` the
+pictures are latents under noise, so that the fit of a text can guide at every level (Nichol et al.
+2022, section 2.4): the text side is that of a trained CLIP and stays as it is.
 """
 
 from __future__ import annotations
@@ -14,18 +16,20 @@ import torch
 from accelerate import Accelerator
 from open_clip import ClipLoss
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from transformers import CLIPTokenizer
 
 from ldm.data.collection import Collection, Item, Items, spread
 from ldm.data.images import to_pixels
 from ldm.diffusion import stream
 from ldm.engine.memory import Memory
+from ldm.engine.networks import digest
+from ldm.engine.noised import Noised
 from ldm.engine.schema import ClipConfig
 from ldm.evaluation.retrieval import ranks
 from ldm.models.clip import Clip
 from ldm.models.conditioner import ClipConditioner
-from ldm.models.tokenizer import save_tokenizer
+from ldm.models.tokenizer import save_tokenizer, settings_of
 
 
 class CaptionedDraws(Dataset[dict[str, Any]]):
@@ -35,21 +39,26 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         collection: its training pictures.
         config: transform with augmentation drawn per image, batch, seed.
         conditioner: tokenizes.
+        noised: what the picture tower sees in place of pixels.
     """
 
     def __init__(
-        self, collection: Collection, config: ClipConfig, conditioner: ClipConditioner
+        self,
+        collection: Collection,
+        config: ClipConfig,
+        conditioner: ClipConditioner,
+        noised: Noised | None = None,
     ) -> None:
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.transform, self.seed = config.images, config.seed
-        self.conditioner = conditioner
+        self.conditioner, self.noised, self.batch = conditioner, noised, config.batch_size
 
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
         return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``."""
+        """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``, and the draws of ``Noised``."""
         item = self.item(position)
         caption = item.caption(stream(self.seed, "caption", position))
         view = self.transform.view(stream(self.seed, "transform", position))
@@ -58,11 +67,15 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
             "position": position,
             "pixels": to_pixels(picture),
             "ids": self.conditioner.tokenize([caption])[0],
+            **(self.noised.draws(self.seed, position, self.batch) if self.noised else {}),
         }
 
 
 class ContrastiveTask(nn.Module):
-    """A CLIP that learns; saved as ``text_encoder``, ``tokenizer`` and ``image_encoder``."""
+    """A CLIP that learns; saved as ``text_encoder``, ``tokenizer`` and ``image_encoder``.
+
+    Under noise (``noised``) only its picture tower does.
+    """
 
     def __init__(
         self,
@@ -71,9 +84,14 @@ class ContrastiveTask(nn.Module):
         tokenizer: CLIPTokenizer,
         held_out: Items,
         accelerator: Accelerator,
+        noised: Noised | None = None,
     ) -> None:
         super().__init__()
-        self.origin: dict[str, str] = {}
+        self.noised = noised
+        self.origin: dict[str, Any] = {}
+        if noised is not None:
+            text = digest(clip.model.text_model, settings_of(tokenizer))
+            self.origin = {**noised.origin(), "model.text": text}
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)
@@ -84,12 +102,13 @@ class ContrastiveTask(nn.Module):
         )
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of both towers and the scale."""
-        return dict(self.clip.named_parameters())
+        """Parameters of both towers and the scale, or of all that does not read text."""
+        return {n: p for n, p in self.clip.named_parameters() if p.requires_grad}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` of the global batch, the same for every sample, ``b``."""
-        images, texts, scale = self.clip(batch["pixels"], batch["ids"])
+        seen = self.noised(batch["pixels"], batch)[0] if self.noised else batch["pixels"]
+        images, texts, scale = self.clip(seen, batch["ids"])
         # The scale is capped at 100, as in the paper.
         with torch.autocast(images.device.type, enabled=False):
             loss = self.contrast(images.float(), texts.float(), scale.float().clamp(max=100))
@@ -99,7 +118,9 @@ class ContrastiveTask(nn.Module):
     def validate(
         self, accelerator: Accelerator, folder: Path | None, images: int
     ) -> dict[str, float]:
-        """Share of held-out first captions whose nearest held-out picture is their own."""
+        """Share of held-out first captions whose nearest held-out picture is their own; under noise
+        the mean over the levels, and at each of them.
+        """
         validation = self.config.validation
         if validation is None or not validation.images or not self.held_out:
             return {}
@@ -107,13 +128,27 @@ class ContrastiveTask(nn.Module):
         pixels = torch.stack([to_pixels(self.config.images(i.load())) for i in chosen])
         ids = self.conditioner.tokenize([i.caption(None) for i in chosen])
         device = accelerator.device
-        pictures = torch.cat([self.clip.image_features(x.to(device)) for x in pixels.split(64)])
         texts = torch.cat([self.clip.text_features(x.to(device)) for x in ids.split(64)])
-        rank = ranks(texts, pictures, torch.arange(len(chosen), device=device))
-        return {
-            "held_out_top1": float((rank < 1).double().mean()),
-            "held_out_top5": float((rank < 5).double().mean()),
-        }
+        levels = validation.levels if self.noised else 1
+        found: dict[str, float] = {}
+        for k in range(levels):
+            pictures = []
+            for at in range(0, len(pixels), 64):
+                x = pixels[at : at + 64].to(device)
+                if self.noised is not None:
+                    numbers = range(at, at + len(x))
+                    draws = default_collate(
+                        [self.noised.held_out(validation.seed, n, k, levels) for n in numbers]
+                    )
+                    x, _ = self.noised(x, {name: d.to(device) for name, d in draws.items()})
+                pictures.append(self.clip.image_features(x))
+            rank = ranks(texts, torch.cat(pictures), torch.arange(len(chosen), device=device))
+            for top in (1, 5):
+                share, name = float((rank < top).double().mean()), f"held_out_top{top}"
+                found[name] = found.get(name, 0.0) + share / levels
+                if self.noised is not None:
+                    found[f"{name}/{(k + 0.5) / levels:.2f}"] = share
+        return found
 
     def save(self, folder: Path) -> None:
         """The two towers and the tokenizer, each as transformers reads it."""
@@ -126,4 +161,5 @@ class ContrastiveTask(nn.Module):
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Weights of both towers."""
         clip = Clip.load(folder / "text_encoder", folder / "image_encoder")
-        return dict(clip.named_parameters())
+        mine = self.trained()
+        return {name: p for name, p in clip.named_parameters() if name in mine}

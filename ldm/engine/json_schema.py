@@ -17,12 +17,14 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from ldm import diffusion
+from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.schema import AutoencoderConfig, ClipConfig, RunConfig, TrainConfig
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "train": TrainConfig,
     "autoencoder": AutoencoderConfig,
     "clip": ClipConfig,
+    "classifier": ClassifierConfig,
 }
 """Class of the config of each program in training/."""
 

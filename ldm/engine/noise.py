@@ -19,7 +19,7 @@ from ldm.diffusion import (
     target_of,
 )
 from ldm.engine.config import ConfigError
-from ldm.engine.noise_settings import WeightingSettings
+from ldm.engine.noise_settings import ProcessConfig, WeightingSettings
 from ldm.engine.schema import TrainConfig
 
 PROCESSES: dict[str, type[Any]] = {
@@ -53,6 +53,13 @@ def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return process, objective
+
+
+def process_of(settings: ProcessConfig, model: str | None) -> NoiseProcess:
+    """The process of ``settings``; what they leave open is that of the folder ``model``, if there
+    is one. ``ConfigError`` where its numbers cannot be.
+    """
+    return _replaced(saved(model)[0] if model else DiscreteVP(), _given(settings))
 
 
 def _replaced(process: NoiseProcess, given: dict[str, Any]) -> NoiseProcess:

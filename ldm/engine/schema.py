@@ -318,10 +318,14 @@ class ClipConfig(RunConfig):
 
     Args:
         clip: both towers and the joint space.
+        model: pipeline folder with a CLIP, of which all that reads text stays as it is: the picture
+            tower learns to see the latents of its autoencoder, of side ``clip.size``, under its
+            noise. None: both towers learn, from pictures.
         vocab_size: tokens of the tokenizer.
         max_length: tokens of a text, start and end included.
     """
 
     clip: ClipSize = field(default_factory=ClipSize)
+    model: str | None = None
     vocab_size: Vocabulary = 4096
     max_length: TextLength = 32

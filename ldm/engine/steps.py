@@ -14,8 +14,9 @@ from ldm.engine.adapt import learn
 from ldm.engine.estimate import Step, device_at_hand
 from ldm.engine.learning import parts as learning_parts
 from ldm.engine.parts import Parts
-from ldm.engine.schema import AutoencoderConfig, ClipConfig, TrainConfig
+from ldm.engine.schema import AutoencoderConfig, TrainConfig
 from ldm.models.attention import set_attention
+from ldm.models.classifier import NoisyClassifier
 from ldm.models.codec import VaeCodec
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.inversion import Embedding
@@ -89,14 +90,24 @@ def autoencoder(config: AutoencoderConfig, vae: AutoencoderKL) -> Step:
     return Step({"vae": vae}, loss, ("vae",))
 
 
-def contrastive(config: ClipConfig, clip: CLIPModel) -> Step:
-    """That of training/train_clip.py."""
+def contrastive(clip: CLIPModel) -> Step:
+    """That of training/train_clip.py, without a frozen autoencoder."""
+    vision, length = clip.config.vision_config, clip.config.text_config.max_position_embeddings
 
     def loss(n: int) -> Tensor:
-        pixels = torch.empty(n, 3, config.images.size, config.images.size)
-        ids = torch.empty(n, config.max_length, dtype=torch.int64)
+        pixels = torch.empty(n, vision.num_channels, vision.image_size, vision.image_size)
+        ids = torch.empty(n, length, dtype=torch.int64)
         pictures = clip.get_image_features(pixels).pooler_output
         texts = clip.get_text_features(ids).pooler_output
         return (pictures.float() @ texts.float().T * clip.logit_scale).logsumexp(1).mean()
 
     return Step({"clip": clip}, loss, ("clip",))
+
+
+def classification(classifier: NoisyClassifier, shape: tuple[int, int, int]) -> Step:
+    """That of training/train_classifier.py on noised ``c h w``, without the frozen autoencoder."""
+
+    def loss(n: int) -> Tensor:
+        return classifier(torch.empty(n, *shape), torch.empty(n)).logsumexp(1).mean()
+
+    return Step({"classifier": classifier}, loss, ("classifier",))

@@ -1,5 +1,12 @@
 """Guidance: Predictor -> Predictor."""
 
-from ldm.guidance.classifier_free import ClassifierFree
+from ldm.guidance.chain import Chain, Guidance, moved, unit
+from ldm.guidance.classifier_free import ClassifierFree, Projection
+from ldm.guidance.gradient import ClipPotential, Gradient, LabelPotential, Potential
+from ldm.guidance.inverse import LinearInverse, Operator
+from ldm.guidance.threshold import Threshold
 
-__all__ = ["ClassifierFree"]
+__all__ = [
+    "Chain", "ClassifierFree", "ClipPotential", "Gradient", "Guidance", "LabelPotential",
+    "LinearInverse", "Operator", "Potential", "Projection", "Threshold", "moved", "unit",
+]  # fmt: skip

@@ -54,6 +54,8 @@ class Parameters:
         model: name of the model.
         model_hash: hex digits that identify it.
         lora: name of the LoRA and its scale, "NAME 1".
+        rescale: of classifier-free guidance.
+        interval: least and greatest log-SNR that it works at, "-3,3".
 
     """
 
@@ -68,6 +70,8 @@ class Parameters:
     model: str | None = None
     model_hash: str | None = None
     lora: str | None = None
+    rescale: float | None = None
+    interval: str | None = None
 
     def __str__(self) -> str:
         """The text of the chunk."""
@@ -81,6 +85,8 @@ class Parameters:
             "Model hash": self.model_hash,
             "Model": self.model,
             "Lora": self.lora,
+            "CFG rescale": None if self.rescale is None else f"{self.rescale:g}",
+            "CFG interval": self.interval,
         }
         listed = [f"{key}: {_quoted(str(v))}" for key, v in entries.items() if v is not None]
         lines = [self.prompt, _NEGATIVE + self.negative if self.negative else "", ", ".join(listed)]
@@ -109,6 +115,8 @@ class Parameters:
             model=found.get("Model"),
             model_hash=found.get("Model hash"),
             lora=found.get("Lora"),
+            rescale=_number(float, found.get("CFG rescale")),
+            interval=found.get("CFG interval"),
         )
 
 

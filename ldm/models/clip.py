@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,7 +89,12 @@ class ClipSize:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        vision = {
+        return CLIPConfig(
+            text_config=text, vision_config=self._vision(), projection_dim=self.projection
+        )
+
+    def _vision(self) -> dict[str, Any]:
+        return {
             "hidden_size": self.vision_width,
             "intermediate_size": 4 * self.vision_width,
             "num_hidden_layers": self.vision_layers,
@@ -97,17 +103,34 @@ class ClipSize:
             "image_size": self.size,
             "projection_dim": self.projection,
         }
-        return CLIPConfig(text_config=text, vision_config=vision, projection_dim=self.projection)
 
     def build(self, tokenizer: CLIPTokenizer, seed: int) -> Clip:
         """A randomly initialised CLIP, float32, on the CPU; the global generator is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(stream(seed, "init clip").integers(2**32)))
-            return Clip(CLIPModel(self.config(tokenizer)))
+        return Clip(_initialised(self.config(tokenizer), seed))
+
+    def beside(self, known: Clip, channels: int, seed: int) -> Clip:
+        """The text side of ``known``, which does not learn any more, and a randomly initialised
+        picture tower for ``channels``, float32, on the CPU.
+        """
+        known_config = known.model.config
+        common = known_config.projection_dim
+        config = CLIPConfig(
+            text_config=known_config.text_config.to_dict(),
+            vision_config=self._vision() | {"num_channels": channels, "projection_dim": common},
+            projection_dim=common,
+        )
+        model = _initialised(config, seed)
+        for part in ("text_model", "text_projection"):
+            getattr(model, part).load_state_dict(getattr(known.model, part).state_dict())
+            getattr(model, part).requires_grad_(False)
+        model.logit_scale.data.copy_(known.model.logit_scale)
+        return Clip(model)
 
 
 class Clip(nn.Module):
-    """Two towers. Pixels are ``b 3 h w`` in [-1, 1] throughout, as everywhere in this library."""
+    """Two towers. Pixels are ``b 3 h w`` in [-1, 1] throughout, as everywhere in this library; the
+    picture tower may see latents ``b c h w`` instead.
+    """
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
@@ -152,7 +175,10 @@ class Clip(nn.Module):
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in extra.items()}, folder / _PROJECTION
         )
-        side = self.model.config.vision_config.image_size
+        vision = self.model.config.vision_config
+        if vision.num_channels != 3:
+            return  # of latents no picture's preprocessing
+        side = vision.image_size
         CLIPImageProcessorPil(
             size={"shortest_edge": side},
             crop_size={"height": side, "width": side},
@@ -181,6 +207,12 @@ class Clip(nn.Module):
         model.text_projection.load_state_dict({"weight": extra["text_projection.weight"]})
         model.logit_scale.data.copy_(extra["logit_scale"])
         return Clip(model).eval()
+
+
+def _initialised(config: CLIPConfig, seed: int) -> CLIPModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(stream(seed, "init clip").integers(2**32)))
+        return CLIPModel(config)
 
 
 def save_text_encoder(text_encoder: CLIPTextModel, folder: str | Path) -> None:

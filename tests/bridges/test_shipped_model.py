@@ -15,7 +15,7 @@ from PIL import Image
 
 from ldm.data.emoji import EmojiData
 from ldm.diffusion import NoiseProcess, predictor, target_of
-from ldm.models.codec import Codec
+from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
@@ -90,7 +90,7 @@ def test_held_out_pictures_come_back_from_the_noise_they_become(pipes):
         white = Image.new("RGBA", (64, 64), "white")
         white.alpha_composite(data.load(index))
         pixels.append(torch.from_numpy(np.array(white.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1)
-    config, codec = pipe.scheduler.config, Codec(pipe.vae)
+    config, codec = pipe.scheduler.config, VaeCodec(pipe.vae)
     process, target = NoiseProcess.from_scheduler(config), target_of(config)
     predict = predictor(UNetDenoiser(pipe.unet), target)
     with torch.no_grad():

@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 import tiny
 from ldm.cli import app
 from ldm.data.folder import FolderData
+from ldm.guidance import ClassifierFree, LinearInverse
+from ldm.guidance.operators import super_resolution
 from ldm.interop.png import Parameters, read_png, write_png
+from ldm.models.codec import VaeCodec
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -108,6 +111,30 @@ def test_guidance_costs_one_doubled_evaluation_a_step(pipe: Any) -> None:
     draw(pipe, ["a", "b"], guidance_scale=1.0)
     hook.remove()
     assert sizes == [4] * STEPS + [2] * STEPS
+
+
+def test_guidance_of_one_s_own(pipe: Any) -> None:
+    plain = draw(pipe, negative_prompt="blue", guidance_scale=3.0, guidance_rescale=0.5)
+    given = draw(pipe, negative_prompt="blue", guidance=ClassifierFree(3.0, 0.5))
+    assert torch.equal(plain, given)
+    codec = VaeCodec(pipe.vae)
+    y = draw(pipe, seed=5, guidance_scale=1.0, output_type="latent")
+
+    def operator(z: torch.Tensor) -> torch.Tensor:
+        return super_resolution(4)(codec.decode(z))
+
+    with torch.no_grad():
+        y = operator(y)
+
+    def off(**call: Any) -> float:
+        with torch.no_grad():
+            x = draw(pipe, ["a", "b"], output_type="latent", **call)
+            return float((operator(x) - y).square().mean())
+
+    for method in ("replacement", "pigdm", "tweedie"):
+        inverse = LinearInverse(operator, y, 0.01, method, iterations=8)  # type: ignore[arg-type]
+        assert off(guidance=inverse) < 0.3 * off(guidance_scale=1.0)
+    assert all(parameter.grad is None for parameter in pipe.unet.parameters())
 
 
 def test_callback_sees_every_step_and_may_replace_the_latents(pipe: Any) -> None:
@@ -262,6 +289,25 @@ def test_cli_writes_one_png_with_its_parameters(model: Path, tmp_path: Path) -> 
         "a red, red heart\nNegative prompt: blue\n"
         "Steps: 4, Sampler: Euler a, CFG scale: 3, Seed: 3, Size: 32x24, Model: tiny-model"
     )
+
+
+def test_cli_guides_as_it_is_told(model: Path, tmp_path: Path) -> None:
+    common = ("a red heart", "--model", model, "--steps", 4, "--guidance", 5)
+    found = []
+    for n, more in enumerate([(), ("--guidance-rescale", 0.7), ("--guidance-interval", "-1,1")]):
+        out = tmp_path / f"{n}.png"
+        assert run(*common, "--out", out, *more).exit_code == 0
+        found.append((np.asarray(Image.open(out)).astype(int), read_png(out)))
+    pictures, told = zip(*found, strict=True)
+    assert all(np.abs(pictures[0] - other).max() > 3 for other in pictures[1:])
+    assert [(p.rescale, p.interval) for p in told] == [(None, None), (0.7, None), (None, "-1,1")]
+    for more, message in (
+        (("--guidance-rescale", 2), "--guidance-rescale must lie in 0..1, not 2.0"),
+        (("--guidance-interval", "3"), "--guidance-interval must look like -3,3, not '3'"),
+        (("--guidance-interval", "3,1"), "--guidance-interval: 3 is not less than 1"),
+    ):
+        result = run(*common, "--out", tmp_path / "x.png", *more)
+        assert result.exit_code != 0 and message in " ".join(result.output.split())
 
 
 def test_cli_numbers_many(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Thresholding: x0 is brought back to where data can be (Saharia et al. 2022, section 2.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion import Condition, Level, Prediction, Predictor
+from ldm.guidance.chain import moved
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Clips x0 to [-bound, bound] (static), or to the sample's own [-s, s], s a percentile of its
+    |x0| but at least ``bound``, and divides by s / bound (dynamic). For pixels: latents have no
+    bound.
+
+    Args:
+        bound: of the data.
+        percentile: of dynamic thresholding, in (0, 1): 0.995 in the paper; None: static.
+    """
+
+    bound: float = 1.0
+    percentile: float | None = None
+
+    def __call__(self, predict: Predictor, null: Condition) -> Predictor:
+        """The predictor with its x0 clipped; ``null`` is not used."""
+
+        def guided(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            prediction = predict(x_t, level, timestep, cond)
+            x0 = prediction.x0
+            limit = torch.full((len(x0),), self.bound, dtype=x0.dtype, device=x0.device)
+            if self.percentile is not None:
+                found = x0.abs().flatten(1).float().quantile(self.percentile, dim=1)
+                limit = limit.maximum(found.to(x0.dtype))
+            limit = limit.reshape(-1, *(1,) * (x0.ndim - 1))
+            return moved(prediction, x0.clamp(-limit, limit) * (self.bound / limit) - x0)
+
+        return guided

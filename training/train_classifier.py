@@ -1,0 +1,67 @@
+"""Trains a classifier of noised pictures, for classifier guidance.
+
+    accelerate launch training/train_classifier.py --config configs/classifier.yaml a.b=c ...
+
+The result is ``RUN/final``, a folder of ``ldm.models.classifier.NoisyClassifier``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ldm.engine.classification import ClassificationTask, LabelledDraws, Labels
+from ldm.engine.classifier_settings import ClassifierConfig
+from ldm.engine.config import ConfigError
+from ldm.engine.networks import described, initialised, on_meta
+from ldm.engine.noised import Noised
+from ldm.engine.parts import parameters
+from ldm.engine.program import Program, collect
+from ldm.engine.steps import classification
+from ldm.engine.trainer import Trainer
+from ldm.models.classifier import NoisyClassifier
+
+
+def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:
+    """Builds the classifier of ``config``, trains it, and returns the folder of the result."""
+    if config.images.buckets:
+        raise ConfigError("images.buckets: a classifier's pictures are squares: leave it out")
+    noised = Noised.of(config.model, config.images, config.process)
+    if noised.codec is not None:
+        noised.codec.vae.to(accelerator.device)
+    collection, labels = collect(config, accelerator), Labels(config.labels)
+    if collection.epoch is None:
+        raise ConfigError("data: a stream's labels are not known ahead: train on files or tables")
+    labels.restrict(collection)
+    classifier = make(config, noised.shape[0]).to(accelerator.device)
+    task = ClassificationTask(config, classifier, noised, labels, collection.held_out)
+    draws = LabelledDraws(collection, config, labels, noised)
+    accelerator.print(
+        f"{parameters(classifier):,} parameters, {len(labels.names)} labels,"
+        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
+    )
+    final = Trainer(config, task, draws, collection, accelerator).fit()
+    accelerator.print(f"the classifier is in {final}")
+    return final
+
+
+def make(config: ClassifierConfig, channels: int) -> NoisyClassifier:
+    """The classifier of ``config`` from random init, for ``channels``."""
+    with initialised(config.seed, "classifier"), described("classifier"):
+        return NoisyClassifier(list(config.labels), channels, **vars(config.classifier))
+
+
+def main() -> None:
+    """The command line."""
+    program = Program(ClassifierConfig, __doc__)
+    if program.dry_run:
+        noised = Noised.of(program.config.model, program.config.images, program.config.process)
+        classifier = on_meta(lambda: make(program.config, noised.shape[0]))
+        program.report(classification(classifier, noised.shape))
+    else:
+        train(program.config, program.accelerator())
+
+
+if __name__ == "__main__":
+    main()
