@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field
 
 from ldm.engine.config import config_class
 from ldm.engine.noise_settings import Positive, ProcessConfig, ProcessSettings
-from ldm.engine.schema import RunConfig, Widths
+from ldm.engine.schema import RunConfig
+from ldm.engine.shapes import Widths
 
 
 def _expression(text: str) -> str:
