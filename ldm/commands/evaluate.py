@@ -26,6 +26,7 @@ class Suite(StrEnum):
     quality = "quality"
     prompts = "prompts"
     loss = "loss"
+    digits = "digits"
 
 
 _SWEPT = {"steps": int, "guidance": float}
@@ -46,7 +47,8 @@ def _sweep(text: str | None) -> tuple[str, list[Any]]:
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Pipeline folder.")],
     suite: Annotated[
-        list[Suite] | None, typer.Option(help="What to measure; may be repeated. All by default.")
+        list[Suite] | None,
+        typer.Option(help="What to measure; may be repeated. All but digits by default."),
     ] = None,
     count: Annotated[
         int | None, typer.Option(help="Captions of each suite; its own number by default.")
@@ -81,7 +83,8 @@ def evaluate(
     of all emoji the one that was asked for. transfer: emoji held out in one of their two styles.
     quality: Frechet and kernel distance to the training pictures, precision and recall, CLIP score.
     prompts: lists by what is hard about them, for people to look at. loss: of held-out emoji, by
-    noise level.
+    noise level. digits, of configs/papers: distance to true digits, and whether each is the one
+    asked for.
     """
     name, values = _sweep(sweep)
     if not (model / "model_index.json").is_file():
@@ -110,7 +113,7 @@ def evaluate(
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
         measurer = Measurer(model, space, device, prompts)
-        for chosen in suite or list(Suite):
+        for chosen in suite or [each for each in Suite if each is not Suite.digits]:
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 with console.status(told):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.collection import spread
+from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.diffusion import NoiseProcess, predictor, target_of
 from ldm.engine import pictures
@@ -22,14 +23,21 @@ from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import clip, clip_score, space
 from ldm.evaluation.heldout import held_out_loss
 from ldm.evaluation.retrieval import Proportion
-from ldm.evaluation.suites import Draw, Emoji, Report
+from ldm.evaluation.suites import Draw, Emoji, Labelled, Report
 from ldm.models.clip import Clip
 from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
 
-_COUNT = {"shapes": 1000, "shapes-new": 1000, "emoji": 500, "quality": 2000, "loss": 256}
+_COUNT = {
+    "shapes": 1000,
+    "shapes-new": 1000,
+    "emoji": 500,
+    "quality": 2000,
+    "loss": 256,
+    "digits": 500,
+}
 _SHOWN = 32
 PROMPTS = Path("assets/prompts")
 
@@ -107,7 +115,13 @@ class Measurer:
         return Emoji(lambda image: to_pixels(self.transform(image)))
 
     def measure(self, suite: str, drawing: Drawing, count: int | None = None) -> Report:
-        """The figures of ``suite``; ``count`` captions instead of its own number."""
+        """The figures of ``suite``; ``count`` captions instead of its own number.
+
+        Raises:
+            ValueError: the model reads no captions, which the suite is made of.
+        """
+        if suite != "digits" and self.pipe.text_encoder is None:
+            raise ValueError(f"--suite {suite}: this model reads no text; measure it by digits")
         draw, count = draw_with(self.pipe, drawing), count or _COUNT.get(suite, 0)
         if suite in ("shapes", "shapes-new"):
             return suites.prompt_accuracy(
@@ -128,7 +142,22 @@ class Measurer:
             return suites.prompts(draw, self.prompts(), self.fit if self.judged else None)
         if suite == "loss":
             return self.loss(count)
+        if suite == "digits":
+            return self.digits(draw, count)
         raise ValueError(f"there is no suite {suite!r}")
+
+    def digits(self, draw: Draw, count: int) -> Report:
+        """``count`` digits, each class as often as the others where the model knows classes."""
+        source = DigitsData()
+        labels = torch.tensor([NAMES.index(e.captions[0].split()[-1]) for e in source.examples])
+        pixels = [to_pixels(self.transform(source.load(n))) for n in range(len(labels))]
+        out = torch.tensor([example.held_out for example in source.examples])
+        trained, held_out = (Labelled(torch.stack(pixels)[m], labels[m]) for m in (~out, out))
+        asked = torch.arange(count) % len(NAMES)
+        texts = [f"a handwritten {NAMES[n]}" for n in asked]
+        if self.pipe.text_encoder is None:
+            texts = [NAMES[n] for n in asked] if self.pipe.config.classes else [""] * count
+        return suites.digits(draw, texts, asked if any(texts) else None, trained, held_out)
 
     def prompts(self) -> dict[str, list[str]]:
         """The lists of prompts by name."""

@@ -16,6 +16,7 @@ from typing import get_args
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ldm.data.collection import spread
 from ldm.data.emoji import EmojiData, Group, Style
@@ -250,19 +251,60 @@ def quality(
     if fit is not None:
         figures["clip score"] = mean(fit(texts, drawn))
     for space in spaces:
-        x, y = space(drawn), space(truth)
-        moments = Moments.of(y)
-        figures[f"frechet, {space.name}"] = jackknife(
-            x, lambda v, m=moments: frechet(Moments.of(v), m)
-        )
-        figures[f"frechet limit, {space.name}"] = jackknife(
-            x, lambda v, m=moments: frechet_limit(v, m)
-        )
-        figures[f"kid, {space.name}"] = kid(x, y)
-        found = precision_recall(x, y)
-        for name, value, n in (
-            ("precision", found.precision, len(x)),
-            ("recall", found.recall, len(y)),
-        ):
-            figures[f"{name}, {space.name}"] = Proportion.of(round(value * n), n)
+        found = nearness(space(drawn), space(truth))
+        figures |= {f"{key}, {space.name}": figure for key, figure in found.items()}
+    return Report(figures, list(texts), drawn)
+
+
+def nearness(x: Tensor, y: Tensor) -> dict[str, Figure | Proportion]:
+    """Of drawn features ``n d`` to true ones ``m d``: Frechet distance, its limit, KID, precision
+    and recall.
+    """
+    moments, found = Moments.of(y), precision_recall(x, y)
+    return {
+        "frechet": jackknife(x, lambda v: frechet(Moments.of(v), moments)),
+        "frechet limit": jackknife(x, lambda v: frechet_limit(v, moments)),
+        "kid": kid(x, y),
+        "precision": Proportion.of(round(found.precision * len(x)), len(x)),
+        "recall": Proportion.of(round(found.recall * len(y)), len(y)),
+    }
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures ``n 3 h w`` in [-1, 1] with the numbers of their classes, int64 ``n``."""
+
+    pictures: Tensor
+    labels: Tensor
+
+
+def digits(
+    draw: Draw, texts: Sequence[str], asked: Tensor | None, trained: Labelled, held_out: Labelled
+) -> Report:
+    """How near drawn digits lie to those of training, in their own 8 x 8 pixels; ``held-out`` is
+    the same of as many true ones as are held out.
+
+    Args:
+        draw: the artist.
+        texts: for each picture what the model is told.
+        asked: the digits they ask for, ``n``; None where nothing is asked. ``class`` is the share
+            whose nearest training digit is the one asked for.
+        trained: the training pictures.
+        held_out: true ones that were not trained on.
+    """
+    drawn = draw(texts)
+    truth, real, seen = (
+        adaptive_avg_pool2d(x.mean(1, keepdim=True), 8).flatten(1)
+        for x in (trained.pictures, held_out.pictures, drawn)
+    )
+
+    def named(x: Tensor, labels: Tensor) -> Proportion:
+        nearest = trained.labels[torch.cdist(x.double(), truth.double()).argmin(1)]
+        return Proportion.of(int((nearest == labels).sum()), len(labels))
+
+    figures = nearness(seen, truth)
+    if asked is not None:
+        figures["class"] = named(seen, asked)
+    figures |= {f"{key}, held-out": figure for key, figure in nearness(real, truth).items()}
+    figures["class, held-out"] = named(real, held_out.labels)
     return Report(figures, list(texts), drawn)

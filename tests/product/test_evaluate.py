@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from typer.testing import CliRunner
 
 import tiny
 from exact import EXACT
 from ldm.cli import app
+from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.shapes import captions, render
 from ldm.diffusion import Condition, DiscreteVP
@@ -119,6 +121,42 @@ def test_quality_of_the_truth_and_of_noise(emoji) -> None:
     noise = suites.quality(draw_noise, texts, truth, PIXELS)
     assert noise.figures["kid, pixels:8"].low > same.figures["kid, pixels:8"].high
     assert noise.figures["precision, pixels:8"].value < 0.1
+
+
+def test_digits_against_who_copies_them_and_who_draws_another() -> None:
+    pytest.importorskip("sklearn")
+    source = DigitsData()
+    labels = torch.tensor([NAMES.index(e.captions[0].split()[-1]) for e in source.examples])
+    pixels = torch.stack([to_pixels(ImageTransform(size=16)(source.load(n))) for n in range(900)])
+    trained = suites.Labelled(pixels[:800], labels[:800])
+    held_out = suites.Labelled(pixels[800:900], labels[800:900])
+    known = [int((labels[:800] == k % 10).nonzero()[k // 10]) for k in range(100)]
+
+    def found(chosen, asked):
+        texts = [""] * len(chosen)
+        return suites.digits(lambda _: pixels[chosen], texts, asked, trained, held_out).figures
+
+    copied = found(known, torch.arange(100) % 10)
+    assert copied["class"].value == 1 and copied["precision"].value == 1
+    assert copied["class, held-out"].value > 0.9
+    ones = found(known[1::10] * 10, torch.arange(100) % 10)
+    assert ones["class"].value == 0.1
+    assert ones["kid"].low > copied["kid"].high and ones["recall"].value < copied["recall"].value
+    assert "class" not in found(known, None)
+
+
+def test_a_model_that_reads_no_text(tmp_path: Path) -> None:
+    blocks = {f"{way}_block_types": (f"{way.title()}Block2D",) * 2 for way in ("down", "up")}
+    unet = UNet2DModel(8, 3, 3, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "model")
+    refused = run(tmp_path / "model", "--suite", "shapes", "--out", tmp_path)
+    assert refused.exit_code == 2 and "this model reads no text" in refused.stderr
+    pytest.importorskip("sklearn")
+    drawn = run(tmp_path / "model", "--suite", "digits", "--count", 12, "--steps", 1,
+                "--out", tmp_path / "out")  # fmt: skip
+    assert drawn.exit_code == 0, drawn.output
+    (measured,) = json.loads((tmp_path / "out" / "figures.json").read_text())["measured"]
+    assert "class" not in measured["figures"] and measured["figures"]["kid"]["n"] == 12
 
 
 @pytest.mark.parametrize(
