@@ -27,6 +27,7 @@ class Suite(StrEnum):
     prompts = "prompts"
     loss = "loss"
     digits = "digits"
+    likelihood = "likelihood"
 
 
 _SWEPT = {"steps": int, "guidance": float}
@@ -48,7 +49,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Pipeline folder.")],
     suite: Annotated[
         list[Suite] | None,
-        typer.Option(help="What to measure; may be repeated. All but digits by default."),
+        typer.Option(help="What to measure; may be repeated. All made of captions by default."),
     ] = None,
     count: Annotated[
         int | None, typer.Option(help="Captions of each suite; its own number by default.")
@@ -84,7 +85,7 @@ def evaluate(
     quality: Frechet and kernel distance to the training pictures, precision and recall, CLIP score.
     prompts: lists by what is hard about them, for people to look at. loss: of held-out emoji, by
     noise level. digits, of configs/papers: distance to true digits, and whether each is the one
-    asked for.
+    asked for. likelihood: bits/dim of held-out digits.
     """
     name, values = _sweep(sweep)
     if not (model / "model_index.json").is_file():
@@ -96,7 +97,7 @@ def evaluate(
     import diffusers
     import transformers
 
-    from ldm.engine.measure import Drawing, Measurer, heads, rows
+    from ldm.engine.measure import PICTURES, Drawing, Measurer, heads, rows
     from ldm.evaluation import charts
     from ldm.evaluation.features import FeatureError
 
@@ -113,7 +114,7 @@ def evaluate(
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
         measurer = Measurer(model, space, device, prompts)
-        for chosen in suite or [each for each in Suite if each is not Suite.digits]:
+        for chosen in suite or [each for each in Suite if each.value not in PICTURES]:
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 with console.status(told):

@@ -14,20 +14,21 @@ from torch import Tensor
 from ldm.data.collection import spread
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.diffusion import NoiseProcess, predictor, target_of
+from ldm.diffusion import NoiseProcess, Predictor, predictor, target_of
 from ldm.engine import pictures
 from ldm.engine.disk import write_text
 from ldm.engine.record import environment
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import clip, clip_score, space
-from ldm.evaluation.heldout import held_out_loss
+from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Draw, Emoji, Labelled, Report
 from ldm.models.clip import Clip
 from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
+from ldm.models.labels import LabelConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 
 _COUNT = {
@@ -37,9 +38,12 @@ _COUNT = {
     "quality": 2000,
     "loss": 256,
     "digits": 500,
+    "likelihood": 64,
 }
 _SHOWN = 32
 PROMPTS = Path("assets/prompts")
+PICTURES = ("digits", "likelihood")
+"""Suites that need no text, of the models of configs/papers."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,9 @@ class Measurer:
         Raises:
             ValueError: the model reads no captions, which the suite is made of.
         """
-        if suite != "digits" and self.pipe.text_encoder is None:
-            raise ValueError(f"--suite {suite}: this model reads no text; measure it by digits")
+        if suite not in PICTURES and self.pipe.text_encoder is None:
+            told = f"--suite {suite}: this model reads no text; measure it by"
+            raise ValueError(f"{told} {' or '.join(PICTURES)}")
         draw, count = draw_with(self.pipe, drawing), count or _COUNT.get(suite, 0)
         if suite in ("shapes", "shapes-new"):
             return suites.prompt_accuracy(
@@ -144,20 +149,49 @@ class Measurer:
             return self.loss(count)
         if suite == "digits":
             return self.digits(draw, count)
+        if suite == "likelihood":
+            return self.likelihood(count)
         raise ValueError(f"there is no suite {suite!r}")
 
-    def digits(self, draw: Draw, count: int) -> Report:
-        """``count`` digits, each class as often as the others where the model knows classes."""
+    @cached_property
+    def _digits(self) -> tuple[Labelled, Labelled]:
+        """Those trained on and those held out, at the model's size."""
         source = DigitsData()
         labels = torch.tensor([NAMES.index(e.captions[0].split()[-1]) for e in source.examples])
         pixels = [to_pixels(self.transform(source.load(n))) for n in range(len(labels))]
         out = torch.tensor([example.held_out for example in source.examples])
         trained, held_out = (Labelled(torch.stack(pixels)[m], labels[m]) for m in (~out, out))
+        return trained, held_out
+
+    def _told(self, labels: Tensor) -> list[str]:
+        """What the model is told of digits: a caption, the name of a class, or nothing."""
+        if self.pipe.text_encoder is not None:
+            return [f"a handwritten {NAMES[n]}" for n in labels]
+        return [NAMES[n] if self.pipe.config.classes else "" for n in labels]
+
+    def digits(self, draw: Draw, count: int) -> Report:
+        """``count`` digits, each class as often as the others where the model knows classes."""
         asked = torch.arange(count) % len(NAMES)
-        texts = [f"a handwritten {NAMES[n]}" for n in asked]
-        if self.pipe.text_encoder is None:
-            texts = [NAMES[n] for n in asked] if self.pipe.config.classes else [""] * count
-        return suites.digits(draw, texts, asked if any(texts) else None, trained, held_out)
+        texts = self._told(asked)
+        return suites.digits(draw, texts, asked if any(texts) else None, *self._digits)
+
+    def likelihood(self, count: int) -> Report:
+        """Bits per dimension of ``count`` held-out digits."""
+        if self.pipe.vae is not None or self.pipe.text_encoder is not None:
+            raise ValueError("--suite likelihood: it is that of a model of pixels without text")
+        _, held_out = self._digits
+        chosen = spread(range(len(held_out.labels)), count)
+        texts = self._told(held_out.labels[chosen])
+        cond = LabelConditioner(self.pipe.config.classes or ()).encode(texts)
+        pixels = held_out.pictures[chosen].to(self.device)
+        found = held_out_bits(*self._network(), pixels, cond.to(self.device))
+        return Report({"bits/dim, held-out": found}, texts, None)
+
+    def _network(self) -> tuple[Predictor, NoiseProcess]:
+        """The bare network, and its noise."""
+        config = self.pipe.scheduler.config
+        predict = predictor(UNetDenoiser(self.pipe.unet), target_of(config))
+        return predict, NoiseProcess.from_scheduler(config)
 
     def prompts(self) -> dict[str, list[str]]:
         """The lists of prompts by name."""
@@ -175,10 +209,7 @@ class Measurer:
         parts = [self.codec.encode(x.to(self.device)) for x in truth.split(64)]
         z = torch.cat([self.codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
         conditioner = ClipConditioner(self.pipe.tokenizer, self.pipe.text_encoder)
-        config = self.pipe.scheduler.config
-        predict = predictor(UNetDenoiser(self.pipe.unet), target_of(config))
-        process = NoiseProcess.from_scheduler(config)
-        found = held_out_loss(predict, process, z.float(), conditioner.encode(texts))
+        found = held_out_loss(*self._network(), z.float(), conditioner.encode(texts))
         return Report(dict(found), texts, None)
 
     @torch.no_grad()

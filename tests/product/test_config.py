@@ -10,6 +10,7 @@ import yaml
 from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
 from ldm.data.shapes import ShapesData
+from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.config import ConfigError, images, load, plain, validate
 from ldm.engine.schema import (
     AutoencoderConfig,
@@ -47,6 +48,8 @@ def schema(file: Path) -> type:
     keys = yaml.safe_load(file.read_text())
     if "clip" in keys or "vocab_size" in keys:
         return ClipConfig
+    if "labels" in keys:
+        return ClassifierConfig
     return AutoencoderConfig if "kl" in keys else TrainConfig
 
 

@@ -1,6 +1,7 @@
 """Suites of captions against artists of known skill, and the command that runs them."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from typer.testing import CliRunner
 
 import tiny
-from exact import EXACT
+from exact import EXACT, Mixture
 from ldm.cli import app
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_pixels
@@ -19,7 +20,7 @@ from ldm.diffusion import Condition, DiscreteVP
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import FeatureError, space
-from ldm.evaluation.heldout import held_out_loss
+from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
 
 PIXELS = [space("pixels:8")]
@@ -157,6 +158,10 @@ def test_a_model_that_reads_no_text(tmp_path: Path) -> None:
     assert drawn.exit_code == 0, drawn.output
     (measured,) = json.loads((tmp_path / "out" / "figures.json").read_text())["measured"]
     assert "class" not in measured["figures"] and measured["figures"]["kid"]["n"] == 12
+    told = run(tmp_path / "model", "--suite", "likelihood", "--count", 8, "--out", tmp_path / "out")
+    assert told.exit_code == 0, told.output
+    (measured,) = json.loads((tmp_path / "out" / "figures.json").read_text())["measured"]
+    assert measured["figures"]["bits/dim, held-out"]["n"] == 8
 
 
 @pytest.mark.parametrize(
@@ -229,6 +234,27 @@ def test_loss_by_noise_level_of_a_perfect_network() -> None:
         assert figure.low < signal / (signal + noise) < figure.high and figure.n == 4000
         assert figure.value == pytest.approx(whole[f"loss at {t:.2f}"].value, rel=1e-6)
         assert figure.high - figure.low < 0.1
+
+
+def test_bits_per_dimension_of_noise() -> None:
+    """Of N(0, s^2) by the exact network: its entropy, whatever the batch."""
+    std = 0.3
+    moments = ([1.0], [[0.0] * 12], [(std**2 * torch.eye(12)).tolist()])
+    exact = Mixture(*(torch.tensor(part, dtype=torch.float64) for part in moments))
+
+    def predict(x_t, level, timestep, cond):
+        found = exact.predictor("eps")(x_t.flatten(1), level, timestep, cond)
+        return replace(found, x_t=x_t, y=found.y.reshape(x_t.shape))
+
+    x = std * torch.randn(300, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    # Rounded to the values of 8 bits, as pixels are.
+    x = ((x + 1) * 127.5).round().double() / 127.5 - 1
+    cond = Condition(torch.zeros(300, 1, 1))
+    found = [held_out_bits(predict, DiscreteVP(), x, cond, steps=30, batch=b) for b in (300, 128)]
+    entropy = math.log(std * math.sqrt(2 * math.pi * math.e)) / math.log(2)
+    expected = entropy + math.log2(255 / 2)
+    assert found[0].low < expected < found[0].high and found[0].high - found[0].low < 0.08
+    assert found[1].value == pytest.approx(found[0].value, rel=1e-9)
 
 
 def test_the_command_draws_lists_and_measures_loss(model: Path, tmp_path: Path) -> None:
