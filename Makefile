@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python training/train.py --config configs/quickstart.yaml
 
 test: .venv/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

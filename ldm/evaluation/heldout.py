@@ -74,7 +74,7 @@ def held_out_bits(
     seed: int = 0,
     batch: int = 64,
 ) -> Figure:
-    """Bits per dimension of ``pixels``, with the interval over pictures: one draw of w and one probe
+    """Bits per dimension of ``pixels`` and the interval over pictures: one draw of w and one probe
     of the trace for each.
 
     Args:
