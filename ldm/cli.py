@@ -191,6 +191,8 @@ def sample(
             batch_size=batch,
             guidance=ClassifierFree(guidance, guidance_rescale, interval),
         ).images
+        if pipe.text_encoder is None and not pipe.config.classes:
+            guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         console = Console()
         for i, (image, target) in enumerate(zip(images, targets, strict=True)):

@@ -60,7 +60,6 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         image_encoder: kept for the folder's sake, not used.
         requires_safety_checker: written to the folder.
         classes: of a U-Net with labels, of which the last is that of no class.
-
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -269,7 +268,8 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         else:
             conditioner = LabelConditioner(self.config.classes or ())
             if not conditioner.names and any(prompts + negatives):
-                raise ValueError(f"this model is unconditional: it reads no prompt, {prompt!r}")
+                text = "".join(prompts + negatives)
+                raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
             guidance_scale = guidance_scale if conditioner.names else 1.0
         codec = codec_of(self.vae)
         predict = predictor(self._denoiser(), stepper.target)

@@ -33,13 +33,14 @@ def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:
     collection, labels = collect(config, accelerator), Labels(config.labels)
     if collection.epoch is None:
         raise ConfigError("data: a stream's labels are not known ahead: train on files or tables")
-    labels.restrict(collection)
+    without = labels.restrict(collection)
     classifier = make(config, noised.shape[0]).to(accelerator.device)
     task = ClassificationTask(config, classifier, noised, labels, collection.held_out)
     draws = LabelledDraws(collection, config, labels, noised)
     accelerator.print(
         f"{parameters(classifier):,} parameters, {len(labels.names)} labels,"
-        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
+        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out,"
+        f" {without:,} left out that none or several of the labels fit"
     )
     final = Trainer(config, task, draws, collection, accelerator).fit()
     accelerator.print(f"the classifier is in {final}")

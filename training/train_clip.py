@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTokenizer
 
 from ldm.engine.batch import split_batch
@@ -84,8 +85,13 @@ def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
     )
     if not (vision / "config.json").is_file():
         raise ConfigError(f"model: {config.model} has no image_encoder, so it is half a CLIP")
+    try:
+        whole = Clip.load(text, vision)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise ConfigError(f"model: {config.model} holds no CLIP that can be read: {line}") from None
     with described("clip"):
-        clip = config.clip.beside(Clip.load(text, vision), noised.shape[0], config.seed)
+        clip = config.clip.beside(whole, noised.shape[0], config.seed)
     return clip, read_tokenizer(words)
 
 

@@ -114,14 +114,19 @@ def evaluate(
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
         measurer = Measurer(model, space, device, prompts)
-        for chosen in suite or [each for each in Suite if each.value not in PICTURES]:
+        asked = suite or [each for each in Suite if each.value not in PICTURES]
+        if suite is None and not prompts.is_dir():
+            asked.remove(Suite.prompts)
+        elif Suite.prompts in asked:
+            measurer.prompts()  # what is wrong with them is told before hours of drawing
+        for chosen in asked:
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 with console.status(told):
                     found = measurer.measure(chosen.value, drawing, count)
                 reports.setdefault(chosen.value, []).append(found)
             _print(console, chosen.value, heads(drawings, name), rows(reports[chosen.value]))
-        measurer.write(out, reports, drawings, name)
+            measurer.write(out, reports, drawings, name)
     except (FeatureError, ValueError, OSError) as error:
         fail(error)
     console.print(str(out), highlight=False, soft_wrap=True)

@@ -48,8 +48,8 @@ class Labels:
         found = [n for n, rule in enumerate(self._rules) if rule.search(caption)]
         return found[0] if len(found) == 1 else None
 
-    def restrict(self, collection: Collection) -> None:
-        """Leaves only pictures that have a label in ``collection``.
+    def restrict(self, collection: Collection) -> int:
+        """Leaves only pictures that have a label in ``collection``, and tells how many had none.
 
         Raises:
             DataError: some label has no picture to train on.
@@ -58,9 +58,11 @@ class Labels:
         for number, name in enumerate(self.names):
             if number not in here:
                 raise DataError(f"labels.{name}: no picture to train on has this label alone")
+        before = len(collection.train) + len(collection.held_out)
         collection.train = collection.train.where(np.array([n is not None for n in here]))
         held = np.array([self.of(item) is not None for item in collection.held_out], bool)
         collection.held_out = collection.held_out.where(held)
+        return before - len(collection.train) - len(collection.held_out)
 
 
 class LabelledDraws(Dataset[dict[str, Any]]):
@@ -117,7 +119,9 @@ class ClassificationTask(nn.Module):
         super().__init__()
         self.config, self.classifier, self.noised = config, classifier, noised
         self.labels, self.held_out = labels, held_out
-        self.origin, self.memory = noised.origin(), Memory()
+        # Of a mapping a run's identity knows the keys, and not their order, which logits have.
+        self.origin = {**noised.origin(), "labels.order": labels.names}
+        self.memory = Memory()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The classifier's parameters."""

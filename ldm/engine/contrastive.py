@@ -91,7 +91,8 @@ class ContrastiveTask(nn.Module):
         self.origin: dict[str, Any] = {}
         if noised is not None:
             text = digest(clip.model.text_model, settings_of(tokenizer))
-            self.origin = {**noised.origin(), "model.text": text}
+            joint = digest(clip.model.text_projection, str(clip.model.logit_scale.item()))
+            self.origin = {**noised.origin(), "model.text": text, "model.text_projection": joint}
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -71,6 +71,7 @@ class Averages:
 
     def __init__(self, members: Mapping[int, Average], ramp: float) -> None:
         self.members, self.ramp, self.chosen = dict(members), ramp, next(iter(members))
+        self.chosen_at: int | None = None  # images seen when it was last chosen
 
     @property
     def model(self) -> Average:
@@ -87,27 +88,35 @@ class Averages:
         for half_life, member in self.members.items():
             member.update(decay(batch, seen, half_life, self.ramp))
 
+    @property
+    def choice(self) -> list[int | None]:
+        """What a checkpoint keeps of it beside the averages."""
+        return [self.chosen, self.chosen_at]
+
     def load(
-        self, chosen: int, model: Mapping[str, Tensor], others: Mapping[int, Mapping[str, Tensor]]
+        self,
+        choice: Sequence[int | None] | None,
+        model: Mapping[str, Tensor],
+        others: Mapping[int, Mapping[str, Tensor]],
     ) -> None:
-        """Sets the averages of a checkpoint; one that it lacks begins as ``model``, which was that
-        of ``chosen``.
+        """Sets the averages of a checkpoint, ``choice`` being its own; one that it lacks begins as
+        ``model``.
         """
         for half_life, member in self.members.items():
             member.load(others.get(half_life, model))
+        chosen, self.chosen_at = choice or (None, None)
         self.chosen = chosen if chosen in self.members else self.chosen
 
-    def choose(self, loss: float, measure: Callable[[Average], float]) -> dict[str, float]:
-        """Makes the one with the least held-out loss the model, and tells the losses.
-
-        Args:
-            loss: of the one that is the model so far.
-            measure: gives that of the others.
+    def choose(self, seen: int, measure: Callable[[Average], float]) -> dict[str, float]:
+        """Makes the one of which ``measure`` gives the least held-out loss the model, and tells
+        the losses; nothing if there is only one.
         """
-        losses = {self.chosen: loss}
-        losses |= {h: measure(self.members[h]) for h in self.members if h != self.chosen}
+        self.chosen_at = seen
+        if len(self.members) == 1:
+            return {}
+        losses = {h: measure(member) for h, member in self.members.items()}
         self.chosen = min(losses, key=losses.__getitem__)
-        told = {f"held_out_loss/ema_{h}": losses[h] for h in self.members}
+        told = {f"held_out_loss/ema_{h}": loss for h, loss in losses.items()}
         return {"ema_half_life": float(self.chosen), **told}
 
 

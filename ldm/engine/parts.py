@@ -117,6 +117,11 @@ def build(
         if drawing is not None and getattr(drawing, "prompts", True):
             with described(key):
                 sampler(drawing.sampler, parts.scheduler_config()).evaluations(drawing.steps)
+    if classes is not None and config.validation:
+        with described("validation.prompts"):
+            parts.conditioner.tokenize(config.validation.prompts)
+            if not classes and any(config.validation.prompts):
+                raise ValueError("this model is unconditional: it reads no prompt but ''")
     adapt(parts, config, meta=meta)
     return parts
 
@@ -143,6 +148,8 @@ def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
         process, target, learned = saved(config.model)
         noise = {"kind": process.kind, **plain(process)}
         found["model.scheduler"] = noise | {"target": plain(target), "learned_variance": learned}
+    if config.model and config.condition is None and (classes := reads.classes(config)):
+        found["model.classes"] = list(classes)
     return found
 
 
@@ -209,7 +216,15 @@ def _unet(config: TrainConfig, parts: Parts, meta: bool) -> UNet2DConditionModel
     labels = len(parts.classes) + 1 if parts.classes else None
     if config.unet is None:
         cls = UNet2DModel if width is None else UNet2DConditionModel
-        unet = read(cls, in_model(config.model, "unet", "unet"), "unet", meta)
+        folder = in_model(config.model, "unet", "unet")
+        kind = reads.settings(folder).get("_class_name", cls.__name__)
+        if kind != cls.__name__:
+            told = "reads text" if width is None else "reads no text"
+            raise ConfigError(
+                f"condition: the U-Net of {config.model} {told} ({kind}): leave condition out, or"
+                " describe another unet"
+            )
+        unet = read(cls, folder, "unet", meta)
         returned = channels * (2 if objective.learned_variance else 1)
         if (unet.config.in_channels, unet.config.out_channels) != (channels, returned):
             told = f" of which a learned variance makes {returned}" if returned > channels else ""

@@ -24,6 +24,14 @@ def _index(config: TrainConfig) -> dict[str, Any] | None:
         return None
 
 
+def settings(folder: Path) -> dict[str, Any]:
+    """``config.json`` of ``folder``, empty where it cannot be read: who opens the folder tells."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def pixels(config: TrainConfig) -> bool:
     """Whether pictures are their own latents."""
     if config.vae is not None:

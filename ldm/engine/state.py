@@ -163,6 +163,10 @@ def identity(
     for key, value in plain(config).items():
         if key not in _FREE:
             flat |= _flat(key, value)
+    if config.ema and config.validation and len(config.ema.half_lives) > 1:
+        # A validation that chooses the model is part of the run.
+        for key in ("every", "images", "levels", "seed"):
+            flat[f"ema.chosen_by.{key}"] = json.dumps(getattr(config.validation, key))
     # A folder may move: what counts is what was in it.
     named = {key.partition(".")[0] for key in origin}
     flat = {key: v for key, v in flat.items() if key not in named and not _PATH.fullmatch(key)}

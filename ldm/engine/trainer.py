@@ -158,6 +158,8 @@ class Trainer:
                 if not stopping and (self.seen % every_checkpoint == 0 or end):
                     stopping = self._save()
                 if stopping:
+                    if self.ema and self.ema.chosen_at == self.seen:
+                        self._save()  # once more, with the choice
                     self.ending.leave(
                         f"all {self.seen} images seen so far are in {self.ending.saved}"
                     )
@@ -281,10 +283,10 @@ class Trainer:
         self.ending.written(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         # Pictures are written by one process once all have measured.
         with self.ending.kept(what, folder):
-            measured = self._measure(self.ema and self.ema.model, folder)
-            if self.ema and len(self.ema.members) > 1:
-                loss = measured["held_out_loss"]
-                measured |= self.ema.choose(loss, lambda a: self._measure(a)["held_out_loss"])
+            told: dict[str, float] = {}
+            if self.ema:
+                told = self.ema.choose(self.seen, lambda a: self._measure(a)["held_out_loss"])
+            measured = self._measure(self.ema and self.ema.model, folder) | told
             self.trackers.show(sheet_name(folder, self.seen), self.seen)
         if measured and self.accelerator.is_main_process:
             self._write(self.seen, **measured)
@@ -325,7 +327,7 @@ class Trainer:
             "changes": self.changes,
             "memory": self.task.memory.state(),
             "identity": self.identity,
-            "average": self.ema and self.ema.chosen,
+            "average": self.ema and self.ema.choice,
         }
         state.write(folder / "training", found, counters)
 
@@ -380,7 +382,7 @@ class Trainer:
             averaged, half_lives = self.task.read(folder), self.ema.members
             state.check_shapes(averaged, self.weights, folder)
             others = state.averages(folder / "training", half_lives, self.weights)
-            self.ema.load(counters.get("average") or self.ema.chosen, averaged, others)
+            self.ema.load(counters.get("average"), averaged, others)
         self.seen, self.window.sums = counters["images"], counters["window"]
         if self.seen % self.batch:
             raise CheckpointError(

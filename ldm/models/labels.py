@@ -46,7 +46,8 @@ class LabelConditioner:
         said = set(self._said.findall(text.lower()))
         if len(said) != 1:
             which = f"both {' and '.join(sorted(said))}" if said else "none"
-            raise ValueError(f"{text!r} says {which} of the classes {', '.join(self.names)}")
+            few = ", ".join(self.names[:10]) + ", ..." * (len(self.names) > 10)
+            raise ValueError(f"{text!r} says {which} of the classes {few}")
         return self._number[said.pop()]
 
     def encode_ids(self, ids: Int64[Tensor, "b 1"]) -> Condition:

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from launched import digests
+from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError
+from ldm.engine.ema import Average, Averages
 from runs import train
 
 HALF_LIVES = ("1000 images", "64 images", "16 images")
@@ -65,3 +68,25 @@ def test_a_run_that_goes_on_keeps_all_of_them(tmp_path):
 def test_several_need_held_out_pictures(tmp_path):
     with pytest.raises(ConfigError, match=r"ema\.half_life: held-out loss chooses among several"):
         train(tmp_path / "run", **SETTINGS | {"ema": {"half_life": HALF_LIVES}, "validation": None})
+
+
+def test_what_chooses_is_part_of_the_run(tmp_path):
+    settings = SETTINGS | {"ema": {"half_life": ["16 images", "64 images"]}, "duration": "2 steps"}
+    train(tmp_path / "run", **settings)
+    settings["validation"] = {**SETTINGS["validation"], "levels": 4}
+    with pytest.raises(CheckpointError, match=r"ema\.chosen_by\.levels was 3 and is now 4"):
+        train(tmp_path / "run", **settings | {"duration": "4 steps"})
+
+
+def test_a_half_life_of_zero_can_be_chosen_and_kept():
+    weights = {"w": torch.ones(1)}
+
+    def fresh() -> Averages:
+        return Averages({64: Average(weights), 0: Average(weights)}, ramp=0)
+
+    averages = fresh()
+    told = averages.choose(128, lambda a: 1.0 if a is averages.members[64] else 0.5)
+    assert told == {"ema_half_life": 0, "held_out_loss/ema_64": 1, "held_out_loss/ema_0": 0.5}
+    again = fresh()
+    again.load(json.loads(json.dumps(averages.choice)), {"w": torch.zeros(1)}, {})
+    assert (again.chosen, again.chosen_at) == (0, 128) and again.model is again.members[0]

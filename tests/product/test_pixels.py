@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import tiny
 from launched import digests
 from ldm.cli import app
 from ldm.diffusion import Condition
@@ -140,9 +141,33 @@ def test_a_model_of_classes(tmp_path, coloured):
         del tuned[part]
     parts = build(validate(TrainConfig, tuned), [])
     assert parts.classes == COLOURS and parts.vae is None and isinstance(parts.unet, UNet2DModel)
-    assert set(parts.origin) == {"model.unet", "model.scheduler"}
+    assert set(parts.origin) == {"model.unet", "model.scheduler", "model.classes"}
     with pytest.raises(ConfigError, match="has 4 labels, condition makes 3"):
         build(validate(TrainConfig, {**tuned, "condition": {"classes": ["red", "blue"]}}), [])
+    wrong = {**tuned, "validation": {**validation, "prompts": ["red", "dog"]}}
+    with pytest.raises(ConfigError, match=r"validation\.prompts: 'dog' says none of the classes"):
+        build(validate(TrainConfig, wrong), [])
+    # Stock has no pipeline that hands labels on.
+    index = json.loads((final / "model_index.json").read_text())
+    assert index["_class_name"] == "LatentDiffusionPipeline"
+
+
+def test_an_unconditional_run_reads_no_prompt(tmp_path, coloured):
+    plain = tree(tmp_path / "run", **(CLASSES | {"condition": "none", "data": coloured}))
+    for part in ("text",):
+        plain.pop(part, None)
+    plain["validation"] = {"every": "1 steps", "images": 2, "prompts": ["a dog"]}
+    with pytest.raises(ConfigError, match=r"validation\.prompts: this model is unconditional"):
+        build(validate(TrainConfig, plain), [])
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_a_model_of_text_cannot_be_told_nothing(tmp_path, coloured, meta):
+    folder = tiny.folder(tmp_path / "tiny")
+    plain = {"run": str(tmp_path / "run"), "model": str(folder), "condition": "none"}
+    plain |= {"data": coloured, "duration": "1 step", "images": {"size": 32}}
+    with pytest.raises(ConfigError, match=r"condition: the U-Net of .* reads text"):
+        build(validate(TrainConfig, plain), [], meta=meta)
 
 
 def test_going_on_is_exact_and_the_average_is_in_front(tmp_path, coloured):
