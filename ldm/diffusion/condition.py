@@ -33,8 +33,12 @@ class Condition:
     extra: dict[str, Shaped[Tensor, "b ..."]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return next(
-            len(x) for x in (self.tokens, self.pooled, *self.extra.values()) if x is not None
+        for part in (self.tokens, self.pooled, *self.extra.values()):
+            if part is not None:
+                return len(part)
+        raise ValueError(
+            "a Condition of nothing has no length: give it tokens, pooled or extra, if only of"
+            " shape (b, 0)"
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:

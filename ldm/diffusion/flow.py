@@ -38,12 +38,16 @@ def size(level: Level) -> float:
     return math.hypot(float(level.alpha), float(level.sigma))
 
 
+def when(process: NoiseProcess, phi: float) -> Tensor:
+    """The time at which the process has this angle, a float64 scalar."""
+    return process.time_at(-2 * torch.tensor(math.tan(phi), dtype=torch.float64).log())
+
+
 def flow(process: NoiseProcess, predict: Predictor, cond: Condition) -> Flow:
     """The ODE of ``predict``, at any angle between those of the process's nodes."""
 
     def slope(phi: float, x: Tensor) -> Tensor:
-        ratio = torch.tensor(math.tan(phi), dtype=torch.float64)
-        t = process.time_at(-2 * ratio.log())
+        t = when(process, phi)
         level, timestep = process.level(t), process.timestep(t).float().to(x.device)
         prediction = predict(x * size(level), level, timestep, cond)
         return prediction.eps * math.cos(phi) - prediction.x0 * math.sin(phi)

@@ -57,11 +57,16 @@ class NoiseProcess(ABC):
         return u.double()
 
     def grid(self, count: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
-        """``count`` times, float64, evenly from ``start`` to ``stop`` on the clock of ``time``, but
-        none before the first node: not every target says what x0 and eps are where sigma is 0.
+        """``count`` times, float64, evenly from ``start`` to ``stop`` on the clock of ``time``, of
+        which 0 is the first node here: not every target says what x0 and eps are where sigma is 0.
         """
         u = torch.linspace(start, stop, count, dtype=torch.float64)
-        return self.time(u).clamp(min=1 / self.num_train_timesteps)
+        first = self._first()
+        return self.time(first + (1 - first) * u).clamp(min=1 / self.num_train_timesteps)
+
+    def _first(self) -> float:
+        """The ``u`` of the first node."""
+        return 1 / self.num_train_timesteps
 
     def timestep(self, t: Tensor) -> Tensor:
         """What the network's embedding sees of ``t``, float64."""
@@ -178,6 +183,9 @@ class DiscreteVP(VariancePreserving):
         """The node at the upper end of the cell that ``u`` falls into (derivative 1)."""
         count, u = self.num_train_timesteps, u.double()
         return u + ((u.detach() * count).floor().add(1).clamp(1, count) / count - u.detach())
+
+    def _first(self) -> float:
+        return 0.0  # whose cell ends there
 
     def _log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         nodes, slopes = _nodes(self, t.device)
@@ -325,6 +333,10 @@ class RectifiedFlow(NoiseProcess):
     def time(self, u: Tensor) -> Tensor:
         u = u.double()
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def _first(self) -> float:
+        node = 1 / self.num_train_timesteps
+        return node / (self.shift - (self.shift - 1) * node)
 
     def timestep(self, t: Tensor) -> Tensor:
         return t.double() * self.num_train_timesteps

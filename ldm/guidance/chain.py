@@ -19,8 +19,12 @@ of a sampler in its place: it may remember its evaluations."""
 
 @dataclass(frozen=True)
 class Chain:
-    """Several after each other, the first next to the network. At most one Gradient of x0 or
-    LinearInverse, before any Gradient of x_t: they cut the gradient off for those behind them.
+    """Several after each other, the first next to the network.
+
+    ClassifierFree comes first: it asks what is before it for 2 b samples, with and without the
+    condition, and a LinearInverse or a LabelPotential of b would not know them. At most one
+    Gradient of x0 or LinearInverse, before any Gradient of x_t: they cut the gradient off for those
+    behind them.
     """
 
     parts: tuple[Guidance, ...]

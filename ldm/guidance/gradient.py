@@ -30,7 +30,11 @@ x is x_t / sqrt(alpha^2 + sigma^2), or x0."""
 class Gradient:
     """Guidance towards a high potential.
 
-    Where alpha is 0 x_t says nothing of x0, and nothing is added.
+    Where alpha is 0 nothing is added: x_t says nothing there, so that a potential that knows noise
+    has no gradient, and sigma^2 / alpha times that is 0 / 0. Its limit, the mean of x0 given y less
+    that of x0, is not to be had from a gradient at alpha = 0.
+
+    In float32 or bfloat16: the gradients underflow in float16.
 
     Args:
         potential: differentiable in x.
@@ -64,7 +68,9 @@ class Gradient:
 
 
 def towards_x0(level: Level, x: Tensor) -> Tensor:
-    """sigma^2 / alpha, by which a gradient by x_t moves x0, spread over ``x``; 0 where alpha is."""
+    """sigma^2 / alpha, by which a gradient by x_t moves x0, spread over ``x``; where alpha is 0
+    it is infinite, and given as 0.
+    """
     alpha, sigma = (spread(part, x) for part in level[:2])
     return torch.where(alpha > 0, sigma**2 / alpha, 0.0)
 

@@ -11,9 +11,12 @@ pigdm        r^2 in place of K in the equation for v, Tweedie's K where v is app
 replacement  r^2 in both: the part of x0 that y tells is replaced by what it tells, without any
              gradient of the network (Wang et al. 2023; for inpainting Song et al. 2021)
 
-with r^2 = data_std^2 sigma^2 / (alpha^2 data_std^2 + sigma^2). v comes from conjugate gradients, so
-that of A nothing is needed but that autograd knows it. A decoder may be part of it: then A is its
-linearisation at x0_hat, and the Gaussian lives in latents.
+with r^2 = data_std^2 sigma^2 / (alpha^2 data_std^2 + sigma^2). Where alpha is 0, K is 0 / 0 and r^2
+stands for it. v comes from conjugate residuals, so that of A nothing is needed but that autograd
+knows it, and what no x0 has as its A x0 (a filling of the hole in y) is left out. A decoder may be
+part of A: then A is its linearisation at x0_hat, and the Gaussian lives in latents.
+
+The network runs in float32 or bfloat16: its gradients underflow in float16.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class LinearInverse:
         noise: standard deviation of n; 0 for none.
         method: see above.
         data_std: standard deviation of the data, 1 for latents (not used by tweedie).
-        iterations: most of conjugate gradients; as many as A A^T has different eigenvalues
+        iterations: most of conjugate residuals; as many as A A^T has different eigenvalues
             suffice: 1 for masks, means and projections; behind a decoder some 16.
 
     """
@@ -80,6 +83,9 @@ class LinearInverse:
                 hat = prediction.x0
                 x0 = hat.detach().requires_grad_()
                 seen = self.operator(x0)
+                rounding = torch.finfo(seen.dtype).eps
+                # Squares of pictures are summed, which in float16 would be infinite.
+                seen = seen.to(torch.promote_types(seen.dtype, torch.float32))
                 probe = torch.zeros_like(seen, requires_grad=True)
                 # A^T probe, whose derivative by the probe is A.
                 (back,) = grad(seen, x0, probe, create_graph=True)
@@ -94,38 +100,48 @@ class LinearInverse:
                 return grad(seen, x0, v, retain_graph=True)[0]
 
             def covariance(u: Tensor) -> Tensor:
-                return towards_x0(level, u) * grad(hat, x, u, retain_graph=True)[0]
+                along = towards_x0(level, u) * grad(hat, x, u, retain_graph=True)[0]
+                return torch.where(alpha > 0, along, r2 * u)
 
             def matrix(v: Tensor) -> Tensor:
                 u = transposed(v)
                 u = covariance(u) if self.method == "tweedie" else r2 * u
                 return grad(back, probe, u, retain_graph=True)[0] + self.noise**2 * v
 
-            v = transposed(_solve(matrix, y - seen.detach(), self.iterations))
+            v = transposed(_solve(matrix, y - seen.detach(), self.iterations, rounding))
             by = r2 * v if self.method == "replacement" else covariance(v)
             return moved(detached(prediction), by)
 
         return guided
 
 
-def _solve(matrix: Operator, b: Tensor, iterations: int) -> Tensor:
-    """V with ``matrix(v) = b``, every sample's system by itself (Hestenes & Stiefel 1952)."""
+def _solve(matrix: Operator, b: Tensor, iterations: int, rounding: float) -> Tensor:
+    """V for which ``b - matrix(v)`` is shortest, every sample's system by itself: conjugate
+    residuals (Stiefel 1955), which for a ``b`` out of reach come to the least squares, where
+    conjugate gradients have no limit. ``rounding`` is that of ``matrix``, relative.
+    """
 
     def dot(p: Tensor, q: Tensor) -> Tensor:
         return (p * q).flatten(1).sum(1).reshape(-1, *(1,) * (p.ndim - 1))
 
-    v, rest = torch.zeros_like(b), b
-    direction, length = rest, dot(rest, rest)
-    # Below this there is nothing but rounding, which must not be divided by itself.
-    least = length * torch.finfo(b.dtype).eps ** 2
+    v, rest, length = torch.zeros_like(b), b, dot(b, b)
+    direction = applied = torch.zeros_like(b)
+    before, largest, done = torch.full_like(length, torch.inf), None, length <= 0
+    least = length * rounding**2
     for _ in range(iterations):
-        done = length <= least
+        image = matrix(rest)
+        along = dot(rest, image)
+        # An eigenvalue of those that b has a part in; what is left with one of the size of its
+        # rounding is out of reach.
+        largest = dot(image, image) / along if largest is None else largest
+        # Once done, for good: what is left is rounding, which must not be divided by itself.
+        done = done | (length <= least) | ~(along > rounding * largest * length)
         if bool(done.all()):
             break
-        applied = matrix(direction)
-        curvature = dot(direction, applied)
-        step = torch.where(done | (curvature <= 0), 0.0, length / curvature)
-        v, rest = v + step * direction, rest - step * applied
-        before, length = length, dot(rest, rest)
-        direction = rest + torch.where(done, 0.0, length / before) * direction
+        share = along / before
+        direction, applied = rest + share * direction, image + share * applied
+        step = torch.where(done, 0.0, along / dot(applied, applied))
+        v = torch.where(done, v, v + step * direction)
+        rest = torch.where(done, rest, rest - step * applied)
+        before, length = along, dot(rest, rest)
     return v

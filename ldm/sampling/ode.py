@@ -9,7 +9,7 @@ import torch
 from scipy.integrate import DOP853
 from torch import Tensor
 
-from ldm.diffusion.flow import angle, flow, size
+from ldm.diffusion.flow import angle, flow, size, when
 from ldm.sampling.process_sampler import ProcessSampler, Run
 
 
@@ -43,7 +43,8 @@ class Adaptive(ProcessSampler):
     ``ldm.diffusion.flow``.
 
     Its steps are its own, shared by the batch: ``steps`` is only how many the first one would be
-    of. It calls the network dozens to hundreds of times.
+    of. It calls the network dozens to hundreds of times. The callback is called after each of its
+    steps, and begins it anew by replacing x.
 
     Args:
         tolerance: of the error of a step, relative to x and absolute.
@@ -59,38 +60,45 @@ class Adaptive(ProcessSampler):
 
     def walk(self, run: Run, x: Tensor, times: Tensor) -> Tensor:
         """``x`` at the first time brought to the last."""
-        level, after = self.process.level(times[0]), self.process.level(times[-1])
-        begin, end = angle(level), angle(after)
-        if begin == end:
-            return x
+        end = angle(self.process.level(times[-1]))
 
         def tensor(y: Any) -> Tensor:
-            return torch.from_numpy(y).to(x).reshape(x.shape)
+            return torch.from_numpy(y).to(x.dtype).to(x.device).reshape(x.shape)
+
+        def array(x: Tensor) -> Any:
+            return x.detach().cpu().double().flatten().numpy()
 
         slope = flow(self.process, run.predict, run.cond)
 
         def rates(phi: float, y: Any) -> Any:
-            return slope(phi, tensor(y)).double().flatten().cpu().numpy()
+            return array(slope(phi, tensor(y)))
 
-        solver: Any = DOP853(
-            rates,
-            begin,
-            (x / size(level)).double().flatten().cpu().numpy(),
-            end,
-            rtol=self.tolerance,
-            atol=self.tolerance,
-            first_step=abs(end - begin) / len(times),
-        )
-        index = 0
-        while solver.status == "running":
+        def begun(phi: float, x: Tensor, t: Tensor) -> Any:
+            return DOP853(
+                rates,
+                phi,
+                array(x / size(self.process.level(t))),
+                end,
+                rtol=self.tolerance,
+                atol=self.tolerance,
+                first_step=abs(end - phi) / len(times),
+            )
+
+        index, t, solver = 0, times[0], None
+        phi = angle(self.process.level(t))
+        while phi != end:
+            solver = solver or begun(phi, x, t)
             told = solver.step()
             if told is not None:
                 raise ValueError(
                     f"{told} The ODE of this network cannot be solved to {self.tolerance}"
                 )
-            run.seen(index, tensor(solver.y), times[0])
-            index += 1
-        return tensor(solver.y) * size(after)
+            before, phi = t, float(solver.t)
+            t = times[-1] if phi == end else when(self.process, phi)
+            there = tensor(solver.y) * size(self.process.level(t))
+            x = run.seen(index, there, before)
+            solver, index = solver if x is there else None, index + 1
+        return x
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -46,6 +46,8 @@ class Ddim(ProcessSampler):
 
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """See the module."""
+        if t == s:  # steps that outnumber the nodes of a table
+            return x
         found, before = run.at(x, t), self.process.level(s)
         if self.eta == 0:
             there = float(before.alpha) * found.x0 + float(before.sigma) * found.eps
@@ -88,7 +90,7 @@ class ReverseSde(ProcessSampler):
 class Langevin(ProcessSampler):
     """Annealed Langevin dynamics, and with a predictor the predictor-corrector method (Song et al.
     2021b, algorithm 1): every level is come to by the predictor, or without any by leaving x as it
-    is, and then corrected.
+    is, and then corrected. Without a predictor so is the first one.
 
     Where alpha changes x cannot stay as it is: all corrections at falling noise cannot make up for
     it (on rectified flow errors fall as steps^(-1/3)), so annealing alone needs alpha = 1.
@@ -102,7 +104,7 @@ class Langevin(ProcessSampler):
         predictor: None: annealed Langevin dynamics.
         corrections: at every level.
         r: signal-to-noise ratio of a correction; its stationary variance is too large, by at most
-            the share r^2.
+            the share r^2 / (1 - r^2).
 
     Raises:
         ValueError: no predictor, and alpha changes.
@@ -126,6 +128,15 @@ class Langevin(ProcessSampler):
         """See the class."""
         if self.predictor is not None:
             x = self.predictor.step(run, x, t, s)
+        return self._corrected(run, x, s)
+
+    def walk(self, run: Run, x: Tensor, times: Tensor) -> Tensor:
+        """``x`` at the first time brought to the last."""
+        if self.predictor is None:
+            x = self._corrected(run, x, times[0])
+        return super().walk(run, x, times)
+
+    def _corrected(self, run: Run, x: Tensor, s: Tensor) -> Tensor:
         sigma = float(self.process.level(s).sigma)
         for _ in range(self.corrections):
             eps, noise = run.at(x, s).eps, run.noise(x)

@@ -1,6 +1,8 @@
 """Samplers that begin or end between noise and data, and what they promise besides numbers."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from torch import Tensor
 from exact import CORRELATED, GAUSSIAN, MIXTURE
 from ldm.diffusion import Condition, DiscreteVP, Prediction, RectifiedFlow, VarianceExploding
 from ldm.sampling import Adaptive, Ddim, Heun, Langevin, ReverseSde, slerp
+from ldm.sampling.samplers import PROCESS_SAMPLERS
 from pushed import at, made, noise, run
+
+MEAN, STD = 0.7, 1.2
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
@@ -135,8 +140,70 @@ def test_callback_sees_and_replaces() -> None:
         return torch.full_like(latent, 7.0) if index == which.evaluations(5) - 1 else None
 
     found = run(which, GAUSSIAN, torch.zeros(2, 1), 5, callback=callback)
-    assert seen == [(0, 1000), (1, 750), (2, 500), (3, 250), (4, 1)]
+    assert seen == [(0, 1000), (1, 750), (2, 500), (3, 251), (4, 1)]
     assert bool((found == 7).all())
+
+
+def test_callback_of_the_adaptive_sampler() -> None:
+    which, seen = replace(made("ve", "ode-adaptive"), tolerance=1e-11), []
+    begin = torch.tensor([[20.0], [-11.0]]).double()
+
+    def record(index: int, timestep: Tensor, latent: Tensor) -> None:
+        seen.append((index, float(timestep), latent))
+
+    found = run(which, GAUSSIAN, begin, 10, start=1.0, stop=0.0, callback=record)
+    assert torch.equal(seen[-1][2], found)
+    assert [index for index, *_ in seen] == list(range(len(seen))) and len(seen) > 4
+    # x as at any level, not of unit size: on a Gaussian it is known, at the time of the next step.
+    top = at(which.process, 1.0).sigma
+    for (_, _, x), (_, timestep, _) in itertools.pairwise(seen):
+        sigma = math.exp(4 * timestep)
+        there = MEAN + (begin - MEAN) * math.hypot(STD, sigma) / math.hypot(STD, float(top))
+        assert torch.allclose(x, there, rtol=1e-4, atol=1e-4)
+    assert seen[0][1] == pytest.approx(float(which.process.timestep(torch.ones(()))))
+
+    # What it puts in place of x at a time is what is brought to the end from there.
+    def replaced(index: int, timestep: Tensor, latent: Tensor) -> Tensor:
+        return latent + 1 if index == 2 else latent
+
+    moved = run(which, GAUSSIAN, begin, 10, start=1.0, stop=0.0, callback=replaced)
+    low, sigma = float(at(which.process, 0.0).sigma), math.exp(4 * seen[3][1])
+    assert torch.allclose(
+        moved - found, torch.full((2, 1), math.hypot(STD, low) / math.hypot(STD, sigma)).double(),
+        rtol=1e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ode-euler", "ode-heun", "ancestral", "sde", "pc"])
+def test_more_steps_than_a_table_has_nodes(name: str) -> None:
+    process, target = DiscreteVP(num_train_timesteps=10), "eps"
+    which = PROCESS_SAMPLERS[name](process, target, 0.0)
+    x = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).double()
+    few, many = (
+        run(which, GAUSSIAN, x, steps, generators=torch.Generator().manual_seed(1))
+        for steps in (10, 37)
+    )
+    assert bool(many.isfinite().all())
+    if name == "pc":  # which corrects once a step
+        assert abs(float(many.std()) / float(few.std()) - 1) < 0.1
+    elif name != "sde":
+        assert torch.allclose(few, many)
+
+
+def test_a_continuous_process_is_walked_evenly_from_end_to_end() -> None:
+    for process in (VarianceExploding(num_train_timesteps=10), RectifiedFlow(3.0, 10)):
+        times = process.grid(7)
+        assert float(times[0]) == 1 and float(times[-1]) == pytest.approx(0.1)
+        shift = getattr(process, "shift", 1.0)
+        u = times / (shift - (shift - 1) * times)
+        assert torch.allclose(u.diff(), u.diff().mean().expand(6))
+    nodes = torch.arange(10, 0, -1).double() / 10
+    assert torch.allclose(DiscreteVP(num_train_timesteps=10).grid(10), nodes)
+
+
+def test_a_condition_of_nothing_has_no_length() -> None:
+    with pytest.raises(ValueError, match="a Condition of nothing has no length"):
+        len(Condition())
 
 
 def test_one_step_is_the_denoiser_at_pure_noise() -> None:

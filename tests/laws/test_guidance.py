@@ -112,15 +112,27 @@ def test_a_potential_of_x0_goes_through_the_denoiser() -> None:
     assert not found.y.requires_grad
 
 
-def test_where_alpha_is_0_nothing_is_added() -> None:
+def test_where_alpha_is_0_a_gradient_says_nothing() -> None:
+    """An exact potential has no gradient there, so that 0 / 0 is left out, though not right: the
+    limit is the mean of the component, to which it leads from the smallest alpha on.
+    """
+    x, potential = torch.randn(5, 2, dtype=D), exact_label(CORRELATED, 0)
+
+    def x0(alpha: float) -> Tensor:
+        at = Level(torch.tensor(alpha, dtype=D), torch.ones((), dtype=D))
+        return Gradient(potential)(CORRELATED.predictor("v"), NULL)(x, at, at.alpha, told(5)).x0
+
+    assert torch.allclose(x0(0.0), CORRELATED.mean.expand(5, 2))
+    assert torch.allclose(x0(1e-6), CORRELATED.means[:1].expand(5, 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["pigdm", "tweedie", "replacement"])
+def test_where_alpha_is_0_an_inverse_problem_has_its_posterior(method) -> None:
+    data, noise, x = isotropic(0.6), 0.3, torch.randn(5, 2, dtype=D)
     at = Level(torch.zeros((), dtype=D), torch.ones((), dtype=D))
-    x = torch.randn(5, 2, dtype=D)
-
-    def log_p(x: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Tensor:
-        return x.sum(1)
-
-    found = Gradient(log_p)(CORRELATED.predictor("v"), NULL)(x, at, at.alpha, told(5))
-    assert torch.equal(found.x0, CORRELATED.x0_hat(x, at))
+    inverse = LinearInverse(lambda x: x @ A.T, Y, noise, method, data_std=0.6)
+    found = inverse(data.predictor("v"), NULL)(x, at, at.alpha, told(5)).x0
+    assert torch.allclose(found, posterior(data, A, Y, noise).mean.expand(5, 2), atol=1e-10)
 
 
 # -- classifier-free --
@@ -298,6 +310,58 @@ def test_replacement_keeps_what_is_known() -> None:
         )(x, level, level.alpha, told(len(x)))
     assert torch.allclose(found.x0[:, 0], torch.full((40,), 0.4, dtype=D), atol=1e-9)
     assert torch.allclose(found.x0[:, 1], CORRELATED.x0_hat(x, level)[:, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["pigdm", "tweedie", "replacement"])
+def test_what_fills_the_hole_of_y_is_left_out(method) -> None:
+    """No x0 has it as its A x0: the known is met as exactly as without."""
+    x, level = drawn(CORRELATED, DiscreteVP())
+    y, mask = torch.tensor([[0.4, -1.0]], dtype=D), torch.tensor([1.0, 0.0], dtype=D)
+    filled, empty = (
+        LinearInverse(inpainting(mask), y * part, method=method)(CORRELATED.predictor("eps"), NULL)(
+            x, level, level.alpha, told(len(x))
+        ).x0
+        for part in (torch.ones(2, dtype=D), mask)
+    )
+    assert torch.allclose(filled, empty, atol=1e-9)
+    if method != "pigdm":  # whose equation for v has another K than what v is multiplied by
+        assert torch.allclose(filled[:, 0], torch.full((40,), 0.4, dtype=D), atol=1e-9)
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 20])
+def test_out_of_reach_behind_an_operator_that_rounds(iterations: int) -> None:
+    """Gray, three times over, and y of colour: what is out of reach is only nearly so."""
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        return Prediction(x_t, level, torch.zeros_like(x_t), "x0")
+
+    level = DiscreteVP().level(torch.tensor(0.5, dtype=D))
+    y, gray = picture().float(), colourisation()
+    inverse = LinearInverse(
+        lambda x: gray(x).expand(-1, 3, -1, -1), y, method="replacement", iterations=iterations
+    )
+    found = inverse(predict, NULL)(y, level, level.alpha, told(2)).x0
+    nearest = y.mean(1, keepdim=True)  # of all gray pictures
+    assert float((gray(found) - nearest).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_operator_in_half_precision(dtype: torch.dtype) -> None:
+    """The sum of the squares of this y is 90,000 and more, which is infinite in float16."""
+
+    def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+        return Prediction(x_t, level, torch.zeros_like(x_t), "x0")
+
+    level = DiscreteVP().level(torch.tensor(0.5, dtype=D))
+    y = picture().float().repeat(1, 1, 4, 4) * 8
+    assert float(y.square().flatten(1).sum(1).min()) > 90_000
+    means = super_resolution(4)
+    inverse = LinearInverse(
+        lambda x: means(x).to(dtype), means(y) * 16, method="replacement"
+    )  # the operator's values are of the size of y's
+    found = inverse(predict, NULL)(y, level, level.alpha, told(2)).x0
+    off = means(found) - means(y) * 16
+    assert float(off.abs().max()) < 4 * torch.finfo(dtype).eps * float(means(y).abs().max()) * 16
 
 
 def picture() -> Tensor:

@@ -67,6 +67,21 @@ def test_a_correlated_mixture_is_reached(name: str) -> None:
     assert bool((errors < left + torch.tensor([0.0, 0.05, 0.01])).all()), errors
 
 
+def test_the_levels_of_ncsn() -> None:
+    """Ten steps on ten nodes are at the nodes, and all of them, the first too, are corrected."""
+    process, asked = VarianceExploding(0.02, 2, 10), []
+
+    def predict(x, level, timestep, cond):
+        asked.append(float(level.sigma))
+        return CORRELATED.predictor("score")(x, level, timestep, cond)
+
+    Langevin(process, "score", corrections=3)(
+        predict, torch.zeros(1, 2).double(), Condition(torch.zeros(1, 1, 1)), steps=10
+    )
+    nodes = process.table.sigma.flip(0).repeat_interleave(3).tolist()
+    assert asked == pytest.approx([*nodes, nodes[-1]])  # and the denoiser once
+
+
 def test_one_correction_on_a_gaussian_is_stationary_to_its_step() -> None:
     # At one level x <- (1 - a / 2S) x + sqrt(a) z ends at the variance S / (1 - a / 4S).
     process, r = VarianceExploding(1.0, 2.0), 0.3

@@ -51,6 +51,22 @@ def test_gaussian(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["vp", "cosine", "flow", "ve"])
+def test_data_narrower_than_the_noise_of_the_first_node(case: str) -> None:
+    """Steps even in t are too long there: 0.2 nats a dimension too many."""
+    process, std = CASES[case][0], 0.002
+    data = Mixture(*(torch.tensor(p).double() for p in ([1.0], [[0.0]], [[[std**2]]])))
+    own = smoothed(process, data)
+    x = float(own.cov[0, 0]) ** 0.5 * torch.tensor([[-2.0], [-0.5], [0.0], [1.0]]).double()
+    end = at(process, 1.0)
+    # The affine flow ends at another width than 1: the density at the end is known there too.
+    width = math.hypot(float(end.alpha) * std, float(end.sigma)) / process.prior_std()
+    z = x / float(own.cov[0, 0]) ** 0.5
+    beyond = math.log(width) + z[:, 0].square() * (1 - width**2) / 2
+    found = log_p(case, data, x, steps=50)
+    assert torch.allclose(found, own.log_prob(x, PURE) + beyond, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["vp", "cosine", "flow", "ve"])
 @pytest.mark.parametrize("data", [MIXTURE, CORRELATED], ids=["mixture", "correlated"])
 def test_mixtures(case: str, data: Mixture) -> None:
     x = data.sample(60, 5)
