@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.05, help="of y, pixels being in [-1, 1]")
     methods = ("replacement", "pigdm", "tweedie")
     parser.add_argument("--method", choices=methods, default="replacement")
-    parser.add_argument("--iterations", type=int, default=16, help="of conjugate gradients")
+    parser.add_argument("--iterations", type=int, default=16, help="of conjugate residuals")
     parser.add_argument("--problems", nargs="+", choices=HEADS, help="all by default")
     parser.add_argument("--eta", type=float, default=1.0, help="of DDIM")
     parser.add_argument("--out", type=Path, default=GALLERY)

@@ -379,7 +379,7 @@ def picture() -> Tensor:
     ids=["inpainting", "super-resolution", "colourisation", "deblurring"],
 )
 def test_operators_of_pictures_are_met(operator: Operator, rounds: int) -> None:
-    """A x0 = y after a replacement, in as many conjugate gradients as A A^T has eigenvalues."""
+    """A x0 = y after a replacement, in as many conjugate residuals as A A^T has eigenvalues."""
     true, other = picture(), picture().flip(0)
     x, z = torch.randn(2, 2, 3, 8, 8, dtype=D, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(operator(2 * x - z), 2 * operator(x) - operator(z))  # linear
