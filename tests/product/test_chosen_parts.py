@@ -62,7 +62,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         ),
         (["text_encoder"], lambda n: n.startswith("text_encoder")),
     ],
-    ids=str,
+    ids=["pattern", "two patterns", "part"],
 )
 def test_chosen_parameters_learn_and_no_other(base, tmp_path, monkeypatch, asked, learns):
     before = tensors(base)
