@@ -56,7 +56,10 @@ if __name__ == "__main__":
     checkpoint.write_folder = announced(
         "writing", lambda folder, write: write_folder(folder, lambda at: (write(at), sleep(0.1)))
     )
-    TensorCache.build = announced("caching", TensorCache.build)
+    build = TensorCache.build
+    TensorCache.build = announced(
+        "caching", lambda *a, **named: (build(*a, **named), sleep(0.1))[0]
+    )
     torch.set_num_threads(1)
     config = validate(TrainConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
     accelerator = Accelerator(cpu=True)
