@@ -120,13 +120,15 @@ def evaluate(
         elif Suite.prompts in asked:
             measurer.prompts()  # what is wrong with them is told before hours of drawing
         for chosen in asked:
+            several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 with console.status(told):
-                    found = measurer.measure(chosen.value, drawing, count)
-                reports.setdefault(chosen.value, []).append(found)
-            _print(console, chosen.value, heads(drawings, name), rows(reports[chosen.value]))
+                    several.append(measurer.measure(chosen.value, drawing, count))
+            reports[chosen.value] = several
+            _print(console, chosen.value, heads(drawings, name), rows(several))
             measurer.write(out, reports, drawings, name)
+            measurer.show(out, chosen.value, several, drawings, name)
     except (FeatureError, ValueError, OSError) as error:
         fail(error)
     console.print(str(out), highlight=False, soft_wrap=True)

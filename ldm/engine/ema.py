@@ -111,9 +111,9 @@ class Averages:
         """Makes the one of which ``measure`` gives the least held-out loss the model, and tells
         the losses; nothing if there is only one.
         """
-        self.chosen_at = seen
         if len(self.members) == 1:
             return {}
+        self.chosen_at = seen
         losses = {h: measure(member) for h, member in self.members.items()}
         self.chosen = min(losses, key=losses.__getitem__)
         told = {f"held_out_loss/ema_{h}": loss for h, loss in losses.items()}

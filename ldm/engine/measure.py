@@ -14,9 +14,10 @@ from torch import Tensor
 from ldm.data.collection import spread
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.diffusion import NoiseProcess, Predictor, predictor, target_of
+from ldm.diffusion import Objective, predictor
 from ldm.engine import pictures
 from ldm.engine.disk import write_text
+from ldm.engine.noise import saved
 from ldm.engine.record import environment
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
@@ -65,7 +66,7 @@ class Drawing:
     batch: int
 
 
-def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing, side: int | None = None) -> Draw:
+def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing) -> Draw:
     """Draws captions as ``drawing`` says."""
 
     def draw(captions: Sequence[str]) -> Tensor:
@@ -77,8 +78,6 @@ def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing, side: int | None 
             seed=drawing.seed,
             batch_size=drawing.batch,
             output_type="pt",
-            height=side,
-            width=side,
         ).images
         return images.float().cpu() * 2 - 1
 
@@ -157,7 +156,7 @@ class Measurer:
     def _digits(self) -> tuple[Labelled, Labelled]:
         """Those trained on and those held out, at the model's size."""
         source = DigitsData()
-        labels = torch.tensor([NAMES.index(e.captions[0].split()[-1]) for e in source.examples])
+        labels = LabelConditioner(NAMES).tokenize([e.captions[0] for e in source.examples])[:, 0]
         pixels = [to_pixels(self.transform(source.load(n))) for n in range(len(labels))]
         out = torch.tensor([example.held_out for example in source.examples])
         trained, held_out = (Labelled(torch.stack(pixels)[m], labels[m]) for m in (~out, out))
@@ -184,14 +183,10 @@ class Measurer:
         texts = self._told(held_out.labels[chosen])
         cond = LabelConditioner(self.pipe.config.classes or ()).encode(texts)
         pixels = held_out.pictures[chosen].to(self.device)
-        found = held_out_bits(*self._network(), pixels, cond.to(self.device))
+        process, target, _ = saved(str(self.model))
+        predict = predictor(UNetDenoiser(self.pipe.unet), target)
+        found = held_out_bits(predict, process, pixels, cond.to(self.device))
         return Report({"bits/dim, held-out": found}, texts, None)
-
-    def _network(self) -> tuple[Predictor, NoiseProcess]:
-        """The bare network, and its noise."""
-        config = self.pipe.scheduler.config
-        predict = predictor(UNetDenoiser(self.pipe.unet), target_of(config))
-        return predict, NoiseProcess.from_scheduler(config)
 
     def prompts(self) -> dict[str, list[str]]:
         """The lists of prompts by name."""
@@ -209,7 +204,12 @@ class Measurer:
         parts = [self.codec.encode(x.to(self.device)) for x in truth.split(64)]
         z = torch.cat([self.codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
         conditioner = ClipConditioner(self.pipe.tokenizer, self.pipe.text_encoder)
-        found = held_out_loss(*self._network(), z.float(), conditioner.encode(texts))
+        process, target, learned = saved(str(self.model))
+        objective, denoiser = (
+            Objective(target, learned_variance=learned),
+            UNetDenoiser(self.pipe.unet),
+        )
+        found = held_out_loss(objective, process, denoiser, z.float(), conditioner.encode(texts))
         return Report(dict(found), texts, None)
 
     @torch.no_grad()
@@ -245,7 +245,7 @@ class Measurer:
         self, out: Path, reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing],
         swept: str,
     ) -> None:  # fmt: skip
-        """``figures.json``, ``table.md``, a sheet of every suite, and of a sweep its charts."""
+        """``figures.json`` and ``table.md`` of all suites so far."""
         out.mkdir(parents=True, exist_ok=True)
         record = {
             "model": self.model.resolve().name,
@@ -262,21 +262,26 @@ class Measurer:
         }
         write_text(out / "figures.json", json.dumps(record, indent=1))
         write_text(out / "table.md", markdown(reports, drawings, swept))
-        for suite, several in reports.items():
-            drawn = [report.drawn for report in several if report.drawn is not None]
-            if drawn:
-                every = range(len(drawn[0]))
-                shown = list(every) if suite == "prompts" else spread(every, _SHOWN)
-                cells = [[to_image(x[n]) for x in drawn] for n in shown]
-                captions = [several[0].captions[n] for n in shown]
-                page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
-                pictures.save(page, out / f"{suite}.png")
-            columns = [report.figures for report in several]
-            if swept and any(isinstance(figure, Proportion) for figure in columns[0].values()):
-                values = [getattr(drawing, swept) for drawing in drawings]
-                charts.lines(swept, values, columns, out / f"{suite}-{swept}.png")
-                if "clip score" in columns[0]:
-                    charts.trade_off(swept, values, columns, out / f"{suite}-frechet-clip.png")
+
+    def show(
+        self, out: Path, suite: str, several: Sequence[Report], drawings: Sequence[Drawing],
+        swept: str,
+    ) -> None:  # fmt: skip
+        """A sheet of ``suite``, and of a sweep its charts."""
+        drawn = [report.drawn for report in several if report.drawn is not None]
+        if drawn:
+            every = range(len(drawn[0]))
+            shown = list(every) if suite == "prompts" else spread(every, _SHOWN)
+            cells = [[to_image(x[n]) for x in drawn] for n in shown]
+            captions = [several[0].captions[n] for n in shown]
+            page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
+            pictures.save(page, out / f"{suite}.png")
+        columns = [report.figures for report in several]
+        if swept and any(isinstance(figure, Proportion) for figure in columns[0].values()):
+            values = [getattr(drawing, swept) for drawing in drawings]
+            charts.lines(swept, values, columns, out / f"{suite}-{swept}.png")
+            if "clip score" in columns[0]:
+                charts.trade_off(swept, values, columns, out / f"{suite}-frechet-clip.png")
 
 
 def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:

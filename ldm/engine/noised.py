@@ -55,10 +55,9 @@ class Noised:
         settings = process or ProcessSettings()
         if model is None:
             return Noised(process_of(settings, None), None, (3, images.size, images.size))
-        vae = read_vae(str(in_model(model, "model", "vae"))).eval()
-        noise = process_of(settings, model)
-        side = latent_side(vae, images)
-        return Noised(noise, VaeCodec(vae), (VaeCodec(vae).channels, side, side))
+        codec = VaeCodec(read_vae(str(in_model(model, "model", "vae"))).eval())
+        side = latent_side(codec.vae, images)
+        return Noised(process_of(settings, model), codec, (codec.channels, side, side))
 
     def origin(self) -> dict[str, Any]:
         """What a run's identity is told of it."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -23,8 +22,7 @@ from transformers import CLIPTextModel
 
 from ldm.data.collection import Item, Items, spread
 from ldm.data.images import to_image
-from ldm.diffusion import normal
-from ldm.diffusion.times import LossSecondMoment, Uniform
+from ldm.diffusion.times import LossSecondMoment
 from ldm.engine import pictures
 from ldm.engine.adapt import learn, trained
 from ldm.engine.encoded import Encoded
@@ -33,6 +31,7 @@ from ldm.engine.learning import parts as learning_parts
 from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
+from ldm.evaluation.heldout import errors_by_level
 from ldm.interop import embedding, lora
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.lora import collect, named
@@ -134,24 +133,17 @@ class TextToImageTask(nn.Module):
         mine = list(range(len(chosen)))[accelerator.process_index :: accelerator.num_processes]
         levels, device = validation.levels, accelerator.device
         sums = torch.zeros(levels + 1, dtype=torch.float64, device=device)
-        seed, codec = validation.seed, self.encoded.codec
-        objective = replace(self.objective, times=Uniform())
+        codec = self.encoded.codec
         for numbers in _of_one_shape(chosen, mine, self.encoded.batch):
             items = [chosen[n] for n in numbers]
             moments, cond = self.encoded.evaluated(items)
             z = codec.sample(moments, torch.zeros_like(moments.mean))
-            shape = tuple(z.shape[1:])
-            for k in range(levels):
-                eps = [normal(seed, f"validation {k}", n, shape) for n in numbers]
-                terms = objective(
-                    self.process,
-                    self.denoiser,
-                    z,
-                    cond,
-                    u=torch.full((len(z),), (k + 0.5) / levels, dtype=torch.float64, device=device),
-                    eps=torch.stack(eps).to(device),
-                )
-                sums[k] += terms.mse.double().sum()
+            errors = errors_by_level(
+                self.objective, self.process, self.denoiser, z, cond,
+                levels=levels, seed=validation.seed, name="validation", numbers=numbers,
+            )  # fmt: skip
+            for k, error in enumerate(errors):
+                sums[k] += error.sum()
             sums[-1] += len(z)
         sums = accelerator.reduce(sums, "sum")
         per_level = (sums[:-1] / sums[-1]).tolist()

@@ -12,19 +12,65 @@ in pixel space, by ``ldm.diffusion.likelihood``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.diffusion import Condition, NoiseProcess, Predictor, coefficients, normal, stream
+from ldm.diffusion import (
+    Condition,
+    Denoiser,
+    NoiseProcess,
+    Objective,
+    Predictor,
+    normal,
+    stream,
+)
 from ldm.diffusion.likelihood import bits_per_dim, log_likelihood
+from ldm.diffusion.times import Uniform
 from ldm.evaluation.distances import Figure, mean
+
+
+def errors_by_level(
+    objective: Objective,
+    process: NoiseProcess,
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Condition,
+    *,
+    levels: int,
+    seed: int,
+    name: str,
+    numbers: Sequence[int],
+) -> Iterator[Tensor]:
+    """At the middle of each of ``levels`` cells of t, the mean squared error of every sample, ``b``
+    float64.
+
+    Args:
+        objective: whose target the network speaks.
+        process: the noise.
+        denoiser: the network.
+        z: what it models, ``b ...``.
+        cond: of each.
+        levels: cells.
+        seed: of the noise.
+        name: of its streams, before the number of the cell.
+        numbers: of the samples in these, ``b``.
+    """
+    objective, shape = replace(objective, times=Uniform()), tuple(z.shape[1:])
+    for k in range(levels):
+        u = torch.full((len(z),), (k + 0.5) / levels, dtype=torch.float64, device=z.device)
+        eps = torch.stack([normal(seed, f"{name} {k}", n, shape) for n in numbers]).to(z.device)
+        yield objective(process, denoiser, z, cond, u=u, eps=eps).mse.double()
 
 
 @torch.no_grad()
 def held_out_loss(
-    predict: Predictor,
+    objective: Objective,
     process: NoiseProcess,
+    denoiser: Denoiser,
     z: Tensor,
     cond: Condition,
     *,
@@ -35,33 +81,33 @@ def held_out_loss(
     """``loss``, the mean over all levels, and ``loss at t``, each with its interval over pictures.
 
     Args:
-        predict: the network, without guidance.
+        objective: whose target the network speaks.
         process: the noise.
+        denoiser: the network, without guidance.
         z: what the network models, ``n ...``.
         cond: of each, length n.
         levels: cells of t.
         seed: of the noise.
         batch: pictures at a time, which changes no figure beyond rounding.
     """
-    middles = (torch.arange(levels).double() + 0.5) / levels
-    times = process.time(middles)
-    losses = torch.zeros(len(z), levels, dtype=torch.float64)
-    for k, t in enumerate(times):
-        level = process.level(t.expand(len(z)))
-        timestep = process.timestep(t.expand(len(z))).to(z.device)
-        draws = [normal(seed, f"held-out {k}", n, tuple(z.shape[1:])) for n in range(len(z))]
-        eps = torch.stack(draws).to(z)
-        x_t = process.perturb(z, eps, t.expand(len(z)))
-        for start in range(0, len(z), batch):
-            part = slice(start, start + batch)
-            here = level.map(lambda x, part=part: x[part])
-            found = predict(x_t[part], here, timestep[part], cond.map(lambda x, part=part: x[part]))
-            a, b = coefficients(found.target, here.like(z))
-            wrong = (found.y - (a * z[part] + b * eps[part])).double().square()
-            losses[part, k] = wrong.flatten(1).mean(1).cpu()
-    figures = {"loss": mean(losses.mean(1))}
-    named = enumerate(middles.tolist())
-    return figures | {f"loss at {middle:.2f}": mean(losses[:, k]) for k, middle in named}
+    found = []
+    for start in range(0, len(z), batch):
+        part = slice(start, start + batch)
+        errors = errors_by_level(
+            objective,
+            process,
+            denoiser,
+            z[part],
+            cond.map(lambda x, part=part: x[part]),
+            levels=levels,
+            seed=seed,
+            name="held-out",
+            numbers=range(len(z))[part],
+        )
+        found.append(torch.stack(list(errors), 1).cpu())
+    losses = torch.cat(found)
+    columns = {f"loss at {(k + 0.5) / levels:.2f}": mean(losses[:, k]) for k in range(levels)}
+    return {"loss": mean(losses.mean(1)), **columns}
 
 
 def held_out_bits(

@@ -16,7 +16,7 @@ from ldm.cli import app
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.shapes import captions, render
-from ldm.diffusion import Condition, DiscreteVP
+from ldm.diffusion import Condition, DiscreteVP, Objective
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import FeatureError, space
@@ -221,11 +221,17 @@ def test_the_command_writes_figures_a_table_and_sheets(model: Path, tmp_path: Pa
 
 
 def test_loss_by_noise_level_of_a_perfect_network() -> None:
-    process, eps_hat = DiscreteVP(), EXACT["gaussian"].predictor("eps")
+    process, exact = DiscreteVP(), EXACT["gaussian"].predictor("eps")
+
+    def eps_hat(x_t, timestep, cond):
+        return exact(x_t, process.at(timestep), timestep, cond).y
+
     z = EXACT["gaussian"].sample(4000, seed=0).float()
     cond = Condition(torch.zeros(len(z), 1, 1))
-    found = held_out_loss(eps_hat, process, z, cond, levels=4, batch=999)
-    whole = held_out_loss(eps_hat, process, z, cond, levels=4, batch=4000)
+    found, whole = (
+        held_out_loss(Objective(), process, eps_hat, z, cond, levels=4, batch=batch)
+        for batch in (999, 4000)
+    )
     assert list(found) == ["loss", *(f"loss at {t}" for t in ("0.12", "0.38", "0.62", "0.88"))]
     for t in (0.125, 0.375, 0.625, 0.875):
         level = process.level(process.time(torch.tensor(t)))
