@@ -36,6 +36,7 @@ _COUNT = {
     "shapes": 1000,
     "shapes-new": 1000,
     "emoji": 500,
+    "emoji-new": 200,
     "quality": 2000,
     "loss": 256,
     "digits": 500,
@@ -133,6 +134,8 @@ class Measurer:
             )
         if suite == "emoji":
             return suites.retrieval(draw, self.emoji, self.spaces, count)
+        if suite == "emoji-new":
+            return suites.recombined(draw, self.emoji, self.spaces, count)
         if suite == "transfer":
             return suites.transfer(draw, self.emoji, self.spaces, self.reconstruct, count or None)
         if suite == "quality":

@@ -94,8 +94,7 @@ def read(picture: Image.Image) -> Seen:
     """What ``picture`` (square, RGB, any side of at least 32 pixels) shows."""
     pixels = np.asarray(picture.convert("RGB"), np.float64)
     side = len(pixels)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    ground = np.median(border, axis=0)
+    ground = _ground(pixels)
     background = _nearest(ground, BACKGROUNDS)
     away = np.linalg.norm(pixels - ground, axis=-1)
     # No thing's colour is nearer to its background than 60; noise of a decoder is far below.
@@ -115,6 +114,16 @@ def read(picture: Image.Image) -> Seen:
                     misfits.append(misfit)
     order = sorted(range(len(things)), key=lambda n: (things[n].y, things[n].x))
     return Seen(background, tuple(things[n] for n in order), tuple(misfits[n] for n in order))
+
+
+def background_of(picture: Image.Image) -> Background:
+    """The named background that the border of ``picture`` is nearest to."""
+    return _nearest(_ground(np.asarray(picture.convert("RGB"), np.float64)), BACKGROUNDS)
+
+
+def _ground(pixels: Array) -> Array:
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.median(border, axis=0)
 
 
 def _nearest(rgb: Array, named: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ldm.data.collection import spread
 from ldm.data.emoji import EmojiData, Group, Style
 from ldm.data.images import to_image
-from ldm.data.shapes import Scene, ShapesData, captions
+from ldm.data.shapes import BACKGROUNDS, Background, Scene, ShapesData, captions
 from ldm.evaluation.distances import (
     Figure,
     Moments,
@@ -35,7 +35,7 @@ from ldm.evaluation.distances import (
 )
 from ldm.evaluation.features import Space
 from ldm.evaluation.retrieval import Proportion, ranks
-from ldm.evaluation.shapes import Verdict, compare, read
+from ldm.evaluation.shapes import Verdict, background_of, compare, read
 
 Draw = Callable[[Sequence[str]], Tensor]
 """Captions to pictures ``n 3 h w`` in [-1, 1], picture n from the n-th seed."""
@@ -130,7 +130,7 @@ class Emoji:
     """
 
     def __init__(self, pixels: Pixels, groups: tuple[Group, ...] = _GROUPS) -> None:
-        self.source = EmojiData(groups=groups)
+        self.source, self._pixels = EmojiData(groups=groups), pixels
         examples = self.source.examples
         self.gallery = torch.stack([pixels(self.source.load(n)) for n in range(len(examples))])
         self.style: list[Style] = [
@@ -146,6 +146,14 @@ class Emoji:
         if space.name not in self._features:
             self._features[space.name] = space(self.gallery)
         return self._features[space.name]
+
+    def on(self, background: Background) -> Tensor:
+        """The gallery on another background than white."""
+        ground = Image.new("RGBA", (self.source.size,) * 2, BACKGROUNDS[background])
+        pictures = (self.source.load(n) for n in range(len(self.gallery)))
+        return torch.stack(
+            [self._pixels(Image.alpha_composite(ground, picture)) for picture in pictures]
+        )
 
     def caption(self, number: int) -> str:
         """The first caption of picture ``number``."""
@@ -169,6 +177,45 @@ def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 50
             figures[f"top-{k}, {space.name}"] = hits
             shuffled = Proportion.of(int((floor < k).sum()), len(chosen))
             figures[f"top-{k} shuffled, {space.name}"] = shuffled
+    return Report(figures, texts, drawn)
+
+
+def recombined(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 200) -> Report:
+    """Known emoji on a coloured background, as only ``shapes`` has them: words that were trained
+    on, in captions that never were.
+
+    ``background``: its colour is the nearest named one. ``top-k``: the nearest of all emoji, put on
+    that background, are the one asked for; ``both`` at once. ``shuffled`` is the floor, the
+    captions of other pictures on the same background.
+    """
+    grounds: list[Background] = [name for name in get_args(Background) if name != "white"]
+    numbers = spread(emoji.trained, count)
+    asked = [grounds[k % len(grounds)] for k in range(len(numbers))]
+    texts = [
+        f"{emoji.caption(n)}, {ground} background" for n, ground in zip(numbers, asked, strict=True)
+    ]
+    drawn, truth = draw(texts), torch.tensor(numbers)
+    right = torch.tensor(
+        [background_of(to_image(x)) == ground for x, ground in zip(drawn, asked, strict=True)]
+    )
+    rank, floor = ({s.name: torch.zeros_like(truth) for s in spaces} for _ in range(2))
+    for ground in grounds:
+        mine = torch.tensor([name == ground for name in asked])
+        gallery = emoji.on(ground)
+        for s in spaces:
+            features, queries, own = s(gallery), s(drawn[mine]), truth[mine]
+            rank[s.name][mine] = ranks(queries, features, own)
+            floor[s.name][mine] = ranks(queries, features, own.roll(len(own) // 2))
+
+    def share(hits: Tensor) -> Proportion:
+        return Proportion.of(int(hits.sum()), len(hits))
+
+    figures: dict[str, Figure | Proportion] = {"background": share(right)}
+    for name in rank:
+        for k in (1, 5):
+            figures[f"top-{k}, {name}"] = share(rank[name] < k)
+            figures[f"top-{k} shuffled, {name}"] = share(floor[name] < k)
+            figures[f"both (top-{k}), {name}"] = share(right & (rank[name] < k))
     return Report(figures, texts, drawn)
 
 

@@ -82,6 +82,28 @@ def test_emoji_are_found_by_who_draws_them(emoji) -> None:
     assert wrong["top-1, pixels:8"].value == 0
 
 
+def test_known_emoji_on_backgrounds_they_were_never_seen_on(emoji) -> None:
+    known = {emoji.caption(n): n for n in range(len(emoji.gallery))}
+
+    def draw(texts):
+        drawn = []
+        for text in texts:
+            caption, _, ground = text.removesuffix(" background").rpartition(", ")
+            drawn.append(emoji.on(ground)[known[caption]])
+        return torch.stack(drawn)
+
+    true = suites.recombined(draw, emoji, PIXELS, count=20).figures
+    assert all(f.value == 1 for key, f in true.items() if "shuffled" not in key)
+    assert true["top-5 shuffled, pixels:8"].value < 0.5
+    assert true["both (top-1), pixels:8"].n == 20
+
+    def on_white(texts):
+        return emoji.gallery[[known[text.rpartition(", ")[0]] for text in texts]]
+
+    white = suites.recombined(on_white, emoji, PIXELS, count=20).figures
+    assert (white["background"].value, white["both (top-5), pixels:8"].value) == (0, 0)
+
+
 def test_style_and_concept_are_told_apart(emoji) -> None:
     asked = len(emoji.held_out)
     found = suites.transfer(artist(emoji), emoji, PIXELS, lambda x: x).figures
