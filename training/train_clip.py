@@ -3,8 +3,10 @@
     accelerate launch training/train_clip.py --config configs/clip.yaml a.b=c ...
 
 The result is ``RUN/final``: ``text_encoder`` and ``tokenizer`` for a pipeline (``text: RUN/final``
-in the config of training/train.py), ``image_encoder`` for evaluation. With ``model`` the picture
-tower sees that model's latents under noise, for guidance (configs/clip_noised.yaml).
+in the config of training/train.py), ``image_encoder`` for evaluation. With ``text`` the text side
+is there already and a picture tower learns to meet it (configs/clip_picture_tower.yaml). With
+``model`` the picture tower sees that model's latents under noise, for guidance
+(configs/clip_noised.yaml).
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ldm.engine.batch import split_batch
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
-from ldm.engine.networks import described, in_model
+from ldm.engine.networks import described, in_model, read
 from ldm.engine.noised import Noised
 from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
@@ -50,13 +52,15 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
     collection = collect(config, accelerator)
-    if noised is None:
+    if noised is not None:
+        clip, tokenizer = beside(config, noised)
+    elif config.text is not None:
+        clip, tokenizer = meeting(config, config.text)
+    else:
         tokenizer = own_tokenizer(
             config.run, collection.captions(), config.vocab_size, config.max_length
         )
         clip = config.clip.build(tokenizer, config.seed)
-    else:
-        clip, tokenizer = beside(config, noised)
     clip.to(accelerator.device)
     if noised is not None and noised.codec is not None:
         noised.codec.vae.to(accelerator.device)
@@ -74,6 +78,8 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
 
 def noise(config: ClipConfig) -> Noised | None:
     """What a picture tower sees that is not to see pixels."""
+    if config.model is not None and config.text is not None:
+        raise ConfigError("text: the text side is that of model: leave one of the two out")
     return None if config.model is None else Noised.of(config.model, config.images)
 
 
@@ -95,12 +101,22 @@ def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
     return clip, read_tokenizer(words)
 
 
+def meeting(config: ClipConfig, folder: str) -> tuple[Clip, CLIPTokenizer]:
+    """A new picture tower and projections for the text encoder in ``folder``, and its tokenizer."""
+    text_encoder = read(CLIPTextModel, Path(folder) / "text_encoder", "text", meta=False)
+    with described("clip"):
+        clip = config.clip.meeting(text_encoder, config.seed)
+    return clip, read_tokenizer(Path(folder) / "tokenizer")
+
+
 def main() -> None:
     """The command line."""
     program = Program(ClipConfig, __doc__)
     config = program.config
     if program.dry_run and (noised := noise(config)):
         program.report(contrastive(beside(config, noised)[0].model.to("meta")))
+    elif program.dry_run and config.text is not None:
+        program.report(contrastive(meeting(config, config.text)[0].model.to("meta")))
     elif program.dry_run:
         shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
         shape.text_config.vocab_size = config.vocab_size  # what the captions may fill

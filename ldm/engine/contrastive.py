@@ -4,7 +4,8 @@
 
 (Radford et al. 2021, figure 3), with open_clip's loss over the global batch. With ``noised`` the
 pictures are latents under noise, so that the fit of a text can guide at every level (Nichol et al.
-2022, section 2.4): the text side is that of a trained CLIP and stays as it is.
+2022, section 2.4): the text side is that of a trained CLIP and stays as it is. With ``config.text``
+the text tower is one that a denoiser knows, and stays so; only its projection learns.
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ class ContrastiveTask(nn.Module):
         super().__init__()
         self.noised = noised
         self.origin: dict[str, Any] = {}
+        text = digest(clip.model.text_model, settings_of(tokenizer))
         if noised is not None:
-            text = digest(clip.model.text_model, settings_of(tokenizer))
             joint = digest(clip.model.text_projection, str(clip.model.logit_scale.item()))
             self.origin = {**noised.origin(), "model.text": text, "model.text_projection": joint}
+        elif config.text is not None:
+            self.origin = {"text": text}
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)

@@ -321,11 +321,15 @@ class ClipConfig(RunConfig):
         model: pipeline folder with a CLIP, of which all that reads text stays as it is: the picture
             tower learns to see the latents of its autoencoder, of side ``clip.size``, under its
             noise. None: both towers learn, from pictures.
-        vocab_size: tokens of the tokenizer.
-        max_length: tokens of a text, start and end included.
+        text: folder with a text_encoder and a tokenizer that stay as they are, as a denoiser knows
+            them: a picture tower learns to meet them, and both projections (LiT with the towers
+            exchanged: Zhai et al. 2022). None: the text tower learns too.
+        vocab_size: tokens of the tokenizer; of ``model`` or ``text`` there is one.
+        max_length: tokens of a text, start and end included; the same.
     """
 
     clip: ClipSize = field(default_factory=ClipSize)
     model: str | None = None
+    text: str | None = None
     vocab_size: Vocabulary = 4096
     max_length: TextLength = 32

@@ -108,6 +108,20 @@ class ClipSize:
         """A randomly initialised CLIP, float32, on the CPU; the global generator is left alone."""
         return Clip(_initialised(self.config(tokenizer), seed))
 
+    def meeting(self, text_encoder: CLIPTextModel, seed: int) -> Clip:
+        """``text_encoder``, which does not learn any more, and randomly initialised a picture tower
+        and both projections, float32, on the CPU; the numbers of the text tower are its own.
+        """
+        config = CLIPConfig(
+            text_config=text_encoder.config.to_dict() | {"projection_dim": self.projection},
+            vision_config=self._vision(),
+            projection_dim=self.projection,
+        )
+        model = _initialised(config, seed)
+        model.text_model.load_state_dict(text_encoder.state_dict())
+        model.text_model.requires_grad_(False)
+        return Clip(model)
+
     def beside(self, known: Clip, channels: int, seed: int) -> Clip:
         """The text side of ``known``, which does not learn any more, and a randomly initialised
         picture tower for ``channels``, float32, on the CPU.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 import tiny
 from ldm.data.shapes import ShapesData
@@ -142,6 +143,28 @@ def test_a_picture_tower_on_noised_latents(tmp_path: Path, model: Path) -> None:
     with torch.no_grad():
         fit = [float((towers.image_features(x) * towers.text_features(ids)).sum()) for x in latents]
     assert fit[1] > fit[0] + 0.05
+
+
+def test_a_picture_tower_meets_a_text_encoder_as_it_is(tmp_path: Path, model: Path) -> None:
+    clip = {"vision_width": 16, "vision_layers": 1, "vision_heads": 2, "size": 16, "patch": 4,
+            "projection": 24}  # fmt: skip
+    tree = {**unlabelled(tmp_path / "clip"), "text": str(model), "clip": clip}
+    final = program("train_clip").train(validate(ClipConfig, tree), accelerator())
+    towers = Clip.load(final / "text_encoder", final / "image_encoder")
+    known = Clip.load(model / "text_encoder", model / "image_encoder").model.text_model
+    state = known.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in towers.model.text_model.state_dict().items())
+    assert towers.model.text_projection.weight.shape == (24, known.config.hidden_size)
+    ids = [
+        CLIPTokenizer.from_pretrained(folder / "tokenizer")("a red circle").input_ids
+        for folder in (final, model)
+    ]
+    assert ids[0] == ids[1]
+    assert towers.image_features(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
+    with pytest.raises(ConfigError, match="text: the text side is that of model"):
+        program("train_clip").train(
+            validate(ClipConfig, {**tree, "model": str(model)}), accelerator()
+        )
 
 
 @pytest.mark.parametrize(
