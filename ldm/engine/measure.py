@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.data.collection import spread
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_image, to_pixels
+from ldm.data.shapes import Scene
 from ldm.diffusion import Objective, predictor
 from ldm.engine import pictures
 from ldm.engine.disk import write_text
@@ -116,7 +118,11 @@ class Measurer:
     @cached_property
     def emoji(self) -> Emoji:
         """Both styles at the model's size."""
-        return Emoji(lambda image: to_pixels(self.transform(image)))
+        return Emoji(self.pixels)
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """``picture`` as the model sees it, ``3 h w`` in [-1, 1]."""
+        return to_pixels(self.transform(picture))
 
     def measure(self, suite: str, drawing: Drawing, count: int | None = None) -> Report:
         """The figures of ``suite``; ``count`` captions instead of its own number.
@@ -129,9 +135,10 @@ class Measurer:
             raise ValueError(f"{told} {' or '.join(PICTURES)}")
         draw, count = draw_with(self.pipe, drawing), count or _COUNT.get(suite, 0)
         if suite in ("shapes", "shapes-new"):
-            return suites.prompt_accuracy(
-                draw, suites.scenes(count, held_out=suite == "shapes-new")
-            )
+            asked = suites.scenes(count, held_out=suite == "shapes-new")
+            report = suites.prompt_accuracy(draw, asked)
+            ceiling = self._readable(tuple(asked))
+            return replace(report, figures=report.figures | {"everything, ceiling": ceiling})
         if suite == "emoji":
             return suites.retrieval(draw, self.emoji, self.spaces, count)
         if suite == "emoji-new":
@@ -155,12 +162,16 @@ class Measurer:
             return self.likelihood(count)
         raise ValueError(f"there is no suite {suite!r}")
 
+    @cache  # noqa: B019  # the same in every drawing of a sweep
+    def _readable(self, asked: tuple[Scene, ...]) -> Proportion:
+        return suites.readable(asked, self.pixels, self.reconstruct)
+
     @cached_property
     def _digits(self) -> tuple[Labelled, Labelled]:
         """Those trained on and those held out, at the model's size."""
         source = DigitsData()
         labels = LabelConditioner(NAMES).tokenize([e.captions[0] for e in source.examples])[:, 0]
-        pixels = [to_pixels(self.transform(source.load(n))) for n in range(len(labels))]
+        pixels = [self.pixels(source.load(n)) for n in range(len(labels))]
         out = torch.tensor([example.held_out for example in source.examples])
         trained, held_out = (Labelled(torch.stack(pixels)[m], labels[m]) for m in (~out, out))
         return trained, held_out

@@ -21,7 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ldm.data.collection import spread
 from ldm.data.emoji import EmojiData, Group, Style
 from ldm.data.images import to_image
-from ldm.data.shapes import BACKGROUNDS, Background, Scene, ShapesData, captions
+from ldm.data.shapes import BACKGROUNDS, Background, Scene, ShapesData, captions, render
 from ldm.evaluation.distances import (
     Figure,
     Moments,
@@ -119,6 +119,18 @@ def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
         figures["position"] = of(one, lambda v: bool(v.position))
     figures["everything"] = of(verdicts, lambda v: v.whole)
     return Report(figures, texts, drawn)
+
+
+def readable(
+    asked: Sequence[Scene], pixels: Pixels, reconstruct: Callable[[Tensor], Tensor]
+) -> Proportion:
+    """Share of the true pictures of ``asked`` of which everything is read right behind the
+    autoencoder: the ceiling of ``prompt_accuracy``.
+    """
+    true = torch.stack([pixels(render(scene, ShapesData.size)) for scene in asked])
+    seen = [read(to_image(x)) for x in reconstruct(true)]
+    hits = sum(compare(s, scene).whole for s, scene in zip(seen, asked, strict=True))
+    return Proportion.of(hits, len(asked))
 
 
 class Emoji:

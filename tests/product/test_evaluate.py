@@ -60,6 +60,18 @@ def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
     assert (found["colour"].value, found["size"].value, found["relation"].value) == (1, 1, 1)
 
 
+def test_the_ceiling_of_shapes_is_what_the_autoencoder_leaves() -> None:
+    asked = suites.scenes(20, held_out=False)
+
+    def pixels(picture):
+        return to_pixels(WHOLE(picture))
+
+    assert suites.readable(asked, pixels, lambda x: x).value == 1
+    half = torch.arange(20) < 10
+    found = suites.readable(asked, pixels, lambda x: torch.where(half[:, None, None, None], x, 0))
+    assert (found.value, found.n) == (0.5, 20)
+
+
 @pytest.fixture(scope="module")
 def emoji() -> suites.Emoji:
     pytest.importorskip("resvg_py")
