@@ -226,7 +226,10 @@ def export(
     model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
     half: Annotated[bool, typer.Option("--half", help="Half precision (float16).")] = False,
 ) -> None:
-    """Writes a pipeline folder without a run's training state, in full or half precision."""
+    """Writes a pipeline folder without a run's training state, in full or half precision.
+
+    With its ``image_encoder``, if it has one.
+    """
     _check_folder(model)
     if (out / "model_index.json").exists():
         fail(f"{out} already holds a pipeline: remove it, or choose another folder")
@@ -236,6 +239,7 @@ def export(
     import transformers
     from safetensors import SafetensorError
 
+    from ldm.models.clip import Clip
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -243,7 +247,13 @@ def export(
     try:
         dtype = torch.float16 if half else torch.float32
         pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
+        towers = None
+        if (model / "image_encoder" / "config.json").is_file():
+            # Stable Diffusion's pipeline has no use for it, and would lose it.
+            towers = Clip.load(model / "text_encoder", model / "image_encoder").to(dtype)
         pipe.save_pretrained(out)
+        if towers is not None:
+            towers.save_vision(out / "image_encoder")
     except (ValueError, OSError, SafetensorError) as error:
         fail(error)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -93,7 +93,7 @@ def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
         raise ConfigError(f"model: {config.model} has no image_encoder, so it is half a CLIP")
     try:
         whole = Clip.load(text, vision)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(f"model: {config.model} holds no CLIP that can be read: {line}") from None
     with described("clip"):

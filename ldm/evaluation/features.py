@@ -100,7 +100,10 @@ def clip(folder: str) -> Clip:
     for part in ("text_encoder", "image_encoder"):
         if not (root / part / "config.json").is_file():
             raise FeatureError(f"'clip:{folder}': there is no {root / part}")
-    return Clip.load(root / "text_encoder", root / "image_encoder")
+    try:
+        return Clip.load(root / "text_encoder", root / "image_encoder")
+    except ValueError as error:
+        raise FeatureError(f"'clip:{folder}': {error}") from None
 
 
 def _inception(weights: str | None, device: torch.device | str) -> Extract:

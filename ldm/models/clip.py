@@ -9,12 +9,14 @@ own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -31,6 +33,7 @@ from ldm.diffusion import stream
 
 _PREFIX = "text_model."
 _PROJECTION = "text_projection.safetensors"
+_MEETS = "text_encoder"
 
 
 @dataclass(frozen=True)
@@ -173,21 +176,24 @@ class Clip(nn.Module):
     def save_vision(self, folder: str | Path) -> None:
         """Writes the picture tower as a ``CLIPVisionModelWithProjection`` folder, for evaluation.
 
-        Beside it ``text_projection.safetensors`` (the text's projection and the logarithm of the
-        scale) and a ``preprocessor_config.json`` that maps 8-bit pictures to [-1, 1].
+        Beside it ``text_projection.safetensors`` (the text's projection, the logarithm of the scale
+        and which text tower they belong to) and a ``preprocessor_config.json`` that maps 8-bit
+        pictures to [-1, 1].
         """
         folder = Path(folder)
         with torch.random.fork_rng(devices=[]):  # saving must not move a random number of the run
             tower = CLIPVisionModelWithProjection(self.model.config.vision_config)
         tower.vision_model.load_state_dict(self.model.vision_model.state_dict())
         tower.visual_projection.load_state_dict(self.model.visual_projection.state_dict())
-        tower.save_pretrained(folder)
+        tower.to(self.model.dtype).save_pretrained(folder)
         extra = {
             "text_projection.weight": self.model.text_projection.weight,
             "logit_scale": self.model.logit_scale,
         }
         save_file(
-            {k: v.detach().cpu().contiguous() for k, v in extra.items()}, folder / _PROJECTION
+            {k: v.detach().cpu().contiguous() for k, v in extra.items()},
+            folder / _PROJECTION,
+            metadata={_MEETS: fingerprint(self.model.text_model)},
         )
         vision = self.model.config.vision_config
         if vision.num_channels != 3:
@@ -204,6 +210,10 @@ class Clip(nn.Module):
     def load(text_folder: str | Path, vision_folder: str | Path) -> Clip:
         """The CLIP that ``save_text`` and ``save_vision`` wrote, in evaluation mode, float32 on the
         CPU.
+
+        Raises:
+            ValueError: the picture tower learnt to meet another text tower than that in
+                ``text_folder``, which has learnt on since then, for instance.
         """
         text = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32)
         vision = CLIPVisionModelWithProjection.from_pretrained(vision_folder, dtype=torch.float32)
@@ -217,6 +227,13 @@ class Clip(nn.Module):
         model.text_model.load_state_dict(text.state_dict())
         model.vision_model.load_state_dict(vision.vision_model.state_dict())
         model.visual_projection.load_state_dict(vision.visual_projection.state_dict())
+        with safe_open(Path(vision_folder) / _PROJECTION, "pt") as file:
+            met = (file.metadata() or {}).get(_MEETS)  # older ones do not tell
+        if met not in (None, fingerprint(model.text_model)):
+            raise ValueError(
+                f"{vision_folder} belongs to another text encoder than {text_folder}: train a"
+                " picture tower that meets it, train_clip.py with text=FOLDER"
+            )
         extra = load_file(Path(vision_folder) / _PROJECTION)
         model.text_projection.load_state_dict({"weight": extra["text_projection.weight"]})
         model.logit_scale.data.copy_(extra["logit_scale"])
@@ -227,6 +244,15 @@ def _initialised(config: CLIPConfig, seed: int) -> CLIPModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(stream(seed, "init clip").integers(2**32)))
         return CLIPModel(config)
+
+
+def fingerprint(text_model: nn.Module) -> str:
+    """Of a text tower's weights in half precision, which is the same before and after an export."""
+    told = hashlib.sha256()
+    for name, value in sorted(text_model.state_dict().items()):
+        told.update(name.removeprefix(_PREFIX).encode())
+        told.update(value.detach().cpu().half().contiguous().numpy().tobytes())
+    return told.hexdigest()[:32]
 
 
 def save_text_encoder(text_encoder: CLIPTextModel, folder: str | Path) -> None:

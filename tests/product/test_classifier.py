@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
+from typer.testing import CliRunner
 
 import tiny
+from ldm.cli import app
 from ldm.data.shapes import ShapesData
 from ldm.diffusion import Condition, DiscreteVP
 from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.config import ConfigError, validate
 from ldm.engine.schema import ClipConfig
+from ldm.evaluation.features import FeatureError, clip
 from ldm.guidance import Chain, ClassifierFree, ClipPotential, Gradient, LabelPotential
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.clip import Clip, ClipSize
@@ -165,6 +169,26 @@ def test_a_picture_tower_meets_a_text_encoder_as_it_is(tmp_path: Path, model: Pa
         program("train_clip").train(
             validate(ClipConfig, {**tree, "model": str(model)}), accelerator()
         )
+
+
+def test_a_picture_tower_is_exported_and_knows_its_text_encoder(
+    tmp_path: Path, model: Path
+) -> None:
+    out = tmp_path / "half"
+    done = CliRunner().invoke(app, ["export", str(out), "--model", str(model), "--half"])
+    assert done.exit_code == 0, done.output
+    whole, half = clip(str(model)), clip(str(out))
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.allclose(whole.image_features(x), half.image_features(x), atol=5e-3)
+    assert load_file(out / "image_encoder/model.safetensors")[
+        "visual_projection.weight"
+    ].dtype == torch.float16  # fmt: skip
+    file = out / "text_encoder/model.safetensors"
+    learnt = load_file(file)
+    learnt["text_model.final_layer_norm.bias"] += 0.01
+    save_file(learnt, file, metadata={"format": "pt"})
+    with pytest.raises(FeatureError, match="image_encoder belongs to another text encoder than"):
+        clip(str(out))
 
 
 @pytest.mark.parametrize(
