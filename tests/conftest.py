@@ -38,6 +38,13 @@ def _fixed_global_generator() -> None:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that no other test has filled."""
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs a training program in this process as its command line would: exit status, stderr."""
     from programs import in_this_process

@@ -23,16 +23,12 @@ from ldm.data.source import DataError
 from ldm.models.tokenizer import save_tokenizer, train_tokenizer
 
 pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
     pytest.mark.skipif(sys.platform != "linux", reason="pipes, links and names in Latin-1"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
 ]
 GOOD = "good.png"
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

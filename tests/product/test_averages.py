@@ -11,6 +11,8 @@ from ldm.engine.config import ConfigError
 from ldm.engine.ema import Average, Averages
 from runs import train
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 HALF_LIVES = ("1000 images", "64 images", "16 images")
 SETTINGS = dict(
     duration="12 steps",
@@ -18,11 +20,6 @@ SETTINGS = dict(
     validation={"every": "4 steps", "images": 2, "levels": 3},
     data={"kind": "shapes", "count": 60, "size": 16},
 )
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 def losses_of(run) -> list[dict[str, float]]:

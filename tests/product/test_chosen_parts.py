@@ -25,12 +25,9 @@ from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import accelerator, train, tree
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 BOTH = ["unet", "text_encoder"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

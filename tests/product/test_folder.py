@@ -17,10 +17,7 @@ from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform
 from ldm.data.source import DataError
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def picture(path: Path, colour: str = "red", **options: object) -> None:

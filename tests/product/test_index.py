@@ -19,12 +19,9 @@ from ldm.data.rows import SCHEMA, Mapped, Row, Rows
 from ldm.data.source import DataError
 from ldm.data.tar import TarData
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SHARDS, EACH = 4, 25_000
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -29,12 +29,9 @@ from ldm.data.source import DataError
 from ldm.data.table import TableData
 from ldm.data.tar import TarData
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FRACTION = 0.3
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 def encoded(seed: int, form: str = "PNG") -> bytes:

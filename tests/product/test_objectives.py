@@ -29,6 +29,8 @@ from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import train, tree
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ADAPTIVE = {"kind": "loss_second_moment", "cells": 4, "history": 2}
 COMBINATIONS = {
     "flow": {
@@ -62,11 +64,6 @@ COMBINATIONS = {
         "objective": {"target": "x0", "weighting": {"kind": "uniform", "space": "eps"}},
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 def lines(run: Path) -> list[dict]:

@@ -23,14 +23,11 @@ from ldm.models.labels import LabelConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from runs import train, tree
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 COLOURS = ("red", "green", "blue")
 PIXELS = {"vae": "pixels", "condition": "none", "text": None}
 CLASSES = PIXELS | {"condition": {"classes": list(COLOURS)}}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
