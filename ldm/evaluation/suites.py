@@ -150,6 +150,7 @@ class Emoji:
         ]
         self.held_out = [n for n, e in enumerate(examples) if e.held_out]
         self.trained = [n for n, e in enumerate(examples) if not e.held_out]
+        self._numbers = {e.key: n for n, e in enumerate(examples)}
 
         self._features: dict[str, Tensor] = {}
 
@@ -166,6 +167,12 @@ class Emoji:
         return torch.stack(
             [self._pixels(Image.alpha_composite(ground, picture)) for picture in pictures]
         )
+
+    def in_the_other_style(self, number: int) -> int | None:
+        """The same concept's other picture, if there is one."""
+        style, concept = self.source.examples[number].key.split("/")
+        others = (self._numbers.get(f"{s}/{concept}") for s in get_args(Style) if s != style)
+        return next((n for n in others if n is not None), None)
 
     def caption(self, number: int) -> str:
         """The first caption of picture ``number``."""
@@ -242,9 +249,14 @@ def transfer(
 
     ``style``: the nearest of all other pictures has the asked style. ``concept``: among pictures
     of that style the true one is the first, or one of the first five. Ceiling: the true picture
-    through the autoencoder; floor: against the caption of another pair. All of them, or ``count``.
+    through the autoencoder; floor: against the caption of another pair; ``other style``: what the
+    model has seen, the concept's picture in its other style, in place of what it draws. All of
+    them, or ``count``.
     """
     chosen = spread(emoji.held_out, count or len(emoji.held_out))
+    # Some concepts there are in one style only.
+    pairs = [(n, other) for n in chosen if (other := emoji.in_the_other_style(n)) is not None]
+    known = torch.tensor(pairs).reshape(-1, 2)
     texts = [emoji.caption(n) for n in chosen]
     drawn, truth = draw(texts), torch.tensor(chosen)
     real = reconstruct(emoji.gallery[truth])
@@ -256,6 +268,7 @@ def transfer(
             ("", seen, truth),
             (" ceiling", space(real), truth),
             (" shuffled", seen, truth.roll(len(truth) // 2)),
+            (" other style", gallery[known[:, 1]], known[:, 0]),
         ):
             distance = torch.cdist(queries.double(), gallery.double())
             other = style[None] != style[asked][:, None]

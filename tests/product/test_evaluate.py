@@ -136,6 +136,10 @@ def test_style_and_concept_are_told_apart(emoji) -> None:
     swapped = suites.transfer(in_the_other_style, emoji, PIXELS, lambda x: x).figures
     assert swapped["style, pixels:8"].value < 0.4
     assert swapped["concept top-1, pixels:8"].value < 1
+    # Who copies what was seen does as well as that, whatever it is that draws.
+    for key in ("style", "concept top-5"):
+        copied = swapped[f"{key}, pixels:8"].value
+        assert found[f"{key} other style, pixels:8"].value == pytest.approx(copied)
 
 
 def test_quality_of_the_truth_and_of_noise(emoji) -> None:
