@@ -228,7 +228,7 @@ def export(
 ) -> None:
     """Writes a pipeline folder without a run's training state, in full or half precision.
 
-    With its ``image_encoder``, if it has one.
+    With the picture tower of its CLIP, if there is one that still fits its text encoder.
     """
     _check_folder(model)
     if (out / "model_index.json").exists():
@@ -239,7 +239,7 @@ def export(
     import transformers
     from safetensors import SafetensorError
 
-    from ldm.models.clip import Clip
+    from ldm.models.clip import Clip, is_beside
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -248,8 +248,7 @@ def export(
         dtype = torch.float16 if half else torch.float32
         pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
         towers = None
-        if (model / "image_encoder" / "config.json").is_file():
-            # Stable Diffusion's pipeline has no use for it, and would lose it.
+        if pipe.image_encoder is None and is_beside(model):  # no part of it, and would be lost
             towers = Clip.load(model / "text_encoder", model / "image_encoder").to(dtype)
         pipe.save_pretrained(out)
         if towers is not None:

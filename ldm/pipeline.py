@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldm.diffusion import Condition, Denoiser, predictor
-from ldm.guidance import ClassifierFree, Guidance
+from ldm.diffusion import Condition, Denoiser, predictor, target_of
+from ldm.guidance import Chain, ClassifierFree, Guidance, Threshold
 from ldm.interop.loader import EmbeddingLoader, LoraLoader
 from ldm.interop.stock import stock_index
 from ldm.models.clip import save_text_encoder
@@ -33,7 +33,7 @@ from ldm.models.labels import LabelConditioner
 from ldm.models.lora import adapted, fused
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
-from ldm.sampling import own_sampler
+from ldm.sampling import SchedulerSampler, own_sampler
 from ldm.sampling import sampler as named_sampler
 
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -272,12 +272,16 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
                 raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
             guidance_scale = guidance_scale if conditioner.names else 1.0
         codec = codec_of(self.vae)
-        predict = predictor(self._denoiser(), stepper.target)
+        predict = predictor(self._denoiser(), target_of(self.scheduler.config))
         guide = guidance or ClassifierFree(guidance_scale, guidance_rescale)
         bare = guidance is None and guidance_scale <= 1
+        own = sampler is None and isinstance(stepper, SchedulerSampler)  # which clips by itself
+        if self.vae is None and not own and (clip := Threshold.of(self.scheduler.config)):
+            guide, bare = Chain((clip,) if bare else (guide, clip)), False
         evaluations = stepper.evaluations(num_inference_steps)
         pictures: list[Tensor] = []
-        batches = list(_batches(count, batch_size or count))
+        size = batch_size or count
+        batches = [slice(n, min(n + size, count)) for n in range(0, count, size)]
         with self.progress_bar(total=evaluations * len(batches)) as bar:
 
             def after(index: int, timestep: Tensor, latent: Tensor) -> Tensor | None:
@@ -393,8 +397,3 @@ def _generators(
     if not all(0 <= one < _SEEDS for one in seeds):
         raise ValueError(f"seeds must lie in 0..2^32 - 1, not {seed}")
     return [torch.Generator().manual_seed(one) for one in seeds]
-
-
-def _batches(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

@@ -30,6 +30,7 @@ from ldm.engine.steps import contrastive
 from ldm.engine.text import own_tokenizer, read_tokenizer
 from ldm.engine.trainer import Trainer
 from ldm.models.clip import Clip
+from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import train_tokenizer
 
 
@@ -104,9 +105,11 @@ def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
 def meeting(config: ClipConfig, folder: str) -> tuple[Clip, CLIPTokenizer]:
     """A new picture tower and projections for the text encoder in ``folder``, and its tokenizer."""
     text_encoder = read(CLIPTextModel, Path(folder) / "text_encoder", "text", meta=False)
+    tokenizer = read_tokenizer(Path(folder) / "tokenizer")
+    with described("text"):
+        ClipConditioner(tokenizer, text_encoder)  # do they fit?
     with described("clip"):
-        clip = config.clip.meeting(text_encoder, config.seed)
-    return clip, read_tokenizer(Path(folder) / "tokenizer")
+        return config.clip.meeting(text_encoder, config.seed), tokenizer
 
 
 def main() -> None:

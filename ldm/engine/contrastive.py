@@ -75,7 +75,8 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
 class ContrastiveTask(nn.Module):
     """A CLIP that learns; saved as ``text_encoder``, ``tokenizer`` and ``image_encoder``.
 
-    Under noise (``noised``) only its picture tower does.
+    Under noise (``noised``) only its picture tower does; beside a given text tower both projections
+    as well.
     """
 
     def __init__(
@@ -90,12 +91,12 @@ class ContrastiveTask(nn.Module):
         super().__init__()
         self.noised = noised
         self.origin: dict[str, Any] = {}
-        text = digest(clip.model.text_model, settings_of(tokenizer))
+        if noised is not None or config.text is not None:
+            text = digest(clip.model.text_model, settings_of(tokenizer))
+            self.origin = {"text.folder": text}
         if noised is not None:
             joint = digest(clip.model.text_projection, str(clip.model.logit_scale.item()))
             self.origin = {**noised.origin(), "model.text": text, "model.text_projection": joint}
-        elif config.text is not None:
-            self.origin = {"text": text}
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)
@@ -106,7 +107,7 @@ class ContrastiveTask(nn.Module):
         )
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of both towers and the scale, or of all that does not read text."""
+        """Parameters of both towers and the scale, but for those that are given."""
         return {n: p for n, p in self.clip.named_parameters() if p.requires_grad}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

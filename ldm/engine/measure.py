@@ -23,10 +23,11 @@ from ldm.engine.noise import saved
 from ldm.engine.record import environment
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
+from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import clip, clip_score, space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
-from ldm.evaluation.suites import Draw, Emoji, Labelled, Report
+from ldm.evaluation.suites import Draw, Labelled, Report
 from ldm.models.clip import Clip
 from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner
@@ -140,11 +141,11 @@ class Measurer:
             ceiling = self._readable(tuple(asked))
             return replace(report, figures=report.figures | {"everything, ceiling": ceiling})
         if suite == "emoji":
-            return suites.retrieval(draw, self.emoji, self.spaces, count)
+            return retrieval(draw, self.emoji, self.spaces, count)
         if suite == "emoji-new":
-            return suites.recombined(draw, self.emoji, self.spaces, count)
+            return recombined(draw, self.emoji, self.spaces, self.reconstruct, count)
         if suite == "transfer":
-            return suites.transfer(draw, self.emoji, self.spaces, self.reconstruct, count or None)
+            return transfer(draw, self.emoji, self.spaces, self.reconstruct, count or None)
         if suite == "quality":
             chosen = spread(self.emoji.trained, count)
             texts = [self.emoji.caption(n) for n in chosen]
@@ -164,7 +165,7 @@ class Measurer:
 
     @cache  # noqa: B019  # the same in every drawing of a sweep
     def _readable(self, asked: tuple[Scene, ...]) -> Proportion:
-        return suites.readable(asked, self.pixels, self.reconstruct)
+        return suites.readable(asked, self.transform.size, self.reconstruct)
 
     @cached_property
     def _digits(self) -> tuple[Labelled, Labelled]:

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ldm.data.collection import spread
-from ldm.data.emoji import EmojiData, Group, Style
-from ldm.data.images import to_image
-from ldm.data.shapes import BACKGROUNDS, Background, Scene, ShapesData, captions, render
+from ldm.data.images import ImageTransform, to_image, to_pixels
+from ldm.data.shapes import Scene, ShapesData, captions, render
 from ldm.evaluation.distances import (
     Figure,
     Moments,
@@ -34,17 +31,13 @@ from ldm.evaluation.distances import (
     precision_recall,
 )
 from ldm.evaluation.features import Space
-from ldm.evaluation.retrieval import Proportion, ranks
-from ldm.evaluation.shapes import Verdict, background_of, compare, read
+from ldm.evaluation.retrieval import Proportion
+from ldm.evaluation.shapes import Verdict, compare, read
 
 Draw = Callable[[Sequence[str]], Tensor]
 """Captions to pictures ``n 3 h w`` in [-1, 1], picture n from the n-th seed."""
 Pixels = Callable[[Image.Image], Tensor]
 """A true picture as the model's codec sees it, ``3 h w`` in [-1, 1]."""
-
-_GROUPS: tuple[Group, ...] = (
-    "smileys", "people", "animals", "food", "travel", "activities", "objects",
-)  # fmt: skip
 
 
 @dataclass
@@ -122,169 +115,16 @@ def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
 
 
 def readable(
-    asked: Sequence[Scene], pixels: Pixels, reconstruct: Callable[[Tensor], Tensor]
+    asked: Sequence[Scene], side: int, reconstruct: Callable[[Tensor], Tensor]
 ) -> Proportion:
     """Share of the true pictures of ``asked`` of which everything is read right behind the
-    autoencoder: the ceiling of ``prompt_accuracy``.
+    autoencoder, ``side`` pixels wide: the ceiling of ``prompt_accuracy``.
     """
-    true = torch.stack([pixels(render(scene, ShapesData.size)) for scene in asked])
+    transform = ImageTransform(size=side)
+    true = torch.stack([to_pixels(transform(render(scene, side))) for scene in asked])
     seen = [read(to_image(x)) for x in reconstruct(true)]
     hits = sum(compare(s, scene).whole for s, scene in zip(seen, asked, strict=True))
     return Proportion.of(hits, len(asked))
-
-
-class Emoji:
-    """The gallery of both styles, as ``pixels`` makes them.
-
-    Args:
-        pixels: how the model sees a picture.
-        groups: of the emoji; those that the shipped model was trained on by default.
-    """
-
-    def __init__(self, pixels: Pixels, groups: tuple[Group, ...] = _GROUPS) -> None:
-        self.source, self._pixels = EmojiData(groups=groups), pixels
-        examples = self.source.examples
-        self.gallery = torch.stack([pixels(self.source.load(n)) for n in range(len(examples))])
-        self.style: list[Style] = [
-            next(s for s in get_args(Style) if e.key.startswith(f"{s}/")) for e in examples
-        ]
-        self.held_out = [n for n, e in enumerate(examples) if e.held_out]
-        self.trained = [n for n, e in enumerate(examples) if not e.held_out]
-        self._numbers = {e.key: n for n, e in enumerate(examples)}
-
-        self._features: dict[str, Tensor] = {}
-
-    def features(self, space: Space) -> Tensor:
-        """Those of the gallery, ``n d``, made once."""
-        if space.name not in self._features:
-            self._features[space.name] = space(self.gallery)
-        return self._features[space.name]
-
-    def on(self, background: Background) -> Tensor:
-        """The gallery on another background than white."""
-        ground = Image.new("RGBA", (self.source.size,) * 2, BACKGROUNDS[background])
-        pictures = (self.source.load(n) for n in range(len(self.gallery)))
-        return torch.stack(
-            [self._pixels(Image.alpha_composite(ground, picture)) for picture in pictures]
-        )
-
-    def in_the_other_style(self, number: int) -> int | None:
-        """The same concept's other picture, if there is one."""
-        style, concept = self.source.examples[number].key.split("/")
-        others = (self._numbers.get(f"{s}/{concept}") for s in get_args(Style) if s != style)
-        return next((n for n in others if n is not None), None)
-
-    def caption(self, number: int) -> str:
-        """The first caption of picture ``number``."""
-        return self.source.examples[number].captions[0]
-
-
-def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 500) -> Report:
-    """Whether the nearest of all pictures is the one the caption names, for ``count`` training
-    captions; ``shuffled`` is the floor, drawn pictures against other captions.
-    """
-    chosen = spread(emoji.trained, count)
-    texts = [emoji.caption(n) for n in chosen]
-    drawn, truth = draw(texts), torch.tensor(chosen)
-    figures: dict[str, Figure | Proportion] = {}
-    for space in spaces:
-        gallery, queries = emoji.features(space), space(drawn)
-        rank = ranks(queries, gallery, truth)
-        floor = ranks(queries, gallery, truth.roll(len(truth) // 2))
-        for k in (1, 5):
-            hits = Proportion.of(int((rank < k).sum()), len(chosen))
-            figures[f"top-{k}, {space.name}"] = hits
-            shuffled = Proportion.of(int((floor < k).sum()), len(chosen))
-            figures[f"top-{k} shuffled, {space.name}"] = shuffled
-    return Report(figures, texts, drawn)
-
-
-def recombined(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 200) -> Report:
-    """Known emoji on a coloured background, as only ``shapes`` has them: words that were trained
-    on, in captions that never were.
-
-    ``background``: its colour is the nearest named one. ``top-k``: the nearest of all emoji, put on
-    that background, are the one asked for; ``both`` at once. ``shuffled`` is the floor, the
-    captions of other pictures on the same background.
-    """
-    grounds: list[Background] = [name for name in get_args(Background) if name != "white"]
-    numbers = spread(emoji.trained, count)
-    asked = [grounds[k % len(grounds)] for k in range(len(numbers))]
-    texts = [
-        f"{emoji.caption(n)}, {ground} background" for n, ground in zip(numbers, asked, strict=True)
-    ]
-    drawn, truth = draw(texts), torch.tensor(numbers)
-    right = torch.tensor(
-        [background_of(to_image(x)) == ground for x, ground in zip(drawn, asked, strict=True)]
-    )
-    rank, floor = ({s.name: torch.zeros_like(truth) for s in spaces} for _ in range(2))
-    for ground in grounds:
-        mine = torch.tensor([name == ground for name in asked])
-        gallery = emoji.on(ground)
-        for s in spaces:
-            features, queries, own = s(gallery), s(drawn[mine]), truth[mine]
-            rank[s.name][mine] = ranks(queries, features, own)
-            floor[s.name][mine] = ranks(queries, features, own.roll(len(own) // 2))
-
-    def share(hits: Tensor) -> Proportion:
-        return Proportion.of(int(hits.sum()), len(hits))
-
-    figures: dict[str, Figure | Proportion] = {"background": share(right)}
-    for name in rank:
-        for k in (1, 5):
-            figures[f"top-{k}, {name}"] = share(rank[name] < k)
-            figures[f"top-{k} shuffled, {name}"] = share(floor[name] < k)
-            figures[f"both (top-{k}), {name}"] = share(right & (rank[name] < k))
-    return Report(figures, texts, drawn)
-
-
-def transfer(
-    draw: Draw,
-    emoji: Emoji,
-    spaces: Sequence[Space],
-    reconstruct: Callable[[Tensor], Tensor],
-    count: int | None = None,
-) -> Report:
-    """Held-out (concept, style) pairs: the concept was seen in the other style only.
-
-    ``style``: the nearest of all other pictures has the asked style. ``concept``: among pictures
-    of that style the true one is the first, or one of the first five. Ceiling: the true picture
-    through the autoencoder; floor: against the caption of another pair; ``other style``: what the
-    model has seen, the concept's picture in its other style, in place of what it draws. All of
-    them, or ``count``.
-    """
-    chosen = spread(emoji.held_out, count or len(emoji.held_out))
-    # Some concepts there are in one style only.
-    pairs = [(n, other) for n in chosen if (other := emoji.in_the_other_style(n)) is not None]
-    known = torch.tensor(pairs).reshape(-1, 2)
-    texts = [emoji.caption(n) for n in chosen]
-    drawn, truth = draw(texts), torch.tensor(chosen)
-    real = reconstruct(emoji.gallery[truth])
-    style = torch.tensor([get_args(Style).index(s) for s in emoji.style])
-    figures: dict[str, Figure | Proportion] = {}
-    for space in spaces:
-        gallery, seen = emoji.features(space), space(drawn)
-        for name, queries, asked in (
-            ("", seen, truth),
-            (" ceiling", space(real), truth),
-            (" shuffled", seen, truth.roll(len(truth) // 2)),
-            (" other style", gallery[known[:, 1]], known[:, 0]),
-        ):
-            distance = torch.cdist(queries.double(), gallery.double())
-            other = style[None] != style[asked][:, None]
-            own = distance.gather(1, asked[:, None])
-            among = distance.masked_fill(other, torch.inf)
-            rank = (among <= own).sum(1) - 1
-            # The picture itself would tell its own style.
-            nearest = distance.scatter(1, asked[:, None], torch.inf).argmin(1)
-            styled = style[nearest] == style[asked]
-            for key, hits in (
-                ("style", styled),
-                ("concept top-1", rank < 1),
-                ("concept top-5", rank < 5),
-            ):
-                figures[f"{key}{name}, {space.name}"] = Proportion.of(int(hits.sum()), len(asked))
-    return Report(figures, texts, drawn)
 
 
 def prompts(

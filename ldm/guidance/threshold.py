@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,16 @@ class Threshold:
 
     bound: float = 1.0
     percentile: float | None = None
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Threshold | None:
+        """What a model of pixels is drawn with whose scheduler has ``config``, because E[x0 | x_t]
+        lies where pixels do, and an error of eps is one of x0 sigma / alpha times as large.
+        ``clip_sample: false`` says no, ``clip_sample_range`` where to.
+        """
+        if not config.get("clip_sample", True):
+            return None
+        return Threshold(float(config.get("clip_sample_range", 1.0)))
 
     def __call__(self, predict: Predictor, null: Condition) -> Predictor:
         """The predictor with its x0 clipped; ``null`` is not used."""

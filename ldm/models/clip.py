@@ -231,8 +231,9 @@ class Clip(nn.Module):
             met = (file.metadata() or {}).get(_MEETS)  # older ones do not tell
         if met not in (None, fingerprint(model.text_model)):
             raise ValueError(
-                f"{vision_folder} belongs to another text encoder than {text_folder}: train a"
-                " picture tower that meets it, train_clip.py with text=FOLDER"
+                f"{vision_folder} belongs to another text encoder than {text_folder} (or to one of"
+                " other precision than float32 and float16): remove it, or train a picture tower"
+                " that meets the encoder, train_clip.py with text=FOLDER"
             )
         extra = load_file(Path(vision_folder) / _PROJECTION)
         model.text_projection.load_state_dict({"weight": extra["text_projection.weight"]})
@@ -246,8 +247,13 @@ def _initialised(config: CLIPConfig, seed: int) -> CLIPModel:
         return CLIPModel(config)
 
 
+def is_beside(folder: str | Path) -> bool:
+    """Whether ``folder``, of a pipeline, holds a picture tower as ``save_vision`` writes it."""
+    return (Path(folder) / "image_encoder" / _PROJECTION).is_file()
+
+
 def fingerprint(text_model: nn.Module) -> str:
-    """Of a text tower's weights in half precision, which is the same before and after an export."""
+    """Of a text tower's weights in float16, which is the same before and after an export."""
     told = hashlib.sha256()
     for name, value in sorted(text_model.state_dict().items()):
         told.update(name.removeprefix(_PREFIX).encode())

@@ -83,17 +83,19 @@ class SchedulerSampler:
             )
         mine = self.process.table.alpha**2
         theirs: Tensor = scheduler.alphas_cumprod.double().cpu()
-        known = inspect.signature(self.scheduler.__init__).parameters
-        # Without the key the last sigma is infinite, and so are its samples.
-        ends = float(mine[-1]) > 0 or "rescale_betas_zero_snr" in known
-        same = ends and len(mine) == len(theirs)
+        sigmas: Tensor | None = getattr(scheduler, "sigmas", None)
+        # Infinite, or already divided by infinity, if told of zero terminal SNR in betas alone.
+        finite = sigmas is None or bool(sigmas.isfinite().all())
+        same = finite and len(mine) == len(theirs)
         # Their table is float32, and some end on 2^-24 = 6e-8, not 0, at zero terminal SNR.
         if same and bool(((theirs - mine).abs() <= (2e-6 * mine).clamp(min=1e-7)).all()):
             return
+        known = inspect.signature(self.scheduler.__init__).parameters
         stated = self.process.scheduler_config(self.target)
         words = [key for key in stated if not key.startswith("_")]
         dropped = [key for key in words if key in self.config and key not in known]
         blame = " and ".join(dropped) or "one of " + ", ".join(words)
+        blame = blame if finite else "rescale_betas_zero_snr"
         raise ValueError(
             f"{name} does not honour {blame} of the scheduler config: its noise levels are not"
             " those of this model; use another scheduler (DDIM, DDPM, DPMSolverMultistep, Euler,"

@@ -50,11 +50,6 @@ class Sampler(Protocol):
         """Whose levels the predictor is asked at."""
         ...
 
-    @property
-    def target(self) -> Target:
-        """What a network of the scheduler config predicts."""
-        ...
-
     def evaluations(self, steps: int) -> int:
         """Times that the callback is called."""
         ...

@@ -1,6 +1,7 @@
 """Classifiers and a CLIP that know noise: trained by their programs, used as guidance."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ldm.diffusion import Condition, DiscreteVP
 from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.config import ConfigError, validate
 from ldm.engine.schema import ClipConfig
+from ldm.engine.state import OtherRunError
 from ldm.evaluation.features import FeatureError, clip
 from ldm.guidance import Chain, ClassifierFree, ClipPotential, Gradient, LabelPotential
 from ldm.models.classifier import NoisyClassifier
@@ -153,7 +155,11 @@ def test_a_picture_tower_meets_a_text_encoder_as_it_is(tmp_path: Path, model: Pa
     clip = {"vision_width": 16, "vision_layers": 1, "vision_heads": 2, "size": 16, "patch": 4,
             "projection": 24}  # fmt: skip
     tree = {**unlabelled(tmp_path / "clip"), "text": str(model), "clip": clip}
-    final = program("train_clip").train(validate(ClipConfig, tree), accelerator())
+
+    def config_of(tree: dict[str, Any]) -> ClipConfig:
+        return validate(ClipConfig, tree)
+
+    final = program("train_clip").train(config_of(tree), accelerator())
     towers = Clip.load(final / "text_encoder", final / "image_encoder")
     known = Clip.load(model / "text_encoder", model / "image_encoder").model.text_model
     state = known.state_dict()
@@ -165,6 +171,28 @@ def test_a_picture_tower_meets_a_text_encoder_as_it_is(tmp_path: Path, model: Pa
     ]
     assert ids[0] == ids[1]
     assert towers.image_features(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
+    before = config_of(tree).clip.meeting(known, 0).model
+    moved = ("vision_model", "visual_projection", "text_projection")
+    assert all(
+        not torch.equal(a, b)
+        for part in moved
+        for a, b in zip(
+            getattr(before, part).parameters(),
+            getattr(towers.model, part).parameters(),
+            strict=True,
+        )
+        if a.ndim > 1
+    )
+    # The same weights elsewhere are the same run; others are not.
+    there = Path(shutil.copytree(model, tmp_path / "there"))
+    program("train_clip").train(config_of({**tree, "text": str(there)}), accelerator())
+    file = there / "text_encoder/model.safetensors"
+    learnt = load_file(file)
+    learnt["text_model.final_layer_norm.bias"] += 0.01
+    save_file(learnt, file, metadata={"format": "pt"})
+    shutil.rmtree(final)
+    with pytest.raises(OtherRunError, match="the weights .or config. that the folder holds"):
+        program("train_clip").train(config_of({**tree, "text": str(there)}), accelerator())
     with pytest.raises(ConfigError, match="text: the text side is that of model"):
         program("train_clip").train(
             validate(ClipConfig, {**tree, "model": str(model)}), accelerator()
@@ -189,6 +217,8 @@ def test_a_picture_tower_is_exported_and_knows_its_text_encoder(
     save_file(learnt, file, metadata={"format": "pt"})
     with pytest.raises(FeatureError, match="image_encoder belongs to another text encoder than"):
         clip(str(out))
+    again = CliRunner().invoke(app, ["export", str(tmp_path / "again"), "--model", str(out)])
+    assert again.exit_code == 2 and "belongs to another text encoder" in again.output
 
 
 @pytest.mark.parametrize(

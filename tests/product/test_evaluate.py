@@ -19,6 +19,7 @@ from ldm.data.shapes import captions, render
 from ldm.diffusion import Condition, DiscreteVP, Objective
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
+from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import FeatureError, space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
@@ -63,22 +64,19 @@ def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
 def test_the_ceiling_of_shapes_is_what_the_autoencoder_leaves() -> None:
     asked = suites.scenes(20, held_out=False)
 
-    def pixels(picture):
-        return to_pixels(WHOLE(picture))
-
-    assert suites.readable(asked, pixels, lambda x: x).value == 1
+    assert suites.readable(asked, 64, lambda x: x).value == 1
     half = torch.arange(20) < 10
-    found = suites.readable(asked, pixels, lambda x: torch.where(half[:, None, None, None], x, 0))
+    found = suites.readable(asked, 64, lambda x: torch.where(half[:, None, None, None], x, 0))
     assert (found.value, found.n) == (0.5, 20)
 
 
 @pytest.fixture(scope="module")
-def emoji() -> suites.Emoji:
+def emoji() -> Emoji:
     pytest.importorskip("resvg_py")
-    return suites.Emoji(lambda image: to_pixels(TRANSFORM(image)), groups=("food",))
+    return Emoji(lambda image: to_pixels(TRANSFORM(image)), groups=("food",))
 
 
-def artist(emoji: suites.Emoji, shift: int = 0):
+def artist(emoji: Emoji, shift: int = 0):
     known = {emoji.caption(n): n for n in range(len(emoji.gallery))}
     return lambda texts: emoji.gallery[
         [(known[text] + shift) % len(emoji.gallery) for text in texts]
@@ -86,11 +84,11 @@ def artist(emoji: suites.Emoji, shift: int = 0):
 
 
 def test_emoji_are_found_by_who_draws_them(emoji) -> None:
-    found = suites.retrieval(artist(emoji), emoji, PIXELS, count=50).figures
+    found = retrieval(artist(emoji), emoji, PIXELS, count=50).figures
     assert found["top-1, pixels:8"] == found["top-5, pixels:8"]
     assert (found["top-1, pixels:8"].value, found["top-1, pixels:8"].n) == (1, 50)
     assert found["top-5 shuffled, pixels:8"].value < 0.3
-    wrong = suites.retrieval(artist(emoji, 1), emoji, PIXELS, count=50).figures
+    wrong = retrieval(artist(emoji, 1), emoji, PIXELS, count=50).figures
     assert wrong["top-1, pixels:8"].value == 0
 
 
@@ -100,25 +98,37 @@ def test_known_emoji_on_backgrounds_they_were_never_seen_on(emoji) -> None:
     def draw(texts):
         drawn = []
         for text in texts:
-            caption, _, ground = text.removesuffix(" background").rpartition(", ")
+            caption, _, ground = text.removesuffix(" background").rpartition(", on a ")
             drawn.append(emoji.on(ground)[known[caption]])
         return torch.stack(drawn)
 
-    true = suites.recombined(draw, emoji, PIXELS, count=20).figures
+    true = recombined(draw, emoji, PIXELS, lambda x: x, count=20).figures
     assert all(f.value == 1 for key, f in true.items() if "shuffled" not in key)
     assert true["top-5 shuffled, pixels:8"].value < 0.5
     assert true["both (top-1), pixels:8"].n == 20
+    after = {a: b for a, b in zip(known, [*list(known)[1:], next(iter(known))], strict=True)}
+
+    def another(texts):  # on the right background
+        asked = [text.rpartition(", on a ") for text in texts]
+        return draw([f"{after[caption]}, on a {ground}" for caption, _, ground in asked])
+
+    other = recombined(another, emoji, PIXELS, lambda x: x, count=20).figures
+    assert other["background"].value == 1
+    assert (other["top-1, pixels:8"].value, other["both (top-1), pixels:8"].value) == (0, 0)
+    assert other["top-1 ceiling, pixels:8"].value == 1
+    with pytest.raises(ValueError, match="9 captions are too few: 10 at least"):
+        recombined(draw, emoji, PIXELS, lambda x: x, count=9)
 
     def on_white(texts):
-        return emoji.gallery[[known[text.rpartition(", ")[0]] for text in texts]]
+        return emoji.gallery[[known[text.rpartition(", on a ")[0]] for text in texts]]
 
-    white = suites.recombined(on_white, emoji, PIXELS, count=20).figures
+    white = recombined(on_white, emoji, PIXELS, lambda x: x, count=20).figures
     assert (white["background"].value, white["both (top-5), pixels:8"].value) == (0, 0)
 
 
 def test_style_and_concept_are_told_apart(emoji) -> None:
     asked = len(emoji.held_out)
-    found = suites.transfer(artist(emoji), emoji, PIXELS, lambda x: x).figures
+    found = transfer(artist(emoji), emoji, PIXELS, lambda x: x).figures
     assert found["concept top-1, pixels:8"].value == 1 and found["style, pixels:8"].n == asked
     assert found["style, pixels:8"] == found["style ceiling, pixels:8"]
     other = {emoji.caption(n): n for n in range(len(emoji.gallery))}
@@ -133,11 +143,12 @@ def test_style_and_concept_are_told_apart(emoji) -> None:
         return emoji.gallery[swapped]
 
     assert {style for _, _, style in names} == {"twemoji style", "openmoji style"}
-    swapped = suites.transfer(in_the_other_style, emoji, PIXELS, lambda x: x).figures
+    swapped = transfer(in_the_other_style, emoji, PIXELS, lambda x: x).figures
     assert swapped["style, pixels:8"].value < 0.4
     assert swapped["concept top-1, pixels:8"].value < 1
     # Who copies what was seen does as well as that, whatever it is that draws.
-    for key in ("style", "concept top-5"):
+    assert "style other style, pixels:8" not in found
+    for key in ("concept top-1", "concept top-5"):
         copied = swapped[f"{key}, pixels:8"].value
         assert found[f"{key} other style, pixels:8"].value == pytest.approx(copied)
 

@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import tiny
 from ldm.cli import app
 from ldm.data.folder import FolderData
+from ldm.diffusion import Prediction, Target, predictor
 from ldm.guidance import ClassifierFree, LinearInverse
 from ldm.guidance.operators import super_resolution
 from ldm.interop.png import Parameters, read_png, write_png
@@ -51,6 +53,30 @@ def test_a_seed_draws_the_same_picture_at_any_batch_size(pipe: Any, name: str | 
         alone = draw(pipe, prompts[i // 2], seed=7 + i, sampler=name)
         assert float((alone[0] - whole[i]).abs().max()) < 1e-4
     assert float((whole[0] - whole[1]).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("speaks", ["v", "x0"])
+@pytest.mark.parametrize("name", [*SAMPLERS, *OWN, None])
+def test_the_same_picture_whatever_the_network_speaks(
+    monkeypatch: pytest.MonkeyPatch, speaks: Target, name: str | None
+) -> None:
+    pipe = tiny.pipeline()
+    eps = draw(pipe, sampler=name)
+
+    def said(denoiser: Any, target: Target) -> Any:
+        assert target == speaks  # what the folder says of its network
+        inner = predictor(denoiser, "eps")
+
+        def predict(*asked: Any) -> Prediction:
+            found = inner(*asked)
+            return replace(found, y=found.as_(speaks), target=speaks)
+
+        return predict
+
+    monkeypatch.setattr("ldm.pipeline.predictor", said)
+    kind = {"v": "v_prediction", "x0": "sample"}[speaks]
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type=kind)
+    assert float((draw(pipe, sampler=name) - eps).abs().max()) < 2e-3
 
 
 def test_a_list_of_seeds_and_a_list_of_generators(pipe: Any) -> None:

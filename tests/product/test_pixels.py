@@ -17,6 +17,7 @@ from ldm.diffusion import Condition
 from ldm.engine.config import ConfigError, validate
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
+from ldm.guidance import Threshold
 from ldm.models.codec import IdentityCodec, codec_of
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.labels import LabelConditioner
@@ -109,6 +110,21 @@ def test_an_unconditional_folder_is_that_of_stock(tmp_path):
     ours.unet.register_forward_hook(lambda *_: calls.append(1))
     ours(num_inference_steps=3, sampler="ddim", guidance_scale=5.0)
     assert len(calls) == 3
+
+
+def test_x0_is_kept_where_pixels_are(tmp_path):
+    """By every named sampler, whatever a poor network says; unless the folder says no."""
+    pipe = opened(train(tmp_path / "run", duration="2 steps", **PIXELS))
+    call = dict(num_inference_steps=5, output_type="latent", seed=0)
+    names = ("ddim", "ddpm", "ode-heun", "ancestral", "sde")
+    for name in names:
+        assert float(pipe(sampler=name, **call).images.abs().max()) <= 1 + 1e-5
+    half = pipe(sampler="ddim", guidance=Threshold(0.5), **call).images
+    assert float(half.abs().max()) == pytest.approx(0.5, abs=1e-5)
+    pipe.scheduler.register_to_config(clip_sample_range=0.25)
+    assert float(pipe(sampler="ddim", **call).images.abs().max()) <= 0.25 + 1e-5
+    pipe.scheduler.register_to_config(clip_sample=False)
+    assert all(float(pipe(sampler=name, **call).images.abs().max()) > 1.2 for name in names)
 
 
 def test_a_model_of_classes(tmp_path, coloured):

@@ -1,0 +1,204 @@
+"""What a model draws of emoji: those it knows, on backgrounds it does not know them on, and in the
+style it has not seen them in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.data.collection import spread
+from ldm.data.emoji import EmojiData, Group, Style
+from ldm.data.images import to_image
+from ldm.data.shapes import BACKGROUNDS, Background
+from ldm.evaluation.distances import Figure
+from ldm.evaluation.features import Space
+from ldm.evaluation.retrieval import Proportion, ranks
+from ldm.evaluation.shapes import background_of
+from ldm.evaluation.suites import Draw, Pixels, Report
+
+_GROUPS: tuple[Group, ...] = (
+    "smileys", "people", "animals", "food", "travel", "activities", "objects",
+)  # fmt: skip
+
+
+class Emoji:
+    """The gallery of both styles, as ``pixels`` makes them.
+
+    Args:
+        pixels: how the model sees a picture.
+        groups: of the emoji; those that the shipped model was trained on by default.
+    """
+
+    def __init__(self, pixels: Pixels, groups: tuple[Group, ...] = _GROUPS) -> None:
+        self.source, self._pixels = EmojiData(groups=groups), pixels
+        examples = self.source.examples
+        self.gallery = torch.stack([pixels(self.source.load(n)) for n in range(len(examples))])
+        self.style: list[Style] = [
+            next(s for s in get_args(Style) if e.key.startswith(f"{s}/")) for e in examples
+        ]
+        self.held_out = [n for n, e in enumerate(examples) if e.held_out]
+        self.trained = [n for n, e in enumerate(examples) if not e.held_out]
+        self._numbers = {e.key: n for n, e in enumerate(examples)}
+
+        self._features: dict[tuple[str, Background], Tensor] = {}
+
+    def features(self, space: Space, background: Background = "white") -> Tensor:
+        """Those of the gallery, ``n d``, made once."""
+        key = space.name, background
+        if key not in self._features:
+            gallery = self.gallery if background == "white" else self.on(background)
+            self._features[key] = space(gallery)
+        return self._features[key]
+
+    def on(self, background: Background, numbers: Sequence[int] | None = None) -> Tensor:
+        """The gallery, or pictures of these ``numbers``, on another background than white."""
+        ground = Image.new("RGBA", (self.source.size,) * 2, BACKGROUNDS[background])
+        chosen = range(len(self.gallery)) if numbers is None else numbers
+        pictures = (Image.alpha_composite(ground, self.source.load(n)) for n in chosen)
+        return torch.stack([self._pixels(picture) for picture in pictures])
+
+    def in_the_other_style(self, number: int) -> int | None:
+        """The same concept's other picture, if there is one."""
+        style, concept = self.source.examples[number].key.split("/")
+        others = (self._numbers.get(f"{s}/{concept}") for s in get_args(Style) if s != style)
+        return next((n for n in others if n is not None), None)
+
+    def caption(self, number: int) -> str:
+        """The first caption of picture ``number``."""
+        return self.source.examples[number].captions[0]
+
+
+def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 500) -> Report:
+    """Whether the nearest of all pictures is the one the caption names, for ``count`` training
+    captions; ``shuffled`` is the floor, drawn pictures against other captions.
+    """
+    chosen = spread(emoji.trained, count)
+    texts = [emoji.caption(n) for n in chosen]
+    drawn, truth = draw(texts), torch.tensor(chosen)
+    figures: dict[str, Figure | Proportion] = {}
+    for space in spaces:
+        gallery, queries = emoji.features(space), space(drawn)
+        rank = ranks(queries, gallery, truth)
+        floor = ranks(queries, gallery, truth.roll(len(truth) // 2))
+        for k in (1, 5):
+            hits = Proportion.of(int((rank < k).sum()), len(chosen))
+            figures[f"top-{k}, {space.name}"] = hits
+            shuffled = Proportion.of(int((floor < k).sum()), len(chosen))
+            figures[f"top-{k} shuffled, {space.name}"] = shuffled
+    return Report(figures, texts, drawn)
+
+
+def recombined(
+    draw: Draw,
+    emoji: Emoji,
+    spaces: Sequence[Space],
+    reconstruct: Callable[[Tensor], Tensor],
+    count: int = 200,
+) -> Report:
+    """Known emoji on a coloured background, as only ``shapes`` has them: words that were trained
+    on, in captions that never were.
+
+    ``background``: its colour is the nearest named one. ``top-k``: the nearest of all emoji, put on
+    that background, are the one asked for; ``both`` at once. Ceiling: the true picture on that
+    background through the autoencoder; floor (``shuffled``): the emoji of other captions.
+
+    Raises:
+        ValueError: of fewer than two captions a background none can be shuffled.
+    """
+    grounds: list[Background] = [name for name in get_args(Background) if name != "white"]
+    if count < 2 * len(grounds):
+        raise ValueError(f"{count} captions are too few: {2 * len(grounds)} at least")
+    truth = torch.tensor(spread(emoji.trained, count))
+    ground = torch.arange(len(truth)) % len(grounds)
+    texts = [
+        f"{emoji.caption(n)}, on a {grounds[k]} background"
+        for n, k in zip(truth.tolist(), ground.tolist(), strict=True)
+    ]
+    drawn = draw(texts)
+    real = torch.empty_like(drawn)
+    for k, name in enumerate(grounds):
+        real[ground == k] = emoji.on(name, truth[ground == k].tolist())
+    real = reconstruct(real)
+    figures: dict[str, Figure | Proportion] = {}
+    for told, pictures in (("", drawn), (" ceiling", real), (" shuffled", drawn)):
+        right = torch.tensor(
+            [
+                background_of(to_image(x)) == grounds[k]
+                for x, k in zip(pictures, ground, strict=True)
+            ]
+        )
+        if told != " shuffled":
+            figures[f"background{told}"] = Proportion.of(int(right.sum()), len(right))
+        for space in spaces:
+            rank, queries = torch.empty_like(truth), space(pictures)
+            for k, name in enumerate(grounds):
+                own = truth[ground == k]
+                if told == " shuffled":
+                    own = own.roll(len(own) // 2)
+                gallery = emoji.features(space, name)
+                rank[ground == k] = ranks(queries[ground == k], gallery, own)
+            for most in (1, 5):
+                for key, hits in (
+                    (f"top-{most}", rank < most),
+                    (f"both (top-{most})", right & (rank < most)),
+                ):
+                    figures[f"{key}{told}, {space.name}"] = Proportion.of(
+                        int(hits.sum()), len(hits)
+                    )
+    return Report(figures, texts, drawn)
+
+
+def transfer(
+    draw: Draw,
+    emoji: Emoji,
+    spaces: Sequence[Space],
+    reconstruct: Callable[[Tensor], Tensor],
+    count: int | None = None,
+) -> Report:
+    """Held-out (concept, style) pairs: the concept was seen in the other style only.
+
+    ``style``: the nearest of all other pictures has the asked style. ``concept``: among pictures
+    of that style the true one is the first, or one of the first five. Ceiling: the true picture
+    through the autoencoder; floor: against the caption of another pair; ``other style``: what the
+    model has seen, the concept's picture in its other style, in place of what it draws (of those
+    that there are in both). All of them, or ``count``.
+    """
+    chosen = spread(emoji.held_out, count or len(emoji.held_out))
+    # Some concepts there are in one style only.
+    pairs = [(n, other) for n in chosen if (other := emoji.in_the_other_style(n)) is not None]
+    known = torch.tensor(pairs).reshape(-1, 2)
+    texts = [emoji.caption(n) for n in chosen]
+    drawn, truth = draw(texts), torch.tensor(chosen)
+    real = reconstruct(emoji.gallery[truth])
+    style = torch.tensor([get_args(Style).index(s) for s in emoji.style])
+    figures: dict[str, Figure | Proportion] = {}
+    for space in spaces:
+        gallery, seen = emoji.features(space), space(drawn)
+        for name, queries, asked in (
+            ("", seen, truth),
+            (" ceiling", space(real), truth),
+            (" shuffled", seen, truth.roll(len(truth) // 2)),
+            (" other style", gallery[known[:, 1]], known[:, 0]),
+        ):
+            distance = torch.cdist(queries.double(), gallery.double())
+            other = style[None] != style[asked][:, None]
+            own = distance.gather(1, asked[:, None])
+            among = distance.masked_fill(other, torch.inf)
+            rank = (among <= own).sum(1) - 1
+            # The picture itself would tell its own style.
+            nearest = distance.scatter(1, asked[:, None], torch.inf).argmin(1)
+            styled = style[nearest] == style[asked]
+            for key, hits in (
+                ("style", styled),
+                ("concept top-1", rank < 1),
+                ("concept top-5", rank < 5),
+            ):
+                if key == "style" and name == " other style":
+                    continue  # it is of the other one
+                figures[f"{key}{name}, {space.name}"] = Proportion.of(int(hits.sum()), len(asked))
+    return Report(figures, texts, drawn)
