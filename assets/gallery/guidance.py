@@ -1,7 +1,7 @@
 """Guidance of assets/ldm-small, measured: the tables and the sheets of this folder.
 
     python assets/gallery/guidance.py classifier --classifier runs/classifier/final
-    python assets/gallery/guidance.py clip
+    python assets/gallery/guidance.py clip [--noised runs/clip_noised/final]
     python assets/gallery/guidance.py inverse
 
 README.md beside it says what they found.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -101,23 +101,29 @@ def by_label(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
 
 
 def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
-    """The model's own CLIP, shown the decoded x0, under and above classifier-free guidance."""
+    """The model's own CLIP, shown the decoded x0, or one that knows noise, shown x_t, under and
+    above classifier-free guidance.
+    """
     towers, codec = clip(str(MODEL)), VaeCodec(pipe.vae)
+    of: Literal["x_t", "x0"] = "x_t" if asked.noised else "x0"
+    guides = clip(str(asked.noised)) if asked.noised else towers
     source = EmojiData()
     chosen = spread([n for n, e in enumerate(source.examples) if not e.held_out], asked.count)
     texts = [source.examples[n].captions[0] for n in chosen]
     ids = ClipConditioner(pipe.tokenizer, pipe.text_encoder).tokenize(texts)
     potential = ClipPotential(
-        lambda x0: towers.image_features(codec.decode(x0)),
-        lambda cond: towers.model.text_projection(cond.pooled),
-        towers.model.logit_scale.exp().item(),
+        guides.image_features
+        if asked.noised
+        else lambda x0: towers.image_features(codec.decode(x0)),
+        lambda cond: guides.model.text_projection(cond.pooled),
+        guides.model.logit_scale.exp().item(),
     )
     print("| classifier-free scale | CLIP guidance | CLIP score | gain |\n|---|---|---|---|")
     cells: list[list[Any]] = [[] for _ in texts]
     for free in (1.0, 3.0):
         plain: Tensor | None = None
         for scale in asked.scales or (0.0, 2.0):
-            gradient = Gradient(potential, scale, of="x0")
+            gradient = Gradient(potential, scale, of=of)
             parts = (ClassifierFree(free), gradient) if scale else (ClassifierFree(free),)
             drawn = draw(pipe, texts, asked.steps, Chain(parts))
             with torch.no_grad():
@@ -127,7 +133,7 @@ def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
             for cell, x in zip(cells, drawn, strict=True):
                 cell.append(to_image(x))
     page = pictures.sheet(cells[:12], texts, columns=2, scale=1)
-    pictures.save(page, asked.out / "clip.png")
+    pictures.save(page, asked.out / ("clip-noised.png" if asked.noised else "clip.png"))
 
 
 def problems(x: Tensor, noise: float) -> dict[str, tuple[Operator, Tensor, Tensor]]:
@@ -195,6 +201,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--scales", type=float, nargs="+")
     parser.add_argument("--classifier", default="runs/classifier/final")
+    parser.add_argument("--noised", type=Path, help="clip: of configs/clip_noised.yaml")
     parser.add_argument("--noise", type=float, default=0.05, help="of y, pixels being in [-1, 1]")
     methods = ("replacement", "pigdm", "tweedie")
     parser.add_argument("--method", choices=methods, default="replacement")

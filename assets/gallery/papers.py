@@ -2,8 +2,8 @@
 
     python assets/gallery/papers.py
 
-Each is drawn as the header of its config says, from seeds 0 to 15; those that know classes are
-asked for the ten digits in turn, ``ldm`` for emoji evenly spread over those that it has learnt.
+Each is drawn as the header of its config measures it, from seeds 0 to 15; those that know classes
+are asked for the ten digits in turn, ``ldm`` for emoji evenly spread over those that it has learnt.
 """
 
 import argparse
@@ -24,9 +24,9 @@ PAPERS: dict[str, tuple[str, str, int, float]] = {
     "DDPM": ("ddpm", "ddpm", 100, 1),
     "DDIM (the network of DDPM)": ("ddpm", "ddim", 20, 1),
     "Improved DDPM": ("improved_ddpm", "ddpm", 100, 1),
-    "NCSN": ("ncsn", "langevin", 10, 1),
-    "Score SDE, variance preserving": ("score_sde_vp", "sde", 200, 1),
-    "Score SDE, variance exploding": ("score_sde_ve", "pc", 100, 1),
+    "NCSN": ("ncsn", "langevin", 50, 1),
+    "Score SDE, variance preserving": ("score_sde_vp", "sde", 100, 1),
+    "Score SDE, variance exploding": ("score_sde_ve", "pc", 50, 1),
     "EDM": ("edm", "ode-heun", 18, 1),
     "Flow matching": ("flow_matching", "ode-heun", 25, 1),
     "Guided diffusion": ("guided_diffusion", "ddpm", 100, 1),

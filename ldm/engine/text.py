@@ -66,6 +66,9 @@ def _described(
             num_attention_heads=shape.heads,
             max_position_embeddings=shape.max_length,
             hidden_act=shape.activation,
+            # The tokenizer's own take their place; transformers' defaults are of one with 49,408.
+            bos_token_id=shape.vocab_size - 2,
+            eos_token_id=shape.vocab_size - 1,
         )
     if meta:
         return None, on_meta(lambda: CLIPTextModel(text_config))
