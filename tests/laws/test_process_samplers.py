@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exact import CORRELATED, GAUSSIAN, MIXTURE, Mixture
+from exact import CORRELATED, GAUSSIAN, MIXTURE, PURE, Mixture
 from ldm.sampling import ProcessSampler
 from pushed import CASES, apart, at, gaussian, legal, made, nodes, noise, run
 
@@ -163,3 +163,21 @@ def test_mixtures_with_noise(case: str, name: str) -> None:
     rate = (few / more).log2()
     assert 0.75 < float(rate.min()) and float(rate.max()) < (2 if name == "sde" else 1.05)
     assert float(more.max()) < 0.15
+
+
+@pytest.mark.parametrize(
+    "case, name", [pair for pair in PAIRS if pair[1] in ("sde", "ancestral", "pc", "langevin")]
+)
+def test_the_correlated_mixture_with_noise(case: str, name: str) -> None:
+    """By the moments of 5,000 samples: their statistical error stands apart."""
+    which, count, steps = made(case, name), 5000, 64 if name == "langevin" else 32
+    x = CORRELATED.noised(*at(which.process, 1.0)[:2]).sample(count, seed=1)
+    draw = torch.Generator().manual_seed(2)
+    got = run(which, CORRELATED, x, steps, start=1.0, stop=0.0, generators=draw).double()
+    goal = CORRELATED.noised(*at(which.process, 0.0)[:2])
+    weights = goal.responsibilities(got, PURE).mean(0)
+    sigmas = 4 / math.sqrt(count)
+    largest = float(goal.cov.max())
+    assert float((got.mean(0) - goal.mean).abs().max()) < 0.03 + sigmas * math.sqrt(largest)
+    assert float((got.T.cov() - goal.cov).abs().max()) < 0.2 + sigmas * math.sqrt(2) * largest
+    assert float((weights - goal.weights).abs().max()) < 0.01 + sigmas * 0.5
