@@ -23,7 +23,7 @@ from ldm.diffusion import (
     Target,
     VarianceExploding,
 )
-from ldm.sampling import PROCESS_SAMPLERS, ProcessSampler, process_sampler
+from ldm.sampling import PROCESS_SAMPLERS, ProcessSampler, SchedulerSampler, process_sampler
 
 CASES: dict[str, tuple[NoiseProcess, Target]] = {
     "discrete": (DiscreteVP(), "eps"),
@@ -67,6 +67,16 @@ def run(which: ProcessSampler, data: Mixture, x: Tensor, steps: int, **ends) -> 
 def at(process: NoiseProcess, u: float) -> Level:
     """Level at ``u`` of the sampler's clock."""
     return process.level(process.grid(1, u)[0])
+
+
+def first_level(which: SchedulerSampler, steps: int) -> tuple[float, float, float]:
+    """(alpha, sigma) at which ``which`` starts and the network's x_t for noise x = 1."""
+    scheduler = which.start(steps)
+    timestep = scheduler.timesteps[0]
+    one = torch.ones(1, dtype=torch.float64) * scheduler.init_noise_sigma
+    unit = float(scheduler.scale_model_input(one, timestep))
+    level = which.level(scheduler, timestep)
+    return float(level.alpha), float(level.sigma), unit
 
 
 def gaussian(which: ProcessSampler, steps: int, **ends) -> tuple[float, float]:

@@ -92,11 +92,11 @@ class ContrastiveTask(nn.Module):
         self.noised = noised
         self.origin: dict[str, Any] = {}
         if noised is not None or config.text is not None:
-            text = digest(clip.model.text_model, settings_of(tokenizer))
-            self.origin = {"text.folder": text}
+            key = "text.folder" if noised is None else "model.text"
+            self.origin = {key: digest(clip.model.text_model, settings_of(tokenizer))}
         if noised is not None:
             joint = digest(clip.model.text_projection, str(clip.model.logit_scale.item()))
-            self.origin = {**noised.origin(), "model.text": text, "model.text_projection": joint}
+            self.origin |= {**noised.origin(), "model.text_projection": joint}
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)

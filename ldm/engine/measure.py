@@ -9,7 +9,6 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldm.data.collection import spread
@@ -119,11 +118,7 @@ class Measurer:
     @cached_property
     def emoji(self) -> Emoji:
         """Both styles at the model's size."""
-        return Emoji(self.pixels)
-
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """``picture`` as the model sees it, ``3 h w`` in [-1, 1]."""
-        return to_pixels(self.transform(picture))
+        return Emoji(self.transform)
 
     def measure(self, suite: str, drawing: Drawing, count: int | None = None) -> Report:
         """The figures of ``suite``; ``count`` captions instead of its own number.
@@ -165,14 +160,14 @@ class Measurer:
 
     @cache  # noqa: B019  # the same in every drawing of a sweep
     def _readable(self, asked: tuple[Scene, ...]) -> Proportion:
-        return suites.readable(asked, self.transform.size, self.reconstruct)
+        return suites.readable(asked, self.transform, self.reconstruct)
 
     @cached_property
     def _digits(self) -> tuple[Labelled, Labelled]:
         """Those trained on and those held out, at the model's size."""
         source = DigitsData()
         labels = LabelConditioner(NAMES).tokenize([e.captions[0] for e in source.examples])[:, 0]
-        pixels = [self.pixels(source.load(n)) for n in range(len(labels))]
+        pixels = [to_pixels(self.transform(source.load(n))) for n in range(len(labels))]
         out = torch.tensor([example.held_out for example in source.examples])
         trained, held_out = (Labelled(torch.stack(pixels)[m], labels[m]) for m in (~out, out))
         return trained, held_out

@@ -5,21 +5,21 @@ style it has not seen them in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldm.data.collection import spread
 from ldm.data.emoji import EmojiData, Group, Style
-from ldm.data.images import to_image
+from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.shapes import BACKGROUNDS, Background
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import Space
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.shapes import background_of
-from ldm.evaluation.suites import Draw, Pixels, Report
+from ldm.evaluation.suites import Draw, Report
 
 _GROUPS: tuple[Group, ...] = (
     "smileys", "people", "animals", "food", "travel", "activities", "objects",
@@ -27,17 +27,17 @@ _GROUPS: tuple[Group, ...] = (
 
 
 class Emoji:
-    """The gallery of both styles, as ``pixels`` makes them.
+    """The gallery of both styles, as ``transform`` makes them.
 
     Args:
-        pixels: how the model sees a picture.
+        transform: how the model sees a picture.
         groups: of the emoji; those that the shipped model was trained on by default.
     """
 
-    def __init__(self, pixels: Pixels, groups: tuple[Group, ...] = _GROUPS) -> None:
-        self.source, self._pixels = EmojiData(groups=groups), pixels
+    def __init__(self, transform: ImageTransform, groups: tuple[Group, ...] = _GROUPS) -> None:
+        self.source, self.transform = EmojiData(groups=groups), transform
         examples = self.source.examples
-        self.gallery = torch.stack([pixels(self.source.load(n)) for n in range(len(examples))])
+        self.gallery = self._seen(transform, range(len(examples)))
         self.style: list[Style] = [
             next(s for s in get_args(Style) if e.key.startswith(f"{s}/")) for e in examples
         ]
@@ -57,10 +57,11 @@ class Emoji:
 
     def on(self, background: Background, numbers: Sequence[int] | None = None) -> Tensor:
         """The gallery, or pictures of these ``numbers``, on another background than white."""
-        ground = Image.new("RGBA", (self.source.size,) * 2, BACKGROUNDS[background])
         chosen = range(len(self.gallery)) if numbers is None else numbers
-        pictures = (Image.alpha_composite(ground, self.source.load(n)) for n in chosen)
-        return torch.stack([self._pixels(picture) for picture in pictures])
+        return self._seen(replace(self.transform, background=BACKGROUNDS[background]), chosen)
+
+    def _seen(self, transform: ImageTransform, numbers: Sequence[int]) -> Tensor:
+        return torch.stack([to_pixels(transform(self.source.load(n))) for n in numbers])
 
     def in_the_other_style(self, number: int) -> int | None:
         """The same concept's other picture, if there is one."""
@@ -120,36 +121,37 @@ def recombined(
         for n, k in zip(truth.tolist(), ground.tolist(), strict=True)
     ]
     drawn = draw(texts)
-    real = torch.empty_like(drawn)
-    for k, name in enumerate(grounds):
-        real[ground == k] = emoji.on(name, truth[ground == k].tolist())
+    real, other = torch.empty_like(drawn), torch.empty_like(truth)
+    places = [(ground == k).nonzero()[:, 0] for k in range(len(grounds))]
+    for name, here in zip(grounds, places, strict=True):
+        real[here] = emoji.on(name, truth[here].tolist())
+        other[here] = truth[here].roll(len(here) // 2)
     real = reconstruct(real)
-    figures: dict[str, Figure | Proportion] = {}
-    for told, pictures in (("", drawn), (" ceiling", real), (" shuffled", drawn)):
-        right = torch.tensor(
-            [
-                background_of(to_image(x)) == grounds[k]
-                for x, k in zip(pictures, ground, strict=True)
-            ]
-        )
-        if told != " shuffled":
-            figures[f"background{told}"] = Proportion.of(int(right.sum()), len(right))
-        for space in spaces:
-            rank, queries = torch.empty_like(truth), space(pictures)
-            for k, name in enumerate(grounds):
-                own = truth[ground == k]
-                if told == " shuffled":
-                    own = own.roll(len(own) // 2)
-                gallery = emoji.features(space, name)
-                rank[ground == k] = ranks(queries[ground == k], gallery, own)
-            for most in (1, 5):
-                for key, hits in (
-                    (f"top-{most}", rank < most),
-                    (f"both (top-{most})", right & (rank < most)),
-                ):
-                    figures[f"{key}{told}, {space.name}"] = Proportion.of(
-                        int(hits.sum()), len(hits)
-                    )
+
+    def right(pictures: Tensor) -> Tensor:
+        pairs = zip(pictures, ground.tolist(), strict=True)
+        return torch.tensor([background_of(to_image(x)) == grounds[k] for x, k in pairs])
+
+    def share(hits: Tensor) -> Proportion:
+        return Proportion.of(int(hits.sum()), len(hits))
+
+    on_drawn, on_real = right(drawn), right(real)
+    figures: dict[str, Figure | Proportion] = {
+        "background": share(on_drawn), "background ceiling": share(on_real),
+    }  # fmt: skip
+    for space in spaces:
+        seen = space(drawn)
+        for told, queries, asked, placed in (
+            ("", seen, truth, on_drawn),
+            (" ceiling", space(real), truth, on_real),
+            (" shuffled", seen, other, on_drawn),
+        ):
+            rank = torch.empty_like(truth)
+            for name, here in zip(grounds, places, strict=True):
+                rank[here] = ranks(queries[here], emoji.features(space, name), asked[here])
+            for k in (1, 5):
+                figures[f"top-{k}{told}, {space.name}"] = share(rank < k)
+                figures[f"both (top-{k}){told}, {space.name}"] = share(placed & (rank < k))
     return Report(figures, texts, drawn)
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -36,8 +35,6 @@ from ldm.evaluation.shapes import Verdict, compare, read
 
 Draw = Callable[[Sequence[str]], Tensor]
 """Captions to pictures ``n 3 h w`` in [-1, 1], picture n from the n-th seed."""
-Pixels = Callable[[Image.Image], Tensor]
-"""A true picture as the model's codec sees it, ``3 h w`` in [-1, 1]."""
 
 
 @dataclass
@@ -115,13 +112,13 @@ def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
 
 
 def readable(
-    asked: Sequence[Scene], side: int, reconstruct: Callable[[Tensor], Tensor]
+    asked: Sequence[Scene], transform: ImageTransform, reconstruct: Callable[[Tensor], Tensor]
 ) -> Proportion:
     """Share of the true pictures of ``asked`` of which everything is read right behind the
-    autoencoder, ``side`` pixels wide: the ceiling of ``prompt_accuracy``.
+    autoencoder, as ``transform`` shows them to it: the ceiling of ``prompt_accuracy``.
     """
-    transform = ImageTransform(size=side)
-    true = torch.stack([to_pixels(transform(render(scene, side))) for scene in asked])
+    drawn = (render(scene, transform.size) for scene in asked)
+    true = torch.stack([to_pixels(transform(picture)) for picture in drawn])
     seen = [read(to_image(x)) for x in reconstruct(true)]
     hits = sum(compare(s, scene).whole for s, scene in zip(seen, asked, strict=True))
     return Proportion.of(hits, len(asked))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +111,18 @@ class ClipSize:
         """A randomly initialised CLIP, float32, on the CPU; the global generator is left alone."""
         return Clip(_initialised(self.config(tokenizer), seed))
 
-    def meeting(self, text_encoder: CLIPTextModel, seed: int) -> Clip:
-        """``text_encoder``, which does not learn any more, and randomly initialised a picture tower
-        and both projections, float32, on the CPU; the numbers of the text tower are its own.
+    def meeting(self, text_model: nn.Module, seed: int, channels: int = 3) -> Clip:
+        """``text_model``, which does not learn any more, and randomly initialised a picture tower
+        for ``channels`` and both projections, float32, on the CPU; the numbers of the text tower
+        are its own.
         """
         config = CLIPConfig(
-            text_config=text_encoder.config.to_dict() | {"projection_dim": self.projection},
-            vision_config=self._vision(),
+            text_config=text_model.config.to_dict() | {"projection_dim": self.projection},
+            vision_config=self._vision() | {"num_channels": channels},
             projection_dim=self.projection,
         )
         model = _initialised(config, seed)
-        model.text_model.load_state_dict(text_encoder.state_dict())
+        model.text_model.load_state_dict(text_model.state_dict())
         model.text_model.requires_grad_(False)
         return Clip(model)
 
@@ -129,19 +130,12 @@ class ClipSize:
         """The text side of ``known``, which does not learn any more, and a randomly initialised
         picture tower for ``channels``, float32, on the CPU.
         """
-        known_config = known.model.config
-        common = known_config.projection_dim
-        config = CLIPConfig(
-            text_config=known_config.text_config.to_dict(),
-            vision_config=self._vision() | {"num_channels": channels, "projection_dim": common},
-            projection_dim=common,
-        )
-        model = _initialised(config, seed)
-        for part in ("text_model", "text_projection"):
-            getattr(model, part).load_state_dict(getattr(known.model, part).state_dict())
-            getattr(model, part).requires_grad_(False)
-        model.logit_scale.data.copy_(known.model.logit_scale)
-        return Clip(model)
+        common = replace(self, projection=known.model.config.projection_dim)
+        clip = common.meeting(known.model.text_model, seed, channels)
+        clip.model.text_projection.load_state_dict(known.model.text_projection.state_dict())
+        clip.model.text_projection.requires_grad_(False)
+        clip.model.logit_scale.data.copy_(known.model.logit_scale)
+        return clip
 
 
 class Clip(nn.Module):

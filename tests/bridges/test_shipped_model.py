@@ -14,6 +14,7 @@ from diffusers import (
 from PIL import Image
 
 from ldm.data.emoji import EmojiData
+from ldm.data.images import ImageTransform
 from ldm.diffusion import NoiseProcess, predictor, target_of
 from ldm.evaluation import suites
 from ldm.models.codec import VaeCodec
@@ -121,7 +122,7 @@ def test_its_autoencoder_leaves_shapes_readable(pipes):
         return codec.decode(codec.encode(x).mean).clamp(-1, 1)
 
     asked = suites.scenes(40, held_out=True)
-    found = suites.readable(asked, 64, reconstruct)
+    found = suites.readable(asked, ImageTransform(size=64), reconstruct)
     assert found.value >= 39 / 40
 
 

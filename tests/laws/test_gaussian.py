@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, Predictor, coefficients
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
+from pushed import first_level
 
 # diffusers 0.42 under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -42,16 +43,6 @@ def named(name: str, target: str = "eps", **process: bool) -> SchedulerSampler:
     found = sampler(name, DiscreteVP(**process).scheduler_config(target))  # type: ignore[arg-type]
     assert isinstance(found, SchedulerSampler)
     return found
-
-
-def first_level(which: SchedulerSampler, steps: int) -> tuple[float, float, float]:
-    """(alpha, sigma) at which ``which`` starts and the network's x_t for noise x = 1."""
-    scheduler = which.start(steps)
-    timestep = scheduler.timesteps[0]
-    one = torch.ones(1, dtype=torch.float64) * scheduler.init_noise_sigma
-    unit = float(scheduler.scale_model_input(one, timestep))
-    level = which.level(scheduler, timestep)
-    return float(level.alpha), float(level.sigma), unit
 
 
 def push(which: SchedulerSampler, steps: int, target: str = "eps") -> tuple[float, float]:

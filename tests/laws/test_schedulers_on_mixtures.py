@@ -14,7 +14,7 @@ from torch import Tensor
 from exact import CORRELATED, MIXTURE, PURE, Mixture
 from ldm.diffusion import Condition
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
-from pushed import CASES, at, made, nodes, run
+from pushed import CASES, at, first_level, made, nodes, run
 
 # diffusers 0.42 under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -52,9 +52,7 @@ def named(case: str, name: str) -> SchedulerSampler:
 def drawn(case: str, name: str, data: Mixture, x: Tensor, steps: int, **kwargs) -> Tensor:
     """What becomes of ``x`` of p_T, in the units of the process."""
     which = named(case, name)
-    scheduler = which.start(steps)
-    one = torch.ones(1, dtype=torch.float64) * scheduler.init_noise_sigma
-    unit = float(scheduler.scale_model_input(one, scheduler.timesteps[0]))
+    *_, unit = first_level(which, steps)
     cond = Condition(torch.zeros(len(x), 1, 1))
     return which(data.predictor(CASES[case][1]), x / unit, cond, steps=steps, **kwargs)
 

@@ -35,9 +35,8 @@ BATCH = dict(
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+def _own_cache(own_cache, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
 
 
 @pytest.fixture(scope="module")

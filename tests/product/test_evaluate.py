@@ -64,16 +64,16 @@ def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
 def test_the_ceiling_of_shapes_is_what_the_autoencoder_leaves() -> None:
     asked = suites.scenes(20, held_out=False)
 
-    assert suites.readable(asked, 64, lambda x: x).value == 1
+    assert suites.readable(asked, WHOLE, lambda x: x).value == 1
     half = torch.arange(20) < 10
-    found = suites.readable(asked, 64, lambda x: torch.where(half[:, None, None, None], x, 0))
+    found = suites.readable(asked, WHOLE, lambda x: torch.where(half[:, None, None, None], x, 0))
     assert (found.value, found.n) == (0.5, 20)
 
 
 @pytest.fixture(scope="module")
 def emoji() -> Emoji:
     pytest.importorskip("resvg_py")
-    return Emoji(lambda image: to_pixels(TRANSFORM(image)), groups=("food",))
+    return Emoji(TRANSFORM, groups=("food",))
 
 
 def artist(emoji: Emoji, shift: int = 0):

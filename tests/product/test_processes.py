@@ -17,8 +17,8 @@ SETTINGS = dict(duration="40 steps", checkpoints={"every": "30 steps", "keep": 2
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+def _own_cache(own_cache, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
 
 
 def config(tmp_path: Path, name: str, **changes) -> Path:

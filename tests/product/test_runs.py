@@ -11,9 +11,8 @@ from runs import train, tree
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+def _own_cache(own_cache, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
 
 
 def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
