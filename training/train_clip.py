@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from ldm.data.source import Contrary
 from ldm.engine.batch import split_batch
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
@@ -53,6 +54,11 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
     collection = collect(config, accelerator)
+    if config.contraries and not any(isinstance(source, Contrary) for source in collection.sources):
+        raise ConfigError(
+            "contraries: no source of data knows texts that are false of its pictures (shapes"
+            " does): leave it out"
+        )
     if noised is not None:
         clip, tokenizer = beside(config, noised)
     elif config.text is not None:

@@ -14,7 +14,7 @@ from ldm.data.content import Captions, Content
 from ldm.data.images import ImageTransform, Shape
 from ldm.data.plan import Plan
 from ldm.data.retold import Retold
-from ldm.data.source import DataError, Example, Problem, Source, SourceGroup, printable
+from ldm.data.source import Contrary, DataError, Example, Problem, Source, SourceGroup, printable
 
 TOO_SMALL = (
     "pictures smaller than a step of the buckets; remove them, or set images.buckets.upscale"
@@ -56,6 +56,12 @@ class Item(NamedTuple):
     def caption(self, draw: np.random.Generator | None) -> str:
         """The first caption for evaluation, a drawn one for training."""
         return self.source.caption(self.index, draw)
+
+    def contrary(self, draw: np.random.Generator) -> str | None:
+        """A drawn text that is false of the picture, if its source knows any (``Contrary``)."""
+        if isinstance(self.source, Contrary):
+            return self.source.contrary(self.index, draw)
+        return None
 
 
 class Items(Sequence[Item]):

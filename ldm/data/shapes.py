@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -50,6 +50,7 @@ Position: TypeAlias = Literal[
     "on the right", "at the bottom left", "at the bottom", "at the bottom right",
 ]  # fmt: skip
 Relation: TypeAlias = Literal["left of", "right of", "above", "below"]
+Kind: TypeAlias = Literal["one", "two", "many"]
 Point: TypeAlias = tuple[float, float]
 Item = TypeVar("Item")
 
@@ -140,6 +141,8 @@ class ShapesData(Drawn):
         seed: other seeds give other pictures; the held-out pairs stay.
         size: side in pixels.
         hold_out: off, the same pictures are all trained on.
+        scenes: one thing somewhere, two in a relation, two to five alike: each as often as it is
+            named here.
         weight: share of the draws against other sources'; None: its number of pictures.
     """
 
@@ -148,9 +151,12 @@ class ShapesData(Drawn):
     seed: int = 0
     size: int = 64
     hold_out: bool = True
+    scenes: tuple[Kind, ...] = get_args(Kind)
     weight: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.scenes:
+            raise DataError(f"shapes: scenes is empty, name some of {', '.join(get_args(Kind))}")
         if self.count < 1:
             raise DataError(f"shapes: count={self.count} makes no picture, set it to at least 1")
         if self.size < 8:
@@ -171,7 +177,13 @@ class ShapesData(Drawn):
         """The scene of picture ``index``."""
         if not 0 <= index < self.count:
             raise IndexError(f"shapes: there is no picture {index} of {self.count}")
-        return _scene(stream(self.seed, "shapes", index))
+        return _scene(stream(self.seed, "shapes", index), self.scenes)
+
+    def contrary(self, index: int, draw: np.random.Generator) -> str | None:
+        """A caption of one of ``contraries``, worded as the caption of the same draw."""
+        form = int(draw.integers(len(self.examples[index].captions)))
+        others = contraries(self.spec(index))
+        return captions(others[int(draw.integers(len(others)))])[form] if others else None
 
     def load(self, index: int) -> Image.Image:
         """RGB picture of side ``size``."""
@@ -225,13 +237,13 @@ class _Draws:
         return low + (high - low) * next(self._numbers)
 
 
-def _scene(generator: np.random.Generator) -> Scene:
+def _scene(generator: np.random.Generator, kinds: Sequence[Kind]) -> Scene:
     draws = _Draws(generator)
     held_out = draws.chance(HELD_OUT_SCENES)
     # White is what an unnamed background is, so it is met more often.
     background = draws.choose(("white", "white", *get_args(Background)))
     pair = draws.choose(_pairs(background, held_out))
-    kind = draws.choose(("one", "two", "many"))
+    kind = draws.choose(kinds)
     if kind == "one":
         return _one(draws, background, pair)
     if kind == "two":
@@ -364,6 +376,24 @@ def captions(scene: Scene) -> tuple[str, ...]:
         f"{_with_article(ground)} with {_NUMBERS[number]} {bare}",
         f"{_NUMBERS[number]} {full}, {ground}",
     )))  # fmt: skip
+
+
+def contraries(scene: Scene) -> tuple[Scene, ...]:
+    """What the picture of ``scene`` is taken for by whoever reads its words in any order: of two
+    things the relation reversed, or their colours, shapes or sizes exchanged.
+
+    A scene that is trained on gets none with a held-out pair.
+    """
+    if scene.relation is None:
+        return ()
+    first, second = scene.things
+    others = [replace(scene, relation=_OPPOSITE[scene.relation])]
+    for name in ("colour", "shape", "size"):
+        one, other = getattr(first, name), getattr(second, name)
+        if one != other:
+            exchanged = replace(first, **{name: other}), replace(second, **{name: one})
+            others.append(replace(scene, things=exchanged))
+    return tuple(other for other in others if scene.held_out or not other.held_out)
 
 
 def _towards(relation: Relation, bare: bool) -> str:

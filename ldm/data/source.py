@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -115,6 +115,17 @@ class Source(Protocol):
 
     def captions(self, index: int) -> Sequence[str] | None:
         """Every text that ``caption`` can return, or None if they vary endlessly."""
+        ...
+
+
+@runtime_checkable
+class Contrary(Protocol):
+    """A source that also knows texts which its pictures are easily mistaken for."""
+
+    def contrary(self, index: int, draw: np.random.Generator) -> str | None:
+        """A drawn text that says of picture ``index`` what is false, in the words of the caption
+        that the same draw gives; None where none is known.
+        """
         ...
 
 

@@ -2,14 +2,20 @@
 
     L = (CE(s F_i F_t^T) + CE(s F_t F_i^T)) / 2,   F unit features, s the learned scale
 
-(Radford et al. 2021, figure 3), with open_clip's loss over the global batch. With ``noised`` the
-pictures are latents under noise, so that the fit of a text can guide at every level (Nichol et al.
-2022, section 2.4): the text side is that of a trained CLIP and stays as it is. With ``config.text``
-the text tower is one that a denoiser knows, and stays so; only its projection learns.
+(Radford et al. 2021, figure 3), with open_clip's loss over the global batch. With
+``config.contraries`` the caption is also to be nearer than a text c in nearly the same words that
+is false of the picture, log(1 + exp(s (F_i . F_c - F_i . F_t))): the captions of a batch can be
+told apart by their words in any order, and a text encoder that is asked no more does not learn
+their order (Yuksekgonul et al. 2023, who put such texts into the first softmax). With ``noised``
+the pictures are latents under noise, so that the fit of a text can guide at every level (Nichol et
+al. 2022, section 2.4): the text side is that of a trained CLIP and stays as it is. With
+``config.text`` the text tower is one that a denoiser knows, and stays so; only its projection
+learns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from open_clip import ClipLoss
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 from torch.utils.data import Dataset, default_collate
 from transformers import CLIPTokenizer
 
@@ -53,21 +60,28 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.transform, self.seed = config.images, config.seed
         self.conditioner, self.noised, self.batch = conditioner, noised, config.batch_size
+        self.contraries = config.contraries > 0
 
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
         return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``, and the draws of ``Noised``."""
+        """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``, the draws of ``Noised``, and with
+        contraries ``false_ids`` l (those of the caption where there is no contrary).
+        """
         item = self.item(position)
         caption = item.caption(stream(self.seed, "caption", position))
         view = self.transform.view(stream(self.seed, "transform", position))
         picture = self.transform(item.load(), view)
+        ids = self.conditioner.tokenize([caption])[0]
+        false = item.contrary(stream(self.seed, "caption", position)) if self.contraries else None
+        false_ids = ids if false is None else self.conditioner.tokenize([false])[0]
         return {
             "position": position,
             "pixels": to_pixels(picture),
-            "ids": self.conditioner.tokenize([caption])[0],
+            "ids": ids,
+            **({"false_ids": false_ids} if self.contraries else {}),
             **(self.noised.draws(self.seed, position, self.batch) if self.noised else {}),
         }
 
@@ -117,7 +131,19 @@ class ContrastiveTask(nn.Module):
         # The scale is capped at 100, as in the paper.
         with torch.autocast(images.device.type, enabled=False):
             loss = self.contrast(images.float(), texts.float(), scale.float().clamp(max=100))
-        return {"loss": loss.expand(len(images))}
+            loss = loss.expand(len(images))
+            if "false_ids" in batch:
+                loss = loss + self.config.contraries * self.mistaken(batch, images, texts, scale)
+        return {"loss": loss}
+
+    def mistaken(
+        self, batch: dict[str, Tensor], images: Tensor, texts: Tensor, scale: Tensor
+    ) -> Tensor:
+        """-log of the probability of the caption beside its contrary, ``b``; 0 without one."""
+        known = (batch["false_ids"] != batch["ids"]).any(1)
+        false = self.clip.text_features(batch["false_ids"])
+        nearer = (images.float() * (false.float() - texts.float())).sum(1)
+        return softplus(scale.float().clamp(max=100) * nearer) * known
 
     @torch.no_grad()
     def validate(
@@ -135,7 +161,7 @@ class ContrastiveTask(nn.Module):
         device = accelerator.device
         texts = torch.cat([self.clip.text_features(x.to(device)) for x in ids.split(64)])
         levels = validation.levels if self.noised else 1
-        found: dict[str, float] = {}
+        found = self.told_apart(chosen, pixels, device)
         for k in range(levels):
             pictures = []
             for at in range(0, len(pixels), 64):
@@ -154,6 +180,30 @@ class ContrastiveTask(nn.Module):
                 if self.noised is not None:
                     found[f"{name}/{(k + 0.5) / levels:.2f}"] = share
         return found
+
+    @torch.no_grad()
+    def told_apart(
+        self, chosen: Sequence[Item], pixels: Tensor, device: torch.device
+    ) -> dict[str, float]:
+        """Share of held-out pictures that are nearer to their caption than to a contrary of it."""
+        if not self.config.contraries or self.noised is not None:
+            return {}
+        seed = self.config.validation.seed
+        known, true, false = [], [], []
+        for n, item in enumerate(chosen):
+            text = item.contrary(stream(seed, "caption", n))
+            if text is not None:
+                known.append(n)
+                true.append(item.caption(stream(seed, "caption", n)))
+                false.append(text)
+        if not known:
+            return {}
+        images = self.clip.image_features(pixels[known].to(device))
+        fits = [
+            (images * self.clip.text_features(self.conditioner.tokenize(texts).to(device))).sum(1)
+            for texts in (true, false)
+        ]
+        return {"held_out_order": float((fits[0] > fits[1]).double().mean())}
 
     def save(self, folder: Path) -> None:
         """The two towers and the tokenizer, each as transformers reads it."""

@@ -326,6 +326,10 @@ class ClipConfig(RunConfig):
             exchanged: Zhai et al. 2022). None: the text tower learns too.
         vocab_size: tokens of the tokenizer; of ``model`` or ``text`` there is one.
         max_length: tokens of a text, start and end included; the same.
+        contraries: weight of a second softmax, of a picture's caption against a text in nearly the
+            same words that is false of it (NegCLIP: Yuksekgonul et al. 2023), where the source
+            knows one (``shapes``: of two things). Without it, which thing is left of which is in
+            no feature.
     """
 
     clip: ClipSize = field(default_factory=ClipSize)
@@ -333,3 +337,4 @@ class ClipConfig(RunConfig):
     text: str | None = None
     vocab_size: Vocabulary = 4096
     max_length: TextLength = 32
+    contraries: Annotated[float, Field(ge=0)] = 0.0
