@@ -82,6 +82,10 @@ HELD_OUT_SCENES = 0.05
 _OPPOSITE: dict[Relation, Relation] = {
     "left of": "right of", "right of": "left of", "above": "below", "below": "above",
 }  # fmt: skip
+_PLACES: dict[Relation, Position] = {
+    "left of": "on the left", "right of": "on the right", "above": "at the top",
+    "below": "at the bottom",
+}  # fmt: skip
 _NUMBERS = ("no", "one", "two", "three", "four", "five")
 _MARGIN = 0.03
 _POSITION_JITTER = 0.03
@@ -341,22 +345,44 @@ def _with_article(noun: str) -> str:
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Ways to say ``scene``, the first with everything named; only defaults are ever left out."""
+    """Ways to say ``scene``, the first with everything named; only defaults are ever left out.
+
+    Of two things the left or upper one is named first in five of seven. Were both ways as frequent,
+    neither the relation nor which thing is named first would say anything on its own of who is
+    where, but only both together: a saddle of every loss, which no text encoder left here (order at
+    chance after 400k images; with this skew learnt in 25k).
+    """
     ground = f"{scene.background} background"
     on = f" on {_with_article(ground)}"
     on_or_white = "" if scene.background == "white" else on
     first = scene.things[0]
     if scene.relation is not None:
-        second = scene.things[1]
-        forms = []
-        for bare, behind in ((False, on), (True, on_or_white)):
-            one, other = (_with_article(_noun(thing, bare=bare)) for thing in (first, second))
-            forms += [
-                f"{one} {_towards(scene.relation, bare)} {other}{behind}",
-                f"{other} {_towards(_OPPOSITE[scene.relation], bare)} {one}{behind}",
+        upper, lower = _in_reading_order(scene)
+
+        def related(one: Thing, how: Relation, other: Thing, *, bare: bool) -> str:
+            nouns = [_with_article(_noun(thing, bare=bare)) for thing in (one, other)]
+            return f"{nouns[0]} {_towards(how, bare)} {nouns[1]}"
+
+        def placed(*, bare: bool) -> str:
+            told = [
+                f"{_with_article(_noun(thing, bare=bare))} {_PLACES[how]}"
+                for thing, how in ((upper, forwards), (lower, backwards))
             ]
-        forms.append(f"{_with_article(ground)} with {forms[2].removesuffix(on_or_white)}")
-        return tuple(dict.fromkeys(forms))
+            return " and ".join(told)
+
+        forwards: Relation = "left of" if scene.relation in ("left of", "right of") else "above"
+        backwards = _OPPOSITE[forwards]
+        second, reverse = scene.things[1], _OPPOSITE[scene.relation]
+        bare = related(upper, forwards, lower, bare=True)
+        return tuple(dict.fromkeys((
+            f"{related(first, scene.relation, second, bare=False)}{on}",
+            f"{related(second, reverse, first, bare=False)}{on}",
+            f"{bare}{on_or_white}",
+            f"{related(lower, backwards, upper, bare=True)}{on_or_white}",
+            f"{_with_article(ground)} with {bare}",
+            f"{placed(bare=False)}{on}",
+            f"{placed(bare=True)}{on_or_white}",
+        )))  # fmt: skip
     if scene.position is not None:
         full, bare = (_with_article(_noun(first, bare=bare)) for bare in (False, True))
         where = "" if scene.position == "in the centre" else f" {scene.position}"
@@ -394,6 +420,12 @@ def contraries(scene: Scene) -> tuple[Scene, ...]:
             exchanged = replace(first, **{name: other}), replace(second, **{name: one})
             others.append(replace(scene, things=exchanged))
     return tuple(other for other in others if scene.held_out or not other.held_out)
+
+
+def _in_reading_order(scene: Scene) -> tuple[Thing, Thing]:
+    """The left or upper one of two things, and the other."""
+    first, second = scene.things
+    return (first, second) if scene.relation in ("left of", "above") else (second, first)
 
 
 def _towards(relation: Relation, bare: bool) -> str:
