@@ -53,6 +53,10 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         raise ConfigError(
             "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
         )
+    if config.contraries and config.images.flip:
+        raise ConfigError(
+            "images.flip: of a mirrored picture a contrary may be true: leave out one of the two"
+        )
     collection = collect(config, accelerator)
     if config.contraries and not any(isinstance(source, Contrary) for source in collection.sources):
         raise ConfigError(
@@ -123,15 +127,17 @@ def main() -> None:
     program = Program(ClipConfig, __doc__)
     config = program.config
     if program.dry_run and (noised := noise(config)):
-        program.report(contrastive(beside(config, noised)[0].model.to("meta")))
+        program.report(contrastive(beside(config, noised)[0].model.to("meta"), config.contraries))
     elif program.dry_run and config.text is not None:
-        program.report(contrastive(meeting(config, config.text)[0].model.to("meta")))
+        program.report(
+            contrastive(meeting(config, config.text)[0].model.to("meta"), config.contraries)
+        )
     elif program.dry_run:
         shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
         shape.text_config.vocab_size = config.vocab_size  # what the captions may fill
         with torch.device("meta"):
             clip = CLIPModel(shape)
-        program.report(contrastive(clip))
+        program.report(contrastive(clip, config.contraries))
     else:
         train(config, program.accelerator())
 

@@ -33,3 +33,6 @@ class Retold:
     def captions(self, index: int) -> Sequence[str]:
         """All of them."""
         return self._captions
+
+    def contrary(self, index: int, draw: np.random.Generator) -> None:
+        """Of other captions none is known."""

@@ -4,13 +4,12 @@
 
 (Radford et al. 2021, figure 3), with open_clip's loss over the global batch. With
 ``config.contraries`` the caption is also to be nearer than a text c in nearly the same words that
-is false of the picture, log(1 + exp(s (F_i . F_c - F_i . F_t))): the captions of a batch can be
-told apart by their words in any order, and a text encoder that is asked no more does not learn
-their order (Yuksekgonul et al. 2023, who put such texts into the first softmax). With ``noised``
-the pictures are latents under noise, so that the fit of a text can guide at every level (Nichol et
-al. 2022, section 2.4): the text side is that of a trained CLIP and stays as it is. With
-``config.text`` the text tower is one that a denoiser knows, and stays so; only its projection
-learns.
+is false of the picture, log(1 + exp(s (F_i . F_c - F_i . F_t))): the captions of a batch can mostly
+be told apart by their words in any order (Yuksekgonul et al. 2023, who put such texts into the
+first softmax). With ``noised`` the pictures are latents under noise, so that the fit of a text can
+guide at every level (Nichol et al. 2022, section 2.4): the text side is that of a trained CLIP and
+stays as it is. With ``config.text`` the text tower is one that a denoiser knows, and stays so; only
+its projection learns.
 """
 
 from __future__ import annotations
@@ -125,32 +124,30 @@ class ContrastiveTask(nn.Module):
         return {n: p for n, p in self.clip.named_parameters() if p.requires_grad}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``loss`` of the global batch, the same for every sample, ``b``."""
+        """``loss`` ``b``: that of the global batch, the same for every sample, and with contraries
+        that of each caption beside its own, 0 where there is none.
+        """
         seen = self.noised(batch["pixels"], batch)[0] if self.noised else batch["pixels"]
-        images, texts, scale = self.clip(seen, batch["ids"])
-        # The scale is capped at 100, as in the paper.
+        ids = batch["ids"]
+        told = torch.cat([ids, batch["false_ids"]]) if "false_ids" in batch else ids
+        images, texts, scale = self.clip(seen, told)
         with torch.autocast(images.device.type, enabled=False):
-            loss = self.contrast(images.float(), texts.float(), scale.float().clamp(max=100))
-            loss = loss.expand(len(images))
-            if "false_ids" in batch:
-                loss = loss + self.config.contraries * self.mistaken(batch, images, texts, scale)
+            # The scale is capped at 100, as in the paper.
+            images, texts, scale = images.float(), texts.float(), scale.float().clamp(max=100)
+            true, false = texts[: len(ids)], texts[len(ids) :]
+            loss = self.contrast(images, true, scale).expand(len(images))
+            if len(false):
+                known = (batch["false_ids"] != ids).any(1)
+                nearer = (images * (false - true)).sum(1)
+                loss = loss + self.config.contraries * softplus(scale * nearer) * known
         return {"loss": loss}
-
-    def mistaken(
-        self, batch: dict[str, Tensor], images: Tensor, texts: Tensor, scale: Tensor
-    ) -> Tensor:
-        """-log of the probability of the caption beside its contrary, ``b``; 0 without one."""
-        known = (batch["false_ids"] != batch["ids"]).any(1)
-        false = self.clip.text_features(batch["false_ids"])
-        nearer = (images.float() * (false.float() - texts.float())).sum(1)
-        return softplus(scale.float().clamp(max=100) * nearer) * known
 
     @torch.no_grad()
     def validate(
         self, accelerator: Accelerator, folder: Path | None, images: int
     ) -> dict[str, float]:
         """Share of held-out first captions whose nearest held-out picture is their own; under noise
-        the mean over the levels, and at each of them.
+        the mean over the levels, and at each of them. With contraries ``told_apart``.
         """
         validation = self.config.validation
         if validation is None or not validation.images or not self.held_out:
@@ -161,7 +158,7 @@ class ContrastiveTask(nn.Module):
         device = accelerator.device
         texts = torch.cat([self.clip.text_features(x.to(device)) for x in ids.split(64)])
         levels = validation.levels if self.noised else 1
-        found = self.told_apart(chosen, pixels, device)
+        found: dict[str, float] = {}
         for k in range(levels):
             pictures = []
             for at in range(0, len(pixels), 64):
@@ -179,15 +176,14 @@ class ContrastiveTask(nn.Module):
                 found[name] = found.get(name, 0.0) + share / levels
                 if self.noised is not None:
                     found[f"{name}/{(k + 0.5) / levels:.2f}"] = share
+        if self.config.contraries and self.noised is None:
+            found |= self.told_apart(chosen, torch.cat(pictures))
         return found
 
-    @torch.no_grad()
-    def told_apart(
-        self, chosen: Sequence[Item], pixels: Tensor, device: torch.device
-    ) -> dict[str, float]:
-        """Share of held-out pictures that are nearer to their caption than to a contrary of it."""
-        if not self.config.contraries or self.noised is not None:
-            return {}
+    def told_apart(self, chosen: Sequence[Item], images: Tensor) -> dict[str, float]:
+        """Share of held-out pictures, of those that have a contrary, whose features (``n p``) are
+        nearer to their caption than to it.
+        """
         seed = self.config.validation.seed
         known, true, false = [], [], []
         for n, item in enumerate(chosen):
@@ -198,12 +194,12 @@ class ContrastiveTask(nn.Module):
                 false.append(text)
         if not known:
             return {}
-        images = self.clip.image_features(pixels[known].to(device))
-        fits = [
-            (images * self.clip.text_features(self.conditioner.tokenize(texts).to(device))).sum(1)
-            for texts in (true, false)
-        ]
-        return {"held_out_order": float((fits[0] > fits[1]).double().mean())}
+        fits = []
+        for texts in (true, false):
+            ids = self.conditioner.tokenize(texts).to(images.device)
+            told = torch.cat([self.clip.text_features(some) for some in ids.split(64)])
+            fits.append((images[known] * told).sum(1))
+        return {"held_out_contraries": float((fits[0] > fits[1]).double().mean())}
 
     def save(self, folder: Path) -> None:
         """The two towers and the tokenizer, each as transformers reads it."""

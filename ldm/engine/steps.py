@@ -90,13 +90,14 @@ def autoencoder(config: AutoencoderConfig, vae: AutoencoderKL) -> Step:
     return Step({"vae": vae}, loss, ("vae",))
 
 
-def contrastive(clip: CLIPModel) -> Step:
+def contrastive(clip: CLIPModel, contraries: float) -> Step:
     """That of training/train_clip.py, without a frozen autoencoder."""
+    texts_of = 2 if contraries else 1  # a picture's
     vision, length = clip.config.vision_config, clip.config.text_config.max_position_embeddings
 
     def loss(n: int) -> Tensor:
         pixels = torch.empty(n, vision.num_channels, vision.image_size, vision.image_size)
-        ids = torch.empty(n, length, dtype=torch.int64)
+        ids = torch.empty(texts_of * n, length, dtype=torch.int64)
         pictures = clip.get_image_features(pixels).pooler_output
         texts = clip.get_text_features(ids).pooler_output
         return (pictures.float() @ texts.float().T * clip.logit_scale).logsumexp(1).mean()

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform
+from ldm.data.retold import Retold
 from ldm.data.shapes import ShapesData, captions, contraries, is_held_out, render
 from ldm.data.source import Contrary, DataError
 from ldm.diffusion import stream
@@ -74,6 +75,7 @@ def test_a_source_draws_them_as_it_draws_the_caption() -> None:
         forms.add(form)
     assert len(forms) >= 4
     assert ShapesData(scenes=("one",)).contrary(0, stream(0, "caption", 0)) is None
+    assert Retold(TWO, ["a <thing>"]).contrary(0, stream(0, "caption", 0)) is None
 
 
 def config(run: Path, **changes: Any) -> ClipConfig:
@@ -124,7 +126,10 @@ def test_the_loss_is_a_softmax_of_two(tmp_path: Path) -> None:
 def test_a_run_says_how_many_it_tells_apart(tmp_path: Path) -> None:
     program("train_clip").train(config(tmp_path / "run"), accelerator())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert any(0 <= json.loads(line).get("held_out_order", -1) <= 1 for line in lines)
+    assert any(0 <= json.loads(line).get("held_out_contraries", -1) <= 1 for line in lines)
+    with pytest.raises(ConfigError, match="images.flip: of a mirrored picture a contrary may be"):
+        flipped = config(tmp_path / "other", images={"size": 16, "flip": True})
+        program("train_clip").train(flipped, accelerator())
     digits = {"data": {"kind": "digits"}, "images": {"size": 16}}
     with pytest.raises(ConfigError, match="contraries: no source of data knows texts"):
         program("train_clip").train(config(tmp_path / "other", **digits), accelerator())
