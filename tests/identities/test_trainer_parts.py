@@ -354,7 +354,7 @@ def test_what_a_task_returns_is_logged_as_means(tmp_path, monkeypatch, weighting
         train(run, duration="4 steps", log_every=every, objective={"weighting": weighting})
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         found[every] = torch.tensor([[line["loss"], line["mse"]] for line in lines])
-    assert (found[2] - found[1].reshape(2, 2, 2).mean(1)).abs().max() < 1e-7
+    assert (found[2] - found[1].reshape(2, 2, 2).mean(1)).abs().max() <= 2e-7  # one rounding
     same = found[1][:, 0] == found[1][:, 1]
     assert same.all() if weighting == "uniform" else not same.any()
 
