@@ -357,7 +357,12 @@ def captions(scene: Scene) -> tuple[str, ...]:
     on_or_white = "" if scene.background == "white" else on
     first = scene.things[0]
     if scene.relation is not None:
-        upper, lower = _in_reading_order(scene)
+        second, reverse = scene.things[1], _OPPOSITE[scene.relation]
+        in_reading_order = scene.relation in ("left of", "above")
+        upper, lower = (first, second) if in_reading_order else (second, first)
+        forwards, backwards = (
+            (scene.relation, reverse) if in_reading_order else (reverse, scene.relation)
+        )
 
         def related(one: Thing, how: Relation, other: Thing, *, bare: bool) -> str:
             nouns = [_with_article(_noun(thing, bare=bare)) for thing in (one, other)]
@@ -370,9 +375,6 @@ def captions(scene: Scene) -> tuple[str, ...]:
             ]
             return " and ".join(told)
 
-        forwards: Relation = "left of" if scene.relation in ("left of", "right of") else "above"
-        backwards = _OPPOSITE[forwards]
-        second, reverse = scene.things[1], _OPPOSITE[scene.relation]
         bare = related(upper, forwards, lower, bare=True)
         return tuple(dict.fromkeys((
             f"{related(first, scene.relation, second, bare=False)}{on}",
@@ -420,12 +422,6 @@ def contraries(scene: Scene) -> tuple[Scene, ...]:
             exchanged = replace(first, **{name: other}), replace(second, **{name: one})
             others.append(replace(scene, things=exchanged))
     return tuple(other for other in others if scene.held_out or not other.held_out)
-
-
-def _in_reading_order(scene: Scene) -> tuple[Thing, Thing]:
-    """The left or upper one of two things, and the other."""
-    first, second = scene.things
-    return (first, second) if scene.relation in ("left of", "above") else (second, first)
 
 
 def _towards(relation: Relation, bare: bool) -> str:
