@@ -8,6 +8,10 @@ package ``em-keyboard``.
 About 10 % of the (concept, style) pairs are held out: one of the two styles for a fifth of the
 concepts, and also a tenth of the (person, skin tone) pairs in both styles. A model has seen a
 held-out concept in the other style only, while the true picture exists to compare with.
+
+With ``placed`` the same pictures lie on coloured backgrounds, some of them half as large and
+somewhere, and captions say so. No concept is ever trained on with one background, its
+``unseen_background``.
 """
 
 from __future__ import annotations
@@ -21,13 +25,15 @@ import os
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from ldm.data.console import PipeConsole
+from ldm.data.shapes import BACKGROUNDS, Background, Position
 from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
+from ldm.diffusion import stream
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +63,7 @@ _TONES = {
 }
 # Words of em-keyboard that say nothing about what a picture shows.
 _EMPTY_WORDS = {"face", "person", "man", "woman", "symbol", "sign", "button", "emoji", "object"}
+_COLOURED: tuple[Background, ...] = tuple(b for b in get_args(Background) if b != "white")
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,49 @@ class Concept:
         """Whether a skin tone is chosen."""
         return self.base != self.key
 
+    @property
+    def unseen_background(self) -> Background:
+        """The one that it is never placed on, in neither style."""
+        return _COLOURED[int(stream(0, f"emoji background {self.base}").integers(len(_COLOURED)))]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture lies.
+
+    Args:
+        background: name of its colour.
+        position: of the picture at half its size; None: it fills the square.
+    """
+
+    background: Background
+    position: Position | None = None
+
+    @property
+    def words(self) -> str:
+        """What a caption says of it."""
+        where = f", small, {self.position}" if self.position else ""
+        return where + (f", on a {self.background} background" if self.coloured else "")
+
+    @property
+    def coloured(self) -> bool:
+        """Whether the background is worth a word."""
+        return self.background != "white"
+
+    def put(self, picture: Image.Image) -> Image.Image:
+        """RGB: the RGBA ``picture`` of any side, there."""
+        ground = Image.new("RGBA", picture.size, BACKGROUNDS[self.background])
+        ground.alpha_composite(picture)
+        whole = ground.convert("RGB")
+        if self.position is None:
+            return whole
+        side = picture.width // 2
+        canvas = Image.new("RGB", picture.size, BACKGROUNDS[self.background])
+        row, column = divmod(get_args(Position).index(self.position), 3)
+        corner = (column * (picture.width - side) // 2, row * (picture.height - side) // 2)
+        canvas.paste(whole.resize((side, side), Image.Resampling.BOX), corner)
+        return canvas
+
 
 @dataclass(frozen=True)
 class EmojiData(Drawn):
@@ -95,6 +145,8 @@ class EmojiData(Drawn):
         hold_out: hold out combinations as the module says; off, everything is trained on.
         composed: captions beyond ``"a red apple, twemoji style"``: other word orders, without
             style, with a further word. Off, one caption a picture.
+        placed: in place of every picture this many, on a coloured background one by one, and on any
+            at half the size and somewhere; 0: the picture alone.
         weight: share of the draws against other sources'; None: its number of pictures.
     """
 
@@ -106,29 +158,41 @@ class EmojiData(Drawn):
     limit: int = 0
     hold_out: bool = True
     composed: bool = True
+    placed: int = 0
     weight: float | None = None
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:
-        """One example per (concept, style) that is drawn."""
-        return tuple(
-            Example(
-                key=f"{style}/{concept.key}",
-                captions=_captions(concept, style, self.composed),
-                held_out=self.hold_out and _held_out(concept, style),
-            )
-            for style, concept, _ in self._rows
-        )
+        """One example per (concept, style) that is drawn, or ``placed``."""
+        found = []
+        for style, concept, _ in self._rows:
+            key, held_out = f"{style}/{concept.key}", self.hold_out and _held_out(concept, style)
+            captions = _captions(concept, style, self.composed)
+            if not self.placed:
+                found.append(Example(key, captions, held_out))
+            for copy in range(self.placed):
+                words = _place(style, concept, copy).words
+                told = tuple(caption + words for caption in captions)
+                found.append(Example(f"{key}/{copy}", told, held_out))
+        return tuple(found)
 
     def load(self, index: int) -> Image.Image:
-        """RGBA picture of side ``size``."""
-        style, _, row = self._rows[index]
-        return Image.fromarray(np.array(self._pictures[style][1][row]), "RGBA")
+        """Picture of side ``size``: RGBA, or RGB if ``placed``."""
+        number, copy = divmod(index, self.placed or 1)
+        style, concept, row = self._rows[number]
+        picture = Image.fromarray(np.array(self._pictures[style][1][row]), "RGBA")
+        return _place(style, concept, copy).put(picture) if self.placed else picture
 
     def digest(self, index: int) -> str:
-        """SHA-256 of the rendered pixels."""
+        """SHA-256 of the pixels."""
+        if self.placed:
+            return hashlib.sha256(self.load(index).tobytes()).hexdigest()
         style, _, row = self._rows[index]
         return hashlib.sha256(self._pictures[style][1][row].tobytes()).hexdigest()
+
+    def concept(self, index: int) -> Concept:
+        """What picture ``index`` shows."""
+        return self._rows[index // (self.placed or 1)][1]
 
     @cached_property
     def _pictures(self) -> dict[Style, tuple[dict[str, int], np.ndarray]]:
@@ -218,6 +282,16 @@ def _held_out(concept: Concept, style: Style) -> bool:
     if not in_fraction(f"emoji pair {concept.base}", 0.2):
         return False
     return style == ("twemoji" if in_fraction(f"emoji style {concept.base}", 0.5) else "openmoji")
+
+
+def _place(style: Style, concept: Concept, copy: int) -> Place:
+    draw = stream(0, f"emoji place {style}/{concept.key}", copy)
+    if copy % 2 == 0:
+        grounds = [b for b in _COLOURED if b != concept.unseen_background]
+        return Place(grounds[draw.integers(len(grounds))])
+    grounds = [b for b in get_args(Background) if b != concept.unseen_background]
+    positions = get_args(Position)
+    return Place(grounds[draw.integers(len(grounds))], positions[draw.integers(len(positions))])
 
 
 def with_article(noun: str) -> str:

@@ -44,7 +44,8 @@ class Step:
         self.positions += batch["position"].tolist()
         if "u" in batch:
             self.times += batch["u"].tolist()
-        self.losses.append(terms["loss"].detach())
+        # A copy: CUDA graphs write the next step's loss into the same memory.
+        self.losses.append(terms["loss"].detach().clone())
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.detach().double().sum()
 

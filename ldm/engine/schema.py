@@ -260,6 +260,8 @@ class TrainConfig(RunConfig):
             chooses.
         process: the noise; what is left out is that of ``model``, else of ``DiscreteVP``.
         objective: target and weight; the target left out is that of ``model``, else eps.
+        dropout: share of activations that training leaves out of every residual layer of the U-Net;
+            None: what its folder says, 0 for one of random init.
         text_dropout: share of captions replaced by "" for classifier-free guidance.
         cache_latents: encode every picture once; off with a random crop.
         cache_text: encode every caption once; off where the text encoder learns.
@@ -281,6 +283,7 @@ class TrainConfig(RunConfig):
     ema: TextToImageEma | None = field(default_factory=TextToImageEma)
     process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     text_dropout: Fraction = 0.1
     cache_latents: bool = True
     cache_text: bool = True

@@ -16,6 +16,7 @@ from pathlib import Path
 import diffusers
 import torch
 from accelerate import Accelerator
+from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -59,6 +60,10 @@ class TextToImageTask(nn.Module):
         learning = learning_parts(config)
         self.text_encoder = parts.text_encoder if "text_encoder" in learning else None
         learn(parts, config)
+        if config.dropout is not None:
+            for module in parts.unet.modules():
+                if isinstance(module, ResnetBlock2D):
+                    module.dropout.p = config.dropout
         self.origin = parts.origin
 
     def place(self, device: torch.device) -> None:

@@ -101,8 +101,8 @@ def recombined(
     reconstruct: Callable[[Tensor], Tensor],
     count: int = 200,
 ) -> Report:
-    """Known emoji on a coloured background, as only ``shapes`` has them: words that were trained
-    on, in captions that never were.
+    """Known emoji on the coloured background that none is ever trained on with: words that were
+    trained on, in captions that never were. Pictures that fill their square are left out.
 
     ``background``: its colour is the nearest named one. ``top-k``: the nearest of all emoji, put on
     that background, are the one asked for; ``both`` at once. Ceiling: the true picture on that
@@ -114,8 +114,12 @@ def recombined(
     grounds: list[Background] = [name for name in get_args(Background) if name != "white"]
     if count < 2 * len(grounds):
         raise ValueError(f"{count} captions are too few: {2 * len(grounds)} at least")
-    truth = torch.tensor(spread(emoji.trained, count))
-    ground = torch.arange(len(truth)) % len(grounds)
+    chosen: list[tuple[int, int]] = []
+    for k, name in enumerate(grounds):
+        mine = [n for n in emoji.trained if emoji.source.concept(n).unseen_background == name]
+        mine = [n for n in mine if background_of(to_image(emoji.gallery[n])) == "white"]
+        chosen += [(n, k) for n in spread(mine, count // len(grounds))]
+    truth, ground = torch.tensor(chosen).unbind(1)
     texts = [
         f"{emoji.caption(n)}, on a {grounds[k]} background"
         for n, k in zip(truth.tolist(), ground.tolist(), strict=True)

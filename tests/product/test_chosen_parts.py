@@ -216,6 +216,37 @@ def test_gradient_checkpointing_changes_memory_alone(base, lora):
     assert sum(not torch.equal(other[name], plain[name]) for name in plain) > 0.9 * len(plain)
 
 
+def test_dropout_is_of_the_training_and_not_of_the_model(base, tmp_path, command):
+    torch.manual_seed(3)
+    task = build_parts(settings(base, dropout=0.25))
+    x, t = torch.randn(8, *tiny.LATENT), torch.full((8,), 500.0)
+    tokens = torch.randn(8, 4, task.parts.unet.config.cross_attention_dim)
+
+    def outputs() -> list[Tensor]:
+        with torch.no_grad():
+            return [task.parts.unet(x, t, tokens).sample for _ in range(2)]
+
+    left_out = []
+
+    def watch(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        left_out.append(((output == 0) & (inputs[0] != 0)).double().mean().item())
+
+    task.parts.unet.down_blocks[0].resnets[0].dropout.register_forward_hook(watch)
+    task.train()
+    task.parts.unet.train()
+    one, other = outputs()
+    assert not torch.equal(one, other)
+    assert sum(left_out) / 2 == pytest.approx(0.25, abs=0.03)
+    task.parts.unet.eval()
+    one, other = outputs()
+    assert torch.equal(one, other) and left_out[2:] == [0, 0]
+    final = train(tmp_path / "run", **settings(base, dropout=0.25))
+    of_base = json.loads((base / "unet" / "config.json").read_text())
+    assert json.loads((final / "unet" / "config.json").read_text()) == of_base
+    code, text = command(tree(tmp_path / "other", **settings(base, dropout=1.0)))
+    assert code and "dropout" in text and "less than 1" in text
+
+
 def test_checkpointing_may_change_from_one_start_to_the_next(base, tmp_path, command):
     asked = settings(base, duration="1 step")
     train(tmp_path / "run", **asked)

