@@ -161,6 +161,10 @@ class EmojiData(Drawn):
     placed: int = 0
     weight: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.placed < 0:
+            raise ValueError(f"placed is a number of copies, 0 or more, not {self.placed}")
+
     @cached_property
     def examples(self) -> tuple[Example, ...]:
         """One example per (concept, style) that is drawn, or ``placed``."""

@@ -40,7 +40,7 @@ def adamw(weights: Mapping[str, nn.Parameter], settings: AdamW) -> torch.optim.A
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
-        # The default is a pass over memory for every operation: 2.5 times as slow on a CPU, and many
+        # The default is a pass over memory for every operation: 2.5 times as slow on a CPU, many
         # kernels to launch on a GPU.
         fused=plain or None,
     )

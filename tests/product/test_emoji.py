@@ -165,6 +165,8 @@ def test_placed_pictures_lie_where_their_captions_say() -> None:
     assert set(grounds) == set(BACKGROUNDS) and len(places) == 10
     told = {example.captions[0]: placed.digest(n) for n, example in enumerate(placed.examples)}
     assert len(set(told.values())) == len(told) > 0.9 * len(placed.examples)
+    with pytest.raises(ValueError, match="placed is a number of copies, 0 or more, not -1"):
+        EmojiData(placed=-1)
 
 
 def test_pictures() -> None:
