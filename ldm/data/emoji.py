@@ -63,7 +63,8 @@ _TONES = {
 }
 # Words of em-keyboard that say nothing about what a picture shows.
 _EMPTY_WORDS = {"face", "person", "man", "woman", "symbol", "sign", "button", "emoji", "object"}
-_COLOURED: tuple[Background, ...] = tuple(b for b in get_args(Background) if b != "white")
+COLOURED: tuple[Background, ...] = tuple(b for b in get_args(Background) if b != "white")
+"""Backgrounds that a caption has to name."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Concept:
     @property
     def unseen_background(self) -> Background:
         """The one that it is never placed on, in neither style."""
-        return _COLOURED[int(stream(0, f"emoji background {self.base}").integers(len(_COLOURED)))]
+        return COLOURED[stream(0, f"emoji background {self.base}").integers(len(COLOURED))]
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,8 @@ class Place:
     def words(self) -> str:
         """What a caption says of it."""
         where = f", small, {self.position}" if self.position else ""
-        return where + (f", on a {self.background} background" if self.coloured else "")
-
-    @property
-    def coloured(self) -> bool:
-        """Whether the background is worth a word."""
-        return self.background != "white"
+        coloured = self.background in COLOURED
+        return where + (f", on a {self.background} background" if coloured else "")
 
     def put(self, picture: Image.Image) -> Image.Image:
         """RGB: the RGBA ``picture`` of any side, there."""
@@ -189,10 +186,7 @@ class EmojiData(Drawn):
 
     def digest(self, index: int) -> str:
         """SHA-256 of the pixels."""
-        if self.placed:
-            return hashlib.sha256(self.load(index).tobytes()).hexdigest()
-        style, _, row = self._rows[index]
-        return hashlib.sha256(self._pictures[style][1][row].tobytes()).hexdigest()
+        return hashlib.sha256(self.load(index).tobytes()).hexdigest()
 
     def concept(self, index: int) -> Concept:
         """What picture ``index`` shows."""
@@ -288,14 +282,14 @@ def _held_out(concept: Concept, style: Style) -> bool:
     return style == ("twemoji" if in_fraction(f"emoji style {concept.base}", 0.5) else "openmoji")
 
 
+@cache  # asked for again with every draw of a picture
 def _place(style: Style, concept: Concept, copy: int) -> Place:
     draw = stream(0, f"emoji place {style}/{concept.key}", copy)
-    if copy % 2 == 0:
-        grounds = [b for b in _COLOURED if b != concept.unseen_background]
-        return Place(grounds[draw.integers(len(grounds))])
-    grounds = [b for b in get_args(Background) if b != concept.unseen_background]
-    positions = get_args(Position)
-    return Place(grounds[draw.integers(len(grounds))], positions[draw.integers(len(positions))])
+    small = copy % 2 == 1
+    grounds = get_args(Background) if small else COLOURED
+    grounds = [b for b in grounds if b != concept.unseen_background]
+    background, positions = grounds[draw.integers(len(grounds))], get_args(Position)
+    return Place(background, positions[draw.integers(len(positions))] if small else None)
 
 
 def with_article(noun: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.collection import spread
-from ldm.data.emoji import EmojiData, Group, Style
+from ldm.data.emoji import COLOURED, EmojiData, Group, Style
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.shapes import BACKGROUNDS, Background
 from ldm.evaluation.distances import Figure
@@ -111,14 +111,18 @@ def recombined(
     Raises:
         ValueError: of fewer than two captions a background none can be shuffled.
     """
-    grounds: list[Background] = [name for name in get_args(Background) if name != "white"]
+    grounds = COLOURED
     if count < 2 * len(grounds):
         raise ValueError(f"{count} captions are too few: {2 * len(grounds)} at least")
     chosen: list[tuple[int, int]] = []
     for k, name in enumerate(grounds):
-        mine = [n for n in emoji.trained if emoji.source.concept(n).unseen_background == name]
-        mine = [n for n in mine if background_of(to_image(emoji.gallery[n])) == "white"]
-        chosen += [(n, k) for n in spread(mine, count // len(grounds))]
+        mine = [
+            n
+            for n in emoji.trained
+            if emoji.source.concept(n).unseen_background == name
+            and background_of(to_image(emoji.gallery[n])) == "white"
+        ]
+        chosen += [(n, k) for n in spread(mine, (count + k) // len(grounds))]
     truth, ground = torch.tensor(chosen).unbind(1)
     texts = [
         f"{emoji.caption(n)}, on a {grounds[k]} background"

@@ -46,13 +46,23 @@ def test_autoencoder_on_held_out_pictures(held_out):
 
 
 @torch.no_grad()
-def test_captions_find_their_held_out_pictures(held_out):
+def found(held_out) -> torch.Tensor:
+    """Where each caption's own picture comes among all."""
     clip = Clip.load(FOLDER / "text_encoder", FOLDER / "image_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     pixels, captions = held_out
     ids = ClipConditioner(tokenizer, clip.model.text_model).tokenize(captions)
-    rank = ranks(clip.text_features(ids), clip.image_features(pixels), torch.arange(len(pixels)))
-    # 19 % and 61 %: the tower came after the text encoder had learnt with the U-Net. The two that
-    # configs/clip.yaml trains together reach 36 % and 73 %.
-    assert (rank == 0).double().mean() > 0.15  # chance: 1.6 %
-    assert (rank < 5).double().mean() > 0.5  # chance: 7.8 %
+    return ranks(clip.text_features(ids), clip.image_features(pixels), torch.arange(len(pixels)))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="19 %: the tower came after the text encoder had learnt with the U-Net (36 % by the"
+    " towers that configs/clip.yaml trains together); it is to be trained longer",
+)
+def test_captions_find_their_held_out_pictures(held_out):
+    assert (found(held_out) == 0).double().mean() > 0.3  # chance: 1.6 %
+
+
+def test_captions_come_near_their_held_out_pictures(held_out):
+    assert (found(held_out) < 5).double().mean() > 0.5  # chance: 7.8 %
