@@ -15,10 +15,12 @@ from ldm.data.collection import spread
 from ldm.data.emoji import COLOURED, EmojiData, Group, Style
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.shapes import BACKGROUNDS, Background
+from ldm.diffusion import stream
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import Space
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.shapes import background_of
+from ldm.evaluation.style import StyleReader
 from ldm.evaluation.suites import Draw, Report
 
 _GROUPS: tuple[Group, ...] = (
@@ -172,11 +174,15 @@ def transfer(
 ) -> Report:
     """Held-out (concept, style) pairs: the concept was seen in the other style only.
 
-    ``style``: the nearest of all other pictures has the asked style. ``concept``: among pictures
-    of that style the true one is the first, or one of the first five. Ceiling: the true picture
-    through the autoencoder; floor: against the caption of another pair; ``other style``: what the
-    model has seen, the concept's picture in its other style, in place of what it draws (of those
-    that there are in both). All of them, or ``count``.
+    ``style``: it is read off the shading (``StyleReader`` of all trained pictures). ``concept``:
+    among all concepts the asked one is the first, or one of the first five, each as near as the
+    nearer of its pictures, for a known thing in another style need not look as its draughtsmen
+    decided; ``both``: and the style is right. ``picture``: among pictures of the asked style the
+    true one, which was never seen, is the first, or one of the first five.
+
+    Ceiling: the true picture through the autoencoder; floor (``shuffled``): against the captions in
+    another order; ``other style``: what the model has seen, the concept's picture in its other
+    style, in place of what it draws (of those that there are in both). All of them, or ``count``.
     """
     chosen = spread(emoji.held_out, count or len(emoji.held_out))
     # Some concepts there are in one style only.
@@ -186,29 +192,40 @@ def transfer(
     drawn, truth = draw(texts), torch.tensor(chosen)
     real = reconstruct(emoji.gallery[truth])
     style = torch.tensor([get_args(Style).index(s) for s in emoji.style])
+    reader = StyleReader(emoji.gallery[emoji.trained], style[emoji.trained])
+    order = torch.from_numpy(stream(0, "shuffled transfer").permutation(len(truth)))
     figures: dict[str, Figure | Proportion] = {}
+
+    def tell(key: str, hits: Tensor) -> None:
+        figures[key] = Proportion.of(int(hits.sum()), len(hits))
+
+    told = [
+        ("", drawn, truth),
+        (" ceiling", real, truth),
+        (" shuffled", drawn, truth[order]),
+        (" other style", emoji.gallery[known[:, 1]], known[:, 0]),
+    ]
+    styled = {name: reader(shown) == style[asked] for name, shown, asked in told}
+    for name, hits in styled.items():
+        tell(f"style{name}", hits)
+    names = [example.key.split("/")[1] for example in emoji.source.examples]
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    concept = torch.tensor([numbers[name] for name in names])
     for space in spaces:
-        gallery, seen = emoji.features(space), space(drawn)
-        for name, queries, asked in (
-            ("", seen, truth),
-            (" ceiling", space(real), truth),
-            (" shuffled", seen, truth.roll(len(truth) // 2)),
-            (" other style", gallery[known[:, 1]], known[:, 0]),
-        ):
-            distance = torch.cdist(queries.double(), gallery.double())
-            other = style[None] != style[asked][:, None]
-            own = distance.gather(1, asked[:, None])
-            among = distance.masked_fill(other, torch.inf)
-            rank = (among <= own).sum(1) - 1
-            # The picture itself would tell its own style.
-            nearest = distance.scatter(1, asked[:, None], torch.inf).argmin(1)
-            styled = style[nearest] == style[asked]
-            for key, hits in (
-                ("style", styled),
-                ("concept top-1", rank < 1),
-                ("concept top-5", rank < 5),
-            ):
-                if key == "style" and name == " other style":
-                    continue  # it is of the other one
-                figures[f"{key}{name}, {space.name}"] = Proportion.of(int(hits.sum()), len(asked))
+        gallery = emoji.features(space)
+        for name, shown, asked in told:
+            distance = torch.cdist(space(shown).double(), gallery.double())
+            nearer = distance.new_full((len(shown), len(numbers)), torch.inf).scatter_reduce(
+                1, concept.expand_as(distance), distance, "amin"
+            )
+            same_style = style[None] == style[asked][:, None]
+            among = distance.masked_fill(~same_style, torch.inf)
+            named, found = (
+                (table <= table.gather(1, own[:, None])).sum(1) - 1
+                for table, own in ((nearer, concept[asked]), (among, asked))
+            )
+            for k in (1, 5):
+                tell(f"concept top-{k}{name}, {space.name}", named < k)
+                tell(f"both (top-{k}){name}, {space.name}", styled[name] & (named < k))
+                tell(f"picture top-{k}{name}, {space.name}", found < k)
     return Report(figures, texts, drawn)

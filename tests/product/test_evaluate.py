@@ -23,6 +23,7 @@ from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import FeatureError, space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
+from ldm.evaluation.style import StyleReader
 
 PIXELS = [space("pixels:8")]
 TRANSFORM, WHOLE = ImageTransform(size=32), ImageTransform(size=64)
@@ -73,6 +74,7 @@ def test_the_ceiling_of_shapes_is_what_the_autoencoder_leaves() -> None:
 @pytest.fixture(scope="module")
 def emoji() -> Emoji:
     pytest.importorskip("resvg_py")
+    pytest.importorskip("sklearn")
     return Emoji(TRANSFORM, groups=("food",))
 
 
@@ -129,8 +131,12 @@ def test_known_emoji_on_backgrounds_they_were_never_seen_on(emoji) -> None:
 def test_style_and_concept_are_told_apart(emoji) -> None:
     asked = len(emoji.held_out)
     found = transfer(artist(emoji), emoji, PIXELS, lambda x: x).figures
-    assert found["concept top-1, pixels:8"].value == 1 and found["style, pixels:8"].n == asked
-    assert found["style, pixels:8"] == found["style ceiling, pixels:8"]
+    assert found["picture top-1, pixels:8"].value == found["concept top-1, pixels:8"].value == 1
+    assert found["style"].n == asked
+    assert found["style"].value == found["style ceiling"].value > 0.9
+    assert found["both (top-1), pixels:8"].value == found["style"].value
+    assert 0.2 < found["style shuffled"].value < 0.8
+    assert found["concept top-5 shuffled, pixels:8"].value < 0.5
     other = {emoji.caption(n): n for n in range(len(emoji.gallery))}
     names = [text.rpartition(", ") for text in other]
 
@@ -144,13 +150,26 @@ def test_style_and_concept_are_told_apart(emoji) -> None:
 
     assert {style for _, _, style in names} == {"twemoji style", "openmoji style"}
     swapped = transfer(in_the_other_style, emoji, PIXELS, lambda x: x).figures
-    assert swapped["style, pixels:8"].value < 0.4
-    assert swapped["concept top-1, pixels:8"].value < 1
-    # Who copies what was seen does as well as that, whatever it is that draws.
-    assert "style other style, pixels:8" not in found
-    for key in ("concept top-1", "concept top-5"):
+    # Who copies what was seen draws the concept, but not in the style.
+    assert swapped["concept top-1, pixels:8"].value == 1
+    assert swapped["style"].value < 0.1 and swapped["both (top-5), pixels:8"].value < 0.1
+    assert swapped["picture top-1, pixels:8"].value < 1
+    # That is what stands beside whatever it is that draws.
+    assert found["style other style"].value == pytest.approx(swapped["style"].value)
+    for key in ("picture top-1", "picture top-5", "concept top-1", "both (top-5)"):
         copied = swapped[f"{key}, pixels:8"].value
         assert found[f"{key} other style, pixels:8"].value == pytest.approx(copied)
+
+
+def test_style_is_read_wherever_a_picture_lies() -> None:
+    pytest.importorskip("resvg_py")
+    pytest.importorskip("sklearn")
+    emoji = Emoji(WHOLE, groups=("food",))
+    number = torch.tensor([style == "openmoji" for style in emoji.style]).long()
+    read = StyleReader(emoji.gallery[emoji.trained], number[emoji.trained])
+    unseen = emoji.gallery[emoji.held_out]
+    for pictures in (unseen, unseen.flip(2), unseen.roll(5, 3), unseen.mT):
+        assert (read(pictures) == number[emoji.held_out]).double().mean() > 0.97
 
 
 def test_quality_of_the_truth_and_of_noise(emoji) -> None:
