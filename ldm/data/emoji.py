@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.console import PipeConsole
-from ldm.data.shapes import BACKGROUNDS, Background, Position
+from ldm.data.scene import BACKGROUNDS, Background, Position
 from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
 from ldm.diffusion import stream
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.data.collection import spread
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.shapes import Scene
+from ldm.data.scene import Scene
 from ldm.diffusion import Objective, predictor
 from ldm.engine import pictures
 from ldm.engine.disk import write_text

@@ -21,7 +21,8 @@ def available() -> bool:
 
 
 def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: Path) -> None:
-    """Every share (a number in [0, 1]) against ``values`` of ``name``, with its 95 % interval.
+    """Every share (a number in [0, 1]) against ``values`` of ``name``, with its 95 % interval;
+    ceilings and floors are dashed.
 
     Args:
         name: what was swept; steps are drawn on a logarithmic axis.
@@ -36,12 +37,16 @@ def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: 
         below = [max(0.0, f.value - f.low) * 100 for f in figures]
         above = [max(0.0, f.high - f.value) * 100 for f in figures]
         middle = [f.value * 100 for f in figures]
-        axes.errorbar(values, middle, [below, above], label=key, capsize=2, marker="o", ms=3)
+        bound = any(word in key for word in ("ceiling", "shuffled", "other style"))
+        axes.errorbar(
+            values, middle, [below, above], label=key, capsize=2, marker="o", ms=3,
+            linestyle="--" if bound else "-",
+        )  # fmt: skip
     if name == "steps":
         axes.set_xscale("log")
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
-    axes.set(xlabel=name, ylabel="%", ylim=(0, 102))
+    axes.set(xlabel=name, ylabel="%")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     page.savefig(file, dpi=120, bbox_inches="tight")
 
@@ -71,5 +76,6 @@ def _page() -> tuple[Any, Any]:
 
     page = matplotlib.figure.Figure(figsize=(6, 4))
     axes = page.subplots()
+    axes.set_prop_cycle(color=matplotlib.color_sequences["tab20"])
     axes.grid(alpha=0.3)
     return page, axes

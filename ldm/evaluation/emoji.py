@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.data.collection import spread
 from ldm.data.emoji import COLOURED, EmojiData, Group, Style
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.shapes import BACKGROUNDS, Background
+from ldm.data.scene import BACKGROUNDS, Background
 from ldm.diffusion import stream
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import Space

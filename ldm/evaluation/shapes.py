@@ -4,7 +4,7 @@
 
 Analysis by synthesis: the background is the colour of the border, every connected patch that is not
 background is a thing, its colour that of its core, and its shape and size are those of the
-template (``ldm.data.shapes.outlines``) that covers the same pixels. Nothing is learnt, so the
+template (``ldm.data.scene.outlines``) that covers the same pixels. Nothing is learnt, so the
 checker cannot have been trained on what it judges.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ldm.data.shapes import (
+from ldm.data.scene import (
     BACKGROUNDS,
     COLOURS,
     RADII,

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.shapes import Scene, ShapesData, captions, render
+from ldm.data.scene import Scene, captions, render
+from ldm.data.shapes import ShapesData
 from ldm.evaluation.distances import (
     Figure,
     Moments,

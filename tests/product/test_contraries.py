@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform
 from ldm.data.retold import Retold
-from ldm.data.shapes import ShapesData, captions, contraries, is_held_out, render
+from ldm.data.scene import captions, contraries, is_held_out, render
+from ldm.data.shapes import ShapesData
 from ldm.data.source import Contrary, DataError
 from ldm.diffusion import stream
 from ldm.engine.config import ConfigError, validate

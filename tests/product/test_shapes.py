@@ -9,13 +9,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ldm.data.shapes import (
+from ldm.data.scene import (
     BACKGROUNDS,
     COLOURS,
     Background,
     Scene,
     Shape,
-    ShapesData,
     Size,
     Thing,
     captions,
@@ -24,6 +23,7 @@ from ldm.data.shapes import (
     outlines,
     render,
 )
+from ldm.data.shapes import ShapesData
 from ldm.data.source import DataError
 
 DATA = ShapesData(count=3000)
