@@ -14,6 +14,8 @@ from ldm.evaluation.retrieval import Proportion
 
 Figures = Mapping[str, Figure | Proportion]
 
+_BESIDE = {", ceiling": "--", " ceiling": "--", " shuffled": ":", " other style": "-."}
+
 
 def available() -> bool:
     """Whether matplotlib is installed."""
@@ -21,8 +23,8 @@ def available() -> bool:
 
 
 def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: Path) -> None:
-    """Every share (a number in [0, 1]) against ``values`` of ``name``, with its 95 % interval;
-    ceilings and floors are dashed.
+    """Every share (a number in [0, 1]) against ``values`` of ``name``, with its 95 % interval; what
+    stands beside it (ceiling, floor, other style) in its colour, broken.
 
     Args:
         name: what was swept; steps are drawn on a logarithmic axis.
@@ -31,16 +33,23 @@ def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: 
         file: a PNG.
     """
     page, axes = _page()
+    import matplotlib
+
+    colours: dict[str, int] = {}
     shares = [key for key, figure in columns[0].items() if isinstance(figure, Proportion)]
     for key in shares:
         figures = [column[key] for column in columns]
         below = [max(0.0, f.value - f.low) * 100 for f in figures]
         above = [max(0.0, f.high - f.value) * 100 for f in figures]
         middle = [f.value * 100 for f in figures]
-        bound = any(word in key for word in ("ceiling", "shuffled", "other style"))
+        style, base = "-", key
+        for word, broken in _BESIDE.items():
+            if word in key:
+                style, base = broken, key.replace(word, "")
+        colour = colours.setdefault(base, len(colours) % 20)
         axes.errorbar(
             values, middle, [below, above], label=key, capsize=2, marker="o", ms=3,
-            linestyle="--" if bound else "-",
+            linestyle=style, color=matplotlib.color_sequences["tab20"][colour],
         )  # fmt: skip
     if name == "steps":
         axes.set_xscale("log")
@@ -76,6 +85,5 @@ def _page() -> tuple[Any, Any]:
 
     page = matplotlib.figure.Figure(figsize=(6, 4))
     axes = page.subplots()
-    axes.set_prop_cycle(color=matplotlib.color_sequences["tab20"])
     axes.grid(alpha=0.3)
     return page, axes

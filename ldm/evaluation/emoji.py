@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import get_args
 
 import torch
@@ -65,6 +66,23 @@ class Emoji:
     def _seen(self, transform: ImageTransform, numbers: Sequence[int]) -> Tensor:
         return torch.stack([to_pixels(transform(self.source.load(n))) for n in numbers])
 
+    @cached_property
+    def styles(self) -> Tensor:
+        """Number of each picture's style, ``n``."""
+        return torch.tensor([get_args(Style).index(style) for style in self.style])
+
+    @cached_property
+    def read_style(self) -> StyleReader:
+        """Reads the number of a picture's style; it has seen all trained pictures."""
+        return StyleReader(self.gallery[self.trained], self.styles[self.trained])
+
+    @cached_property
+    def concepts(self) -> Tensor:
+        """Number of each picture's concept, ``n``; the two of one concept share it."""
+        names = [example.key.split("/")[1] for example in self.source.examples]
+        numbers = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        return torch.tensor([numbers[name] for name in names])
+
     def in_the_other_style(self, number: int) -> int | None:
         """The same concept's other picture, if there is one."""
         style, concept = self.source.examples[number].key.split("/")
@@ -74,6 +92,14 @@ class Emoji:
     def caption(self, number: int) -> str:
         """The first caption of picture ``number``."""
         return self.source.examples[number].captions[0]
+
+
+def _others(n: int) -> Tensor:
+    """Which of ``n`` captions each picture is shown beside as a floor, never its own: one cycle
+    through all of them, in an order that knows nothing of styles or groups.
+    """
+    cycle = torch.from_numpy(stream(0, "other captions").permutation(n))
+    return torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))
 
 
 def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 500) -> Report:
@@ -87,7 +113,7 @@ def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 50
     for space in spaces:
         gallery, queries = emoji.features(space), space(drawn)
         rank = ranks(queries, gallery, truth)
-        floor = ranks(queries, gallery, truth.roll(len(truth) // 2))
+        floor = ranks(queries, gallery, truth[_others(len(truth))])
         for k in (1, 5):
             hits = Proportion.of(int((rank < k).sum()), len(chosen))
             figures[f"top-{k}, {space.name}"] = hits
@@ -135,7 +161,7 @@ def recombined(
     places = [(ground == k).nonzero()[:, 0] for k in range(len(grounds))]
     for name, here in zip(grounds, places, strict=True):
         real[here] = emoji.on(name, truth[here].tolist())
-        other[here] = truth[here].roll(len(here) // 2)
+        other[here] = truth[here][_others(len(here))]
     real = reconstruct(real)
 
     def right(pictures: Tensor) -> Tensor:
@@ -172,28 +198,27 @@ def transfer(
     reconstruct: Callable[[Tensor], Tensor],
     count: int | None = None,
 ) -> Report:
-    """Held-out (concept, style) pairs: the concept was seen in the other style only.
+    """Held-out (concept, style) pairs of concepts that were seen in the other style.
 
-    ``style``: it is read off the shading (``StyleReader`` of all trained pictures). ``concept``:
-    among all concepts the asked one is the first, or one of the first five, each as near as the
-    nearer of its pictures, for a known thing in another style need not look as its draughtsmen
-    decided; ``both``: and the style is right. ``picture``: among pictures of the asked style the
-    true one, which was never seen, is the first, or one of the first five.
+    ``style``: it is read off the shading (``StyleReader``), in all and of each asked style.
+    ``concept``: among all concepts the asked one is the first, or one of the first five, each as
+    near as the nearer of its two pictures, for a known thing in another style need not look as its
+    draughtsmen decided; ``both``: and the style is right. ``picture``: among pictures of the asked
+    style the true one, which was never seen, is the first, or one of the first five.
 
     Ceiling: the true picture through the autoencoder; floor (``shuffled``): against the captions in
     another order; ``other style``: what the model has seen, the concept's picture in its other
-    style, in place of what it draws (of those that there are in both). All of them, or ``count``.
+    style, in place of what it draws (its concept is right by definition). All pairs, or ``count``.
+
+    Raises:
+        FeatureError: what reads styles is not installed.
     """
-    chosen = spread(emoji.held_out, count or len(emoji.held_out))
-    # Some concepts there are in one style only.
-    pairs = [(n, other) for n in chosen if (other := emoji.in_the_other_style(n)) is not None]
-    known = torch.tensor(pairs).reshape(-1, 2)
-    texts = [emoji.caption(n) for n in chosen]
-    drawn, truth = draw(texts), torch.tensor(chosen)
-    real = reconstruct(emoji.gallery[truth])
-    style = torch.tensor([get_args(Style).index(s) for s in emoji.style])
-    reader = StyleReader(emoji.gallery[emoji.trained], style[emoji.trained])
-    order = torch.from_numpy(stream(0, "shuffled transfer").permutation(len(truth)))
+    read = emoji.read_style
+    pairs = [(n, emoji.in_the_other_style(n)) for n in emoji.held_out]
+    pairs = [(n, other) for n, other in pairs if other is not None]
+    truth, known = torch.tensor(spread(pairs, count or len(pairs))).unbind(1)
+    texts = [emoji.caption(n) for n in truth.tolist()]
+    drawn, real = draw(texts), reconstruct(emoji.gallery[truth])
     figures: dict[str, Figure | Proportion] = {}
 
     def tell(key: str, hits: Tensor) -> None:
@@ -202,30 +227,31 @@ def transfer(
     told = [
         ("", drawn, truth),
         (" ceiling", real, truth),
-        (" shuffled", drawn, truth[order]),
-        (" other style", emoji.gallery[known[:, 1]], known[:, 0]),
+        (" shuffled", drawn, truth[_others(len(truth))]),
+        (" other style", emoji.gallery[known], truth),
     ]
-    styled = {name: reader(shown) == style[asked] for name, shown, asked in told}
+    styled = {name: read(shown) == emoji.styles[asked] for name, shown, asked in told}
     for name, hits in styled.items():
         tell(f"style{name}", hits)
-    names = [example.key.split("/")[1] for example in emoji.source.examples]
-    numbers = {name: k for k, name in enumerate(dict.fromkeys(names))}
-    concept = torch.tensor([numbers[name] for name in names])
+    for number, name in enumerate(get_args(Style)):
+        if (asked := emoji.styles[truth] == number).any():
+            tell(f"style, {name}", styled[""][asked])
     for space in spaces:
         gallery = emoji.features(space)
         for name, shown, asked in told:
             distance = torch.cdist(space(shown).double(), gallery.double())
-            nearer = distance.new_full((len(shown), len(numbers)), torch.inf).scatter_reduce(
-                1, concept.expand_as(distance), distance, "amin"
+            nearer = distance.new_full((len(shown), len(gallery)), torch.inf).scatter_reduce(
+                1, emoji.concepts.expand_as(distance), distance, "amin"
             )
-            same_style = style[None] == style[asked][:, None]
-            among = distance.masked_fill(~same_style, torch.inf)
+            other_style = emoji.styles[None] != emoji.styles[asked][:, None]
+            among = distance.masked_fill(other_style, torch.inf)
             named, found = (
                 (table <= table.gather(1, own[:, None])).sum(1) - 1
-                for table, own in ((nearer, concept[asked]), (among, asked))
+                for table, own in ((nearer, emoji.concepts[asked]), (among, asked))
             )
             for k in (1, 5):
-                tell(f"concept top-{k}{name}, {space.name}", named < k)
-                tell(f"both (top-{k}){name}, {space.name}", styled[name] & (named < k))
+                if name != " other style":
+                    tell(f"concept top-{k}{name}, {space.name}", named < k)
+                    tell(f"both (top-{k}){name}, {space.name}", styled[name] & (named < k))
                 tell(f"picture top-{k}{name}, {space.name}", found < k)
     return Report(figures, texts, drawn)
