@@ -284,14 +284,15 @@ class Measurer:
             shown = list(every) if suite == "prompts" else spread(every, _SHOWN)
             cells = [[to_image(x[n]) for x in drawn] for n in shown]
             captions = [several[0].captions[n] for n in shown]
-            page = pictures.sheet(cells, captions, columns=max(1, 8 // len(several)))
+            columns = 8 if len(several) == 1 else max(1, 15 // len(several))
+            page = pictures.sheet(cells, captions, columns=columns)
             pictures.save(page, out / f"{suite}.png")
-        columns = [report.figures for report in several]
-        if swept and any(isinstance(figure, Proportion) for figure in columns[0].values()):
+        figures = [report.figures for report in several]
+        if swept and any(isinstance(figure, Proportion) for figure in figures[0].values()):
             values = [getattr(drawing, swept) for drawing in drawings]
-            charts.lines(swept, values, columns, out / f"{suite}-{swept}.png")
-            if "clip score" in columns[0]:
-                charts.trade_off(swept, values, columns, out / f"{suite}-frechet-clip.png")
+            charts.lines(swept, values, figures, out / f"{suite}-{swept}.png")
+            if "clip score" in figures[0]:
+                charts.trade_off(swept, values, figures, out / f"{suite}-frechet-clip.png")
 
 
 def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
