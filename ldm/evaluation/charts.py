@@ -42,10 +42,8 @@ def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: 
         below = [max(0.0, f.value - f.low) * 100 for f in figures]
         above = [max(0.0, f.high - f.value) * 100 for f in figures]
         middle = [f.value * 100 for f in figures]
-        style, base = "-", key
-        for word, broken in _BESIDE.items():
-            if word in key:
-                style, base = broken, key.replace(word, "")
+        word = next((word for word in _BESIDE if word in key), "")
+        style, base = _BESIDE.get(word, "-"), key.replace(word, "")
         colour = colours.setdefault(base, len(colours) % 20)
         axes.errorbar(
             values, middle, [below, above], label=key, capsize=2, marker="o", ms=3,

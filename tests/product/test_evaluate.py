@@ -234,6 +234,9 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
     columns = [
         {
             "top-1": Proportion.of(hits, 10),
+            "top-1, ceiling": Proportion.of(10, 10),
+            "top-1 shuffled": Proportion.of(1, 10),
+            "top-5": Proportion.of(10, 10),
             "clip score": Figure(hits, hits - 1, hits + 1, 10),
             "frechet, pixels": Figure(20 - hits, 10, 20, 10),
         }
@@ -242,7 +245,11 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
     charts.lines("steps", [4, 8, 50], columns, tmp_path / "a.png")
     charts.trade_off("guidance", [1, 3, 7.5], columns, tmp_path / "b.png")
     lines, curve = drawn
-    (line,) = [c for c in lines.get_lines() if len(c.get_xdata()) == 3 and c.get_marker() == "o"]
+    line, *others = [
+        c for c in lines.get_lines() if len(c.get_xdata()) == 3 and c.get_marker() == "o"
+    ]
+    assert [c.get_linestyle() for c in (line, *others)] == ["-", "--", ":", "-"]
+    assert [c.get_color() == line.get_color() for c in others] == [True, True, False]
     assert list(line.get_xdata()) == [4, 8, 50] and list(line.get_ydata()) == [30, 70, 90]
     (line,) = [c for c in curve.get_lines() if c.get_marker() == "o"]
     assert list(line.get_xdata()) == [3, 7, 9] and list(line.get_ydata()) == [17, 13, 11]
