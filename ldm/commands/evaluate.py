@@ -82,12 +82,13 @@ def evaluate(
 
     shapes: scenes whose colours, shapes, places and numbers a checker reads back from the picture;
     shapes-new the same for (colour, shape) pairs that no model is trained on. emoji: is the nearest
-    of all emoji the one that was asked for; emoji-new the same on coloured backgrounds, which no
-    emoji of training has. transfer: emoji in the one of their two styles that they are held out in:
-    is it that style, is it that concept. quality: Frechet and kernel distance to the training
-    pictures, precision and recall, CLIP score. prompts: lists by what is hard about them, for
-    people to look at. loss: of held-out emoji, by noise level. digits, of configs/papers: distance
-    to true digits, and whether each is the one asked for. likelihood: bits/dim of held-out digits.
+    of all emoji the one that was asked for; emoji-new the same, each on the coloured background
+    that it is never trained on with. transfer: emoji in the one of their two styles that they are
+    held out in: is it that style, is it that concept. quality: Frechet and kernel distance to the
+    training pictures, precision and recall, CLIP score. prompts: lists by what is hard about them,
+    for people to look at. loss: of held-out emoji, by noise level. digits, of configs/papers:
+    distance to true digits, and whether each is the one asked for. likelihood: bits/dim of held-out
+    digits.
     """
     name, values = _sweep(sweep)
     if not (model / "model_index.json").is_file():

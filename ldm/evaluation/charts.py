@@ -44,7 +44,8 @@ def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: 
         middle = [f.value * 100 for f in figures]
         word = next((word for word in _BESIDE if word in key), "")
         style, base = _BESIDE.get(word, "-"), key.replace(word, "")
-        colour = colours.setdefault(base, len(colours) % 20)
+        # The dark ones of tab20 first: each stands beside its light one.
+        colour = colours.setdefault(base, (2 * len(colours) + len(colours) // 10) % 20)
         axes.errorbar(
             values, middle, [below, above], label=key, capsize=2, marker="o", ms=3,
             linestyle=style, color=matplotlib.color_sequences["tab20"][colour],
@@ -54,7 +55,7 @@ def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: 
         axes.set_xticks(values, [str(value) for value in values])
         axes.minorticks_off()
     axes.set(xlabel=name, ylabel="%")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=7, handlelength=4, loc="center left", bbox_to_anchor=(1, 0.5))
     page.savefig(file, dpi=120, bbox_inches="tight")
 
 

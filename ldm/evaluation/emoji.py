@@ -95,8 +95,8 @@ class Emoji:
 
 
 def _others(n: int) -> Tensor:
-    """Which of ``n`` captions each picture is shown beside as a floor, never its own: one cycle
-    through all of them, in an order that knows nothing of styles or groups.
+    """Which of ``n`` captions, two or more, each picture is shown beside as a floor, never its own:
+    one cycle through all of them, in an order that knows nothing of styles or groups.
     """
     cycle = torch.from_numpy(stream(0, "other captions").permutation(n))
     return torch.empty_like(cycle).scatter_(0, cycle, cycle.roll(1))
@@ -129,8 +129,8 @@ def recombined(
     reconstruct: Callable[[Tensor], Tensor],
     count: int = 200,
 ) -> Report:
-    """Known emoji on the coloured background that none is ever trained on with: words that were
-    trained on, in captions that never were. Pictures that fill their square are left out.
+    """Known emoji, each on the coloured background that it is never trained on with: words that
+    were trained on, in captions that never were. Pictures that fill their square are left out.
 
     ``background``: its colour is the nearest named one. ``top-k``: the nearest of all emoji, put on
     that background, are the one asked for; ``both`` at once. Ceiling: the true picture on that
@@ -212,10 +212,13 @@ def transfer(
 
     Raises:
         FeatureError: what reads styles is not installed.
+        ValueError: fewer than two concepts are held out in one of two styles.
     """
     read = emoji.read_style
     pairs = [(n, emoji.in_the_other_style(n)) for n in emoji.held_out]
     pairs = [(n, other) for n, other in pairs if other is not None]
+    if len(pairs) < 2:
+        raise ValueError(f"{len(pairs)} of these emoji are held out in one of two styles: too few")
     truth, known = torch.tensor(spread(pairs, count or len(pairs))).unbind(1)
     texts = [emoji.caption(n) for n in truth.tolist()]
     drawn, real = draw(texts), reconstruct(emoji.gallery[truth])
