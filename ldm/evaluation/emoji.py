@@ -227,23 +227,28 @@ def transfer(
     def tell(key: str, hits: Tensor) -> None:
         figures[key] = Proportion.of(int(hits.sum()), len(hits))
 
-    told = [
-        ("", drawn, truth),
-        (" ceiling", real, truth),
-        (" shuffled", drawn, truth[_others(len(truth))]),
-        (" other style", emoji.gallery[known], truth),
-    ]
-    styled = {name: read(shown) == emoji.styles[asked] for name, shown, asked in told}
+    shuffled, style = truth[_others(len(truth))], read(drawn)
+    styled = {
+        "": style == emoji.styles[truth],
+        " ceiling": read(real) == emoji.styles[truth],
+        " shuffled": style == emoji.styles[shuffled],
+        " other style": read(emoji.gallery[known]) == emoji.styles[truth],
+    }
     for name, hits in styled.items():
         tell(f"style{name}", hits)
     for number, name in enumerate(get_args(Style)):
         if (asked := emoji.styles[truth] == number).any():
             tell(f"style, {name}", styled[""][asked])
     for space in spaces:
-        gallery = emoji.features(space)
-        for name, shown, asked in told:
-            distance = torch.cdist(space(shown).double(), gallery.double())
-            nearer = distance.new_full((len(shown), len(gallery)), torch.inf).scatter_reduce(
+        gallery, seen = emoji.features(space), space(drawn)
+        for name, queries, asked in (
+            ("", seen, truth),
+            (" ceiling", space(real), truth),
+            (" shuffled", seen, shuffled),
+            (" other style", gallery[known], truth),
+        ):
+            distance = torch.cdist(queries.double(), gallery.double())
+            nearer = distance.new_full((len(queries), len(gallery)), torch.inf).scatter_reduce(
                 1, emoji.concepts.expand_as(distance), distance, "amin"
             )
             other_style = emoji.styles[None] != emoji.styles[asked][:, None]
