@@ -24,7 +24,7 @@ from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.shapes import ShapesData
 from ldm.engine import pictures
 from ldm.evaluation.distances import Figure, mean
-from ldm.evaluation.features import clip, clip_score, space
+from ldm.evaluation.features import clip, space
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.shapes import read
 from ldm.evaluation.similarity import psnr
@@ -41,7 +41,6 @@ from ldm.guidance import (
 from ldm.guidance.operators import colourisation, deblurring, inpainting, super_resolution
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 
 GALLERY = Path(__file__).parent
@@ -104,13 +103,13 @@ def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
     """The model's own CLIP, shown the decoded x0, or one that knows noise, shown x_t, under and
     above classifier-free guidance.
     """
-    towers, codec = clip(str(MODEL)), VaeCodec(pipe.vae)
+    towers, codec, judge = clip(str(MODEL)), VaeCodec(pipe.vae), space(f"clip:{MODEL}").judge
+    assert judge is not None
     of: Literal["x_t", "x0"] = "x_t" if asked.noised else "x0"
     guides = clip(str(asked.noised)) if asked.noised else towers
     source = EmojiData()
     chosen = spread([n for n, e in enumerate(source.examples) if not e.held_out], asked.count)
     texts = [source.examples[n].captions[0] for n in chosen]
-    ids = ClipConditioner(pipe.tokenizer, pipe.text_encoder).tokenize(texts)
     potential = ClipPotential(
         guides.image_features
         if asked.noised
@@ -126,8 +125,7 @@ def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
             gradient = Gradient(potential, scale, of=of)
             parts = (ClassifierFree(free), gradient) if scale else (ClassifierFree(free),)
             drawn = draw(pipe, texts, asked.steps, Chain(parts))
-            with torch.no_grad():
-                fit = clip_score(towers, ids, drawn)
+            fit = judge(texts, drawn)
             plain = fit if plain is None else plain
             row(f"{free:g} | {scale:g}", [mean(fit), mean(fit - plain)])
             for cell, x in zip(cells, drawn, strict=True):

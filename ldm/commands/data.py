@@ -80,7 +80,7 @@ def source_of(
         "folder": FolderData, "webdataset": TarData, "parquet": TableData, "datasets": DatasetsData,
     }  # fmt: skip
     if kind not in classes:
-        raise DataError(f"{path}: {kind} is not checked as a whole: check its folders of pictures")
+        raise DataError(f"{path}: {kind} is not read as a whole here: name one of its folders")
     if kind == "webdataset":
         columns.pop("image_column", None)
     return classes[kind](path=path, held_out_fraction=held_out_fraction, **columns)

@@ -13,6 +13,7 @@ from rich.table import Table
 from ldm.commands.failure import fail
 
 if TYPE_CHECKING:
+    from ldm.data.collection import Items
     from ldm.evaluation.suites import Report
 
 
@@ -59,7 +60,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Space of features: pixels, pixels:SIDE, clip:FOLDER, inception, folder:FOLDER;"
-            " may be repeated. pixels:16, and the model's own picture tower if it has one."
+            " may be repeated. The first clip: gives CLIP scores. pixels:16, and the model's own"
+            " picture tower if it has one."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 30,
@@ -71,6 +73,13 @@ def evaluate(
     prompts: Annotated[
         Path, typer.Option(help="Folder of the prompt lists, NAME.txt, one prompt a line.")
     ] = Path("assets/prompts"),
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Captioned pictures that quality draws and compares with, in any layout that is"
+            " trained on; emoji by default."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 64,
     out: Annotated[
@@ -85,10 +94,10 @@ def evaluate(
     of all emoji the one that was asked for; emoji-new the same, each on the coloured background
     that it is never trained on with. transfer: emoji in the one of their two styles that they are
     held out in: is it that style, is it that concept. quality: Frechet and kernel distance to the
-    training pictures, precision and recall, CLIP score. prompts: lists by what is hard about them,
-    for people to look at. loss: of held-out emoji, by noise level. digits, of configs/papers:
-    distance to true digits, and whether each is the one asked for. likelihood: bits/dim of held-out
-    digits.
+    emoji that are trained on, or to the pictures of --data, precision and recall, CLIP score.
+    prompts: lists by what is hard about them, for people to look at. loss: of held-out emoji, by
+    noise level. digits, of configs/papers: distance to true digits, and whether each is the one
+    asked for. likelihood: bits/dim of held-out digits.
     """
     name, values = _sweep(sweep)
     if not (model / "model_index.json").is_file():
@@ -98,11 +107,14 @@ def evaluate(
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
+    import torch
     import transformers
 
-    from ldm.engine.measure import PICTURES, Drawing, Measurer, heads, rows
-    from ldm.evaluation import charts
-    from ldm.evaluation.features import FeatureError
+    from ldm.engine.figures import Drawing, heads, rows, show, write
+    from ldm.engine.measure import PICTURES, Measurer, Truth, draw_with
+    from ldm.evaluation import charts, features
+    from ldm.models.codec import codec_of
+    from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -116,25 +128,50 @@ def evaluate(
     try:
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
-        measurer = Measurer(model, space, device, prompts)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        own = f"clip:{model}" if (model / "image_encoder" / "config.json").is_file() else None
+        named = space or ["pixels:16", *([own] if own else [])]
+        spaces = [features.space(spec, device) for spec in named]
+        pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        size = pipe.unet.config.sample_size * codec_of(pipe.vae).factor
+        truth = Truth(
+            spaces,
+            size,
+            judge=features.space(own, device).judge if own else None,
+            compared=None if data is None else _pictures(data, size),
+            lists=prompts,
+        )
+        measurer = Measurer(pipe, truth, model)
         asked = suite or [each for each in Suite if each.value not in PICTURES]
         if suite is None and not prompts.is_dir():
             asked.remove(Suite.prompts)
         elif Suite.prompts in asked:
-            measurer.prompts()  # what is wrong with them is told before hours of drawing
+            truth.prompts()  # what is wrong with them is told before hours of drawing
         for chosen in asked:
             several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 with console.status(told):
-                    several.append(measurer.measure(chosen.value, drawing, count))
+                    draw = draw_with(pipe, drawing)
+                    several.append(measurer.measure(chosen.value, draw, count))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
-            measurer.write(out, reports, drawings, name)
-            measurer.show(out, chosen.value, several, drawings, name)
-    except (FeatureError, ValueError, OSError) as error:
+            write(out, model, reports, drawings, name)
+            show(out, chosen.value, several, drawings, name)
+    except (ValueError, OSError) as error:
         fail(error)
     console.print(str(out), highlight=False, soft_wrap=True)
+
+
+def _pictures(data: str, size: int) -> Items:
+    """All of ``data`` as squares of side ``size``."""
+    from ldm.commands.data import source_of
+    from ldm.data.collection import Collection
+    from ldm.data.images import ImageTransform
+
+    source = source_of(data, caption_column=None, image_column=None, held_out_fraction=0.0)
+    return Collection(source, ImageTransform(size=size)).train
 
 
 def _print(console: Console, suite: str, heads: list[str], rows: list[tuple[str, ...]]) -> None:

@@ -17,8 +17,9 @@ from ldm.data.emoji import COLOURED, EmojiData, Group, Style
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.scene import BACKGROUNDS, Background
 from ldm.diffusion import stream
-from ldm.evaluation.distances import Figure
+from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.features import Space
+from ldm.evaluation.reference import TrueFeatures, of_tensor
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.shapes import background_of
 from ldm.evaluation.style import StyleReader
@@ -27,6 +28,10 @@ from ldm.evaluation.suites import Draw, Report
 _GROUPS: tuple[Group, ...] = (
     "smileys", "people", "animals", "food", "travel", "activities", "objects",
 )  # fmt: skip
+
+
+FEWEST = 2 * len(COLOURED)
+"""Captions of ``recombined``: of fewer than two a background none can be shuffled."""
 
 
 class Emoji:
@@ -47,16 +52,14 @@ class Emoji:
         self.held_out = [n for n, e in enumerate(examples) if e.held_out]
         self.trained = [n for n, e in enumerate(examples) if not e.held_out]
         self._numbers = {e.key: n for n, e in enumerate(examples)}
-
-        self._features: dict[tuple[str, Background], Tensor] = {}
+        self._features: dict[Background, TrueFeatures] = {}
 
     def features(self, space: Space, background: Background = "white") -> Tensor:
-        """Those of the gallery, ``n d``, made once."""
-        key = space.name, background
-        if key not in self._features:
+        """Those of the gallery, ``n d``."""
+        if background not in self._features:
             gallery = self.gallery if background == "white" else self.on(background)
-            self._features[key] = space(gallery)
-        return self._features[key]
+            self._features[background] = of_tensor(gallery)
+        return self._features[background](space)
 
     def on(self, background: Background, numbers: Sequence[int] | None = None) -> Tensor:
         """The gallery, or pictures of these ``numbers``, on another background than white."""
@@ -137,11 +140,11 @@ def recombined(
     background through the autoencoder; floor (``shuffled``): the emoji of other captions.
 
     Raises:
-        ValueError: of fewer than two captions a background none can be shuffled.
+        ValueError: fewer than ``FEWEST`` captions.
     """
     grounds = COLOURED
-    if count < 2 * len(grounds):
-        raise ValueError(f"{count} captions are too few: {2 * len(grounds)} at least")
+    if count < FEWEST:
+        raise ValueError(f"{count} captions are too few: {FEWEST} at least")
     chosen: list[tuple[int, int]] = []
     for k, name in enumerate(grounds):
         mine = [
@@ -204,7 +207,8 @@ def transfer(
     ``concept``: among all concepts the asked one is the first, or one of the first five, each as
     near as the nearer of its two pictures, for a known thing in another style need not look as its
     draughtsmen decided; ``both``: and the style is right. ``picture``: among pictures of the asked
-    style the true one, which was never seen, is the first, or one of the first five.
+    style the true one, which was never seen, is the first, or one of the first five; ``distance``:
+    to the true one, Euclidean.
 
     Ceiling: the true picture through the autoencoder; floor (``shuffled``): against the captions in
     another order; ``other style``: what the model has seen, the concept's picture in its other
@@ -257,6 +261,7 @@ def transfer(
                 (table <= table.gather(1, own[:, None])).sum(1) - 1
                 for table, own in ((nearer, emoji.concepts[asked]), (among, asked))
             )
+            figures[f"distance{name}, {space.name}"] = mean((queries - gallery[asked]).norm(dim=1))
             for k in (1, 5):
                 if name != " other style":
                     tell(f"concept top-{k}{name}, {space.name}", named < k)

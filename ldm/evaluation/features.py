@@ -1,23 +1,26 @@
-"""Spaces in which pictures are compared.
+"""Spaces in which pictures are compared, with each other and with texts.
 
 Every one of them takes pixels ``b 3 h w`` in [-1, 1] and returns features ``b d`` in float32. A
 figure in a learnt space says how pictures look to that network; ``pixels`` is the one that was
 trained on nothing.
+
+    CLIP score = 100 max(cos(f(text), g(picture)), 0)        (Hessel et al. 2021, w = 1, in percent)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from torch.nn.functional import interpolate, normalize
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPTokenizer
 
-from ldm.data.images import to_levels
+from ldm.data.images import to_image, to_levels
+from ldm.interop import open_clip
 from ldm.models.clip import Clip
 
 Extract = Callable[[Tensor], Tensor]
@@ -28,16 +31,42 @@ class FeatureError(ValueError):
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A CLIP: texts and pictures in one space.
+
+    Args:
+        text: texts to unit vectors ``b d``.
+        picture: pixels ``b 3 h w`` in [-1, 1] to unit vectors ``b d``.
+    """
+
+    text: Callable[[Sequence[str]], Tensor]
+    picture: Extract
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str], pictures: Tensor, batch: int = 64) -> Tensor:
+        """The CLIP score of each text and its picture (``n 3 h w``), ``n`` float32."""
+        found = [
+            (self.text(texts[n : n + batch]) * self.picture(pictures[n : n + batch])).sum(-1).cpu()
+            for n in range(0, len(pictures), batch)
+        ]
+        return 100 * torch.cat(found).float().clamp(min=0)
+
+
+@dataclass(frozen=True)
 class Space:
     """A space of features.
 
     Args:
         name: as reports call it.
         extract: pixels ``b 3 h w`` in [-1, 1] to features ``b d``.
+        made_by: the network that extracts, if one does, and how it is shown pictures.
+        judge: of the space of a CLIP, all of it.
     """
 
     name: str
     extract: Extract
+    made_by: tuple[Any, ...] = ()
+    judge: Judge | None = None
 
     @torch.no_grad()
     def __call__(self, pictures: Iterable[Tensor] | Tensor, batch: int = 64) -> Tensor:
@@ -57,10 +86,10 @@ def space(spec: str, device: torch.device | str = "cpu") -> Space:
     """The space that ``spec`` names.
 
     ``pixels``; ``pixels:16`` (averaged down to 16 x 16, so that a shift of a pixel weighs little);
-    ``clip:FOLDER`` (the picture tower of a pipeline folder with ``image_encoder``); ``inception``
-    or ``inception:FILE`` (pool3 of the network of the Frechet Inception distance, by
-    torch-fidelity); ``folder:FOLDER`` (any vision model of transformers, DINOv2 for instance: its
-    class token or pooled output).
+    ``clip:FOLDER`` (a CLIP: a pipeline folder with ``image_encoder``, a model of transformers, or
+    one of open_clip); ``inception`` or ``inception:FILE`` (pool3 of the network of the Frechet
+    Inception distance, by torch-fidelity); ``folder:FOLDER`` (any vision model of transformers,
+    DINOv2 for instance: its class token or pooled output).
 
     Raises:
         FeatureError: there is no such space, or what it needs is not there.
@@ -69,11 +98,12 @@ def space(spec: str, device: torch.device | str = "cpu") -> Space:
     if kind == "pixels":
         return Space(spec, _pixels(argument))
     if kind == "clip" and argument:
-        return Space(spec, clip(argument).to(device).image_features)
+        judge, made_by = _clip(argument, device)
+        return Space(spec, judge.picture, made_by, judge)
     if kind == "inception":
-        return Space(spec, _inception(argument or None, device))
+        return Space(spec, *_inception(argument or None, device))
     if kind == "folder" and argument:
-        return Space(spec, _transformers(argument, device))
+        return Space(spec, *_transformers(argument, device))
     raise FeatureError(
         f"{spec!r} is no space of features: write pixels, pixels:SIDE, clip:FOLDER, inception,"
         " inception:FILE or folder:FOLDER"
@@ -106,7 +136,71 @@ def clip(folder: str) -> Clip:
         raise FeatureError(f"'clip:{folder}': {error}") from None
 
 
-def _inception(weights: str | None, device: torch.device | str) -> Extract:
+def _clip(folder: str, device: torch.device | str) -> tuple[Judge, tuple[Any, ...]]:
+    if (Path(folder) / open_clip.CONFIG).is_file():
+        return _clip_of_open_clip(folder, device)
+    if (Path(folder) / "config.json").is_file():
+        return _clip_of_transformers(folder, device)
+    towers = clip(folder).to(device)
+    words = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+
+    def text(texts: Sequence[str]) -> Tensor:
+        ids = words(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        return towers.text_features(ids.input_ids.to(device))
+
+    return Judge(text, lambda x: towers.image_features(x.to(device))), (towers,)
+
+
+def _clip_of_transformers(folder: str, device: torch.device | str) -> tuple[Judge, tuple[Any, ...]]:
+    config = AutoConfig.from_pretrained(folder)
+    if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
+        raise FeatureError(
+            f"'clip:{folder}': a {config.model_type} has no text beside its pictures: write"
+            f" folder:{folder}"
+        )
+    network = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
+    network = network.to(device).eval()
+    words = AutoTokenizer.from_pretrained(folder)
+    length = config.text_config.max_position_embeddings
+    processor = AutoImageProcessor.from_pretrained(folder)
+
+    def text(texts: Sequence[str]) -> Tensor:
+        inputs = words(
+            list(texts), padding="max_length", truncation=True, max_length=length,
+            return_tensors="pt",
+        )  # fmt: skip
+        return normalize(network.get_text_features(**inputs.to(device)).pooler_output, dim=-1)
+
+    def picture(x: Tensor) -> Tensor:
+        inputs = processor(images=list(to_levels(x).cpu()), return_tensors="pt").to(device)
+        return normalize(network.get_image_features(**inputs).pooler_output, dim=-1)
+
+    return Judge(text, picture), (network, processor)
+
+
+def _clip_of_open_clip(folder: str, device: torch.device | str) -> tuple[Judge, tuple[Any, ...]]:
+    try:
+        import open_clip as theirs
+    except ImportError:
+        raise FeatureError(
+            f"'clip:{folder}': open_clip is not installed: pip install open_clip_torch"
+        ) from None
+    name = f"local-dir:{folder}"
+    network, _, prepare = theirs.create_model_and_transforms(name, device=device)
+    words = theirs.get_tokenizer(name)
+    network.eval()
+
+    def picture(x: Tensor) -> Tensor:
+        ready = torch.stack([prepare(to_image(one)) for one in x])
+        return network.encode_image(ready.to(device), normalize=True)
+
+    def text(texts: Sequence[str]) -> Tensor:
+        return network.encode_text(words(list(texts)).to(device), normalize=True)
+
+    return Judge(text, picture), (network, network.visual.preprocess_cfg)
+
+
+def _inception(weights: str | None, device: torch.device | str) -> tuple[Extract, tuple[Any, ...]]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
@@ -129,13 +223,15 @@ def _inception(weights: str | None, device: torch.device | str) -> Extract:
     def extract(x: Tensor) -> Tensor:
         return network(to_levels(x).to(device))[0]
 
-    return extract
+    return extract, (network,)
 
 
-def _transformers(folder: str, device: torch.device | str) -> Extract:
+def _transformers(folder: str, device: torch.device | str) -> tuple[Extract, tuple[Any, ...]]:
     if not (Path(folder) / "config.json").is_file():
         raise FeatureError(f"'folder:{folder}': there is no model (it has no config.json)")
     config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "text_config"):
+        raise FeatureError(f"'folder:{folder}': it also reads texts: write clip:{folder}")
     network = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
     network = network.to(device).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -146,17 +242,4 @@ def _transformers(folder: str, device: torch.device | str) -> Extract:
         pooled = getattr(output, "pooler_output", None)
         return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
-    return extract
-
-
-def clip_score(model: Clip, tokens: Tensor, pixels: Tensor) -> Tensor:
-    """100 max(cos, 0) of each text and its picture, ``b`` (Hessel et al. 2021, w = 1 and in
-    percent).
-
-    Args:
-        model: both towers.
-        tokens: ids ``b l``.
-        pixels: ``b 3 h w`` in [-1, 1].
-    """
-    text, image = model.text_features(tokens), model.image_features(pixels)
-    return 100 * (text * image).sum(-1).clamp(min=0)  # both are unit vectors
+    return extract, (network, processor)

@@ -30,7 +30,7 @@ from ldm.evaluation.distances import (
     mean,
     precision_recall,
 )
-from ldm.evaluation.features import Space
+from ldm.evaluation.features import Judge, Space
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.shapes import Verdict, compare, read
 
@@ -128,17 +128,17 @@ def readable(
 def prompts(
     draw: Draw,
     lists: Mapping[str, Sequence[str]],
-    fit: Callable[[Sequence[str], Tensor], Tensor] | None = None,
+    judge: Judge | None = None,
 ) -> Report:
-    """Pictures of ``lists`` of prompts, for people to look at; with ``fit`` (see ``quality``) the
-    mean CLIP score of each.
+    """Pictures of ``lists`` of prompts, for people to look at; with ``judge`` the mean CLIP score
+    of each.
     """
     texts = [text for several in lists.values() for text in several]
     drawn, figures, start = draw(texts), {}, 0
     for name, several in lists.items():
-        if fit is not None:
+        if judge is not None:
             mine = drawn[start : start + len(several)]
-            figures[f"clip score, {name}"] = mean(fit(several, mine))
+            figures[f"clip score, {name}"] = mean(judge(several, mine))
         start += len(several)
     return Report(figures, texts, drawn)
 
@@ -146,22 +146,22 @@ def prompts(
 def quality(
     draw: Draw,
     texts: Sequence[str],
-    truth: Tensor,
+    truth: Callable[[Space], Tensor],
     spaces: Sequence[Space],
-    fit: Callable[[Sequence[str], Tensor], Tensor] | None = None,
+    judge: Judge | None = None,
 ) -> Report:
-    """How near what is drawn for ``texts`` lies to ``truth``, ``m 3 h w``, as sets.
+    """How near what is drawn for ``texts`` lies to true pictures, of which ``truth`` knows the
+    features ``m d``, as sets.
 
     ``frechet`` is biased upwards at a finite number of pictures, which stands beside it;
-    ``frechet limit`` and ``kid`` are not. ``clip score`` is the mean of ``fit``, which gives one
-    number for each text and its picture.
+    ``frechet limit`` and ``kid`` are not. ``clip score`` is the mean of what ``judge`` gives.
     """
     drawn = draw(texts)
     figures: dict[str, Figure | Proportion] = {}
-    if fit is not None:
-        figures["clip score"] = mean(fit(texts, drawn))
+    if judge is not None:
+        figures["clip score"] = mean(judge(texts, drawn))
     for space in spaces:
-        found = nearness(space(drawn), space(truth))
+        found = nearness(space(drawn), truth(space))
         figures |= {f"{key}, {space.name}": figure for key, figure in found.items()}
     return Report(figures, list(texts), drawn)
 
@@ -172,7 +172,7 @@ def nearness(x: Tensor, y: Tensor) -> dict[str, Figure | Proportion]:
     """
     moments, found = Moments.of(y), precision_recall(x, y)
     return {
-        "frechet": jackknife(x, lambda v: frechet(Moments.of(v), moments)),
+        "frechet": jackknife(x, lambda v: frechet(v, moments)),
         "frechet limit": jackknife(x, lambda v: frechet_limit(v, moments)),
         "kid": kid(x, y),
         "precision": Proportion.of(round(found.precision * len(x)), len(x)),

@@ -102,6 +102,11 @@ def test_style_and_concept_are_told_apart(emoji) -> None:
     assert swapped["style"].value < 0.1 and swapped["both (top-5), pixels:8"].value < 0.1
     # That is what stands beside whatever it is that draws.
     assert found["style other style"].value == pytest.approx(swapped["style"].value)
+    assert found["distance, pixels:8"][::3] == (0, len(emoji.held_out))
+    assert found["distance ceiling, pixels:8"].value == 0
+    apart = [found[f"distance {name}, pixels:8"] for name in ("other style", "shuffled")]
+    assert apart[0] == pytest.approx(swapped["distance, pixels:8"])
+    assert 0 < apart[0].value < apart[1].value
     for key in ("picture top-1", "picture top-5"):
         copied = swapped[f"{key}, pixels:8"].value
         assert found[f"{key} other style, pixels:8"].value == pytest.approx(copied)
@@ -137,7 +142,10 @@ def test_style_is_read_wherever_a_picture_lies_and_however_softly_it_is_drawn() 
 
 def test_quality_of_the_truth_and_of_noise(emoji) -> None:
     texts = [emoji.caption(n) for n in emoji.trained]
-    truth = emoji.gallery[emoji.trained]
+
+    def truth(space):
+        return emoji.features(space)[emoji.trained]
+
     same = suites.quality(artist(emoji), texts, truth, PIXELS, lambda t, x: torch.full([len(t)], 7))
     assert same.figures["clip score"].value == 7
     assert same.figures["frechet, pixels:8"].value == pytest.approx(0, abs=1e-4)
