@@ -91,6 +91,8 @@ CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "backend": ({"attention": "xformers"}, "attention xformers needs a CUDA device"),
     "LoRA rank": ({"lora": {"rank": 0}}, "key 'lora.rank' is 0"),
     "LoRA of nothing": ({"lora": {"targets": ["to_x"]}}, "lora.targets: no module ends in 'to_x'"),
+    "suite": ({"validation": {"suites": {"shape": 9}}}, "input should be 'shapes', 'shapes-new'"),
+    "suites": ({"validation": {"suites": ["shapes"]}}, "input should be keys and values"),
     "tracker": ({"trackers": ["tensorbord"]}, "key 'trackers.0' is 'tensorbord'"),
     "workers": ({"workers": -1}, "key 'workers' is -1"),
     "resume": ({"resume": "sometimes"}, "resume"),

@@ -34,6 +34,7 @@ from ldm.engine.program import Program, collect
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
 from ldm.engine.steps import text_to_image
+from ldm.engine.suites import Suites
 from ldm.engine.text_to_image import TextToImageTask, save_pipeline
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
@@ -56,7 +57,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     bfloat16 = config.precision == "bfloat16"
     set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
     encoded = Encoded(config, parts.codec, parts.conditioner, accelerator, parts.stored)
-    task = TextToImageTask(config, parts, collection.held_out, encoded)
+    suites = None
+    if config.validation and config.validation.suites:
+        suites = Suites(config, parts, collection, accelerator.device)
+    task = TextToImageTask(config, parts, collection.held_out, encoded, suites)
     task.place(accelerator.device)
     draws = LatentDraws(config, collection, encoded)
     accelerator.print(

@@ -198,7 +198,7 @@ def _explain(tree: Any, error: ValidationError) -> str:
         return f"key {key!r} is required"
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    if problem["type"].startswith("dataclass"):
+    if problem["type"].startswith(("dataclass", "dict")):
         message = "input should be keys and values"
     message = message.replace("a valid tuple", "a list")
     return f"key {key!r} is {problem['input']!r}: {message[0].lower()}{message[1:]}"

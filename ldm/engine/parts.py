@@ -113,8 +113,9 @@ def build(
     parts.stored = held and held.folder
     for key in ("validation", "score"):
         drawing = getattr(config, key)
-        # A validation without prompts draws nothing.
-        if drawing is not None and getattr(drawing, "prompts", True):
+        # A validation without prompts or suites draws nothing.
+        asked = (getattr(drawing, what, True) for what in ("prompts", "suites"))
+        if drawing is not None and any(asked):
             with described(key):
                 sampler(drawing.sampler, parts.scheduler_config()).evaluations(drawing.steps)
     if classes is not None and config.validation:

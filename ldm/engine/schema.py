@@ -119,6 +119,25 @@ class Validation:
     sampler: str = "ddim"
 
 
+DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "quality", "digits"]
+
+
+@config_class
+class TextToImageValidation(Validation):
+    """The same, and what is drawn for fixed captions, measured as ``ldm evaluate`` does.
+
+    Args:
+        suites: of how many captions each; ``quality`` compares with the run's own training
+            pictures. Their figures are ``SUITE/FIGURE`` in ``metrics.jsonl``, with ``/low`` and
+            ``/high`` of the 95 % interval and ``/n``.
+        spaces: of features (``ldm.evaluation.features.space``); the first ``clip:FOLDER`` among
+            them also gives CLIP scores.
+    """
+
+    suites: dict[DrawnSuite, Annotated[int, Field(ge=8)]] = field(default_factory=dict)
+    spaces: Annotated[tuple[str, ...], Field(min_length=1)] = ("pixels:16",)
+
+
 @config_class
 class Score:
     """Nearest-picture retrieval at the end of a run (``ldm.engine.score``).
@@ -258,6 +277,7 @@ class TrainConfig(RunConfig):
         optimizer: AdamW and its schedule.
         ema: None trains without; several half-lives are several averages, of which held-out loss
             chooses.
+        validation: None for none.
         process: the noise; what is left out is that of ``model``, else of ``DiscreteVP``.
         objective: target and weight; the target left out is that of ``model``, else eps.
         dropout: share of activations that training leaves out of every residual layer of the U-Net;
@@ -281,6 +301,7 @@ class TrainConfig(RunConfig):
     gradient_checkpointing: bool = False
     optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
     ema: TextToImageEma | None = field(default_factory=TextToImageEma)
+    validation: TextToImageValidation | None = field(default_factory=TextToImageValidation)
     process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None

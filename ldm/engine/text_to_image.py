@@ -32,6 +32,7 @@ from ldm.engine.learning import parts as learning_parts
 from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
+from ldm.engine.suites import Suites
 from ldm.evaluation.heldout import errors_by_level
 from ldm.interop import embedding, lora
 from ldm.models.denoiser import UNetDenoiser
@@ -47,11 +48,17 @@ class TextToImageTask(nn.Module):
     """
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, held_out: Items, encoded: Encoded
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        held_out: Items,
+        encoded: Encoded,
+        suites: Suites | None = None,
     ) -> None:
         super().__init__()
         self.config, self.process, self.objective = config, parts.process, parts.objective
         self.parts, self.held_out, self.encoded = parts, held_out, encoded
+        self.suites = suites
         times, self.memory = self.objective.times, Memory()
         if isinstance(times, LossSecondMoment):
             self.memory = LossMemory(times, self.process)
@@ -99,16 +106,22 @@ class TextToImageTask(nn.Module):
     def validate(
         self, accelerator: Accelerator, folder: Path | None, images: int
     ) -> dict[str, float]:
-        """Held-out mean squared error per noise level, and a sheet of the validation prompts."""
+        """Held-out mean squared error per noise level, a sheet of the validation prompts, and the
+        suites, also as a table beside the sheet.
+        """
         validation = self.config.validation
         if validation is None:
             return {}
         measured = self._held_out_loss(accelerator) if validation.images and self.held_out else {}
-        if folder and validation.prompts:
-            pipe = self.pipeline()
-            if self.parts.stored:
-                pipe = loaded(pipe, self.parts.stored, "validation.prompts")
-            pipe.set_progress_bar_config(disable=True)
+        if not folder or not (validation.prompts or self.suites):
+            return measured
+        pipe = self.pipeline()
+        if self.parts.stored:
+            what = "validation.prompts" if validation.prompts else "validation.suites"
+            pipe = loaded(pipe, self.parts.stored, what)
+        pipe.set_progress_bar_config(disable=True)
+        sheet = pictures.sheet_name(folder, images)
+        if validation.prompts:
             prompts = [prompt for prompt in validation.prompts for _ in range(validation.count)]
             drawn = pictures.drawn(
                 pipe,
@@ -125,7 +138,9 @@ class TextToImageTask(nn.Module):
             if accelerator.is_main_process:
                 cells = [[to_image(picture)] for picture in drawn]
                 page = pictures.sheet(cells, prompts if any(prompts) else None, columns=8)
-                pictures.save(page, pictures.sheet_name(folder, images))
+                pictures.save(page, sheet)
+        if self.suites:
+            measured |= self.suites.measure(pipe, accelerator, sheet.with_suffix(".md"))
         return measured
 
     def _held_out_loss(self, accelerator: Accelerator) -> dict[str, float]:

@@ -290,7 +290,8 @@ class Trainer:
             self.trackers.show(sheet_name(folder, self.seen), self.seen)
         if measured and self.accelerator.is_main_process:
             self._write(self.seen, **measured)
-            told = "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k)
+            shown = [f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k]
+            told = "  ".join(shown or [f"measured, see {self.metrics.file}"])
             progress.console.print(f"{self.seen:>10} images: {told}")
 
     def _measure(self, average: Average | None, folder: Path | None = None) -> dict[str, float]:

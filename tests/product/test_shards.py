@@ -32,7 +32,7 @@ SETTINGS = dict(
     checkpoints={"every": "2 steps", "keep": 9},
     validation={
         "every": "2 steps", "images": 3, "levels": 2, "steps": 2,
-        "prompts": ["a red circle", "two", "three", "four", "five"],
+        "prompts": ["a red circle", "two", "three", "four", "five"], "suites": {"quality": 8},
     },
     score={"captions": 6, "steps": 2, "shown": 2},
 )  # fmt: skip
@@ -168,6 +168,12 @@ def test_pictures_are_the_same_with_and_without(runs):
         name = f"samples/images-{number:012d}.png"
         alone, moved = (np.asarray(Image.open(runs / r / name), int) for r in ("alone", "moved"))
         assert alone.std() > 10 and abs(alone - moved).max() <= 1  # the curve's rounding
+
+
+def test_what_is_drawn_measures_the_same_with_and_without(runs):
+    for key in ("frechet", "kid", "recall"):
+        moved, alone = (logged(runs / r, f"quality/{key}, pixels:16") for r in ("moved", "alone"))
+        assert len(alone) == 5 and moved == pytest.approx(alone, rel=1e-3, abs=1e-3)
 
 
 def test_a_lora_in_shards(runs):
