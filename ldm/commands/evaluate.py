@@ -135,10 +135,13 @@ def evaluate(
         pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
         pipe.set_progress_bar_config(disable=True)
         size = pipe.unet.config.sample_size * codec_of(pipe.vae).factor
+        judge = None
+        if own and not any(each.judge for each in spaces):
+            judge = features.space(own, device).judge
         truth = Truth(
             spaces,
             size,
-            judge=features.space(own, device).judge if own else None,
+            judge=judge,
             compared=None if data is None else _pictures(data, size),
             lists=prompts,
         )

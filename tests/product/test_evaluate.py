@@ -264,6 +264,7 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
         (("--count", "2"), "--count must be at least 8"),
         (("--space", "clip:/nowhere"), "there is no /nowhere/text_encoder"),
         (("--suite", "shapes", "--count", "8", "--sampler", "dimm"), "did you mean 'ddim'"),
+        (("--suite", "quality", "--data", "nowhere"), "nowhere"),
     ],
 )
 def test_mistakes_are_one_line(model: Path, tmp_path: Path, arguments, words: str) -> None:
