@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.diffusion import DiscreteVP
+from ldm.models.clip import ClipSize
 from ldm.models.tokenizer import train_tokenizer
 
 WIDTH = 32
@@ -70,6 +71,20 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
             projection_dim=WIDTH,
         )
     )
+
+
+def clip(path: Path) -> tuple[Path, CLIPModel]:
+    """The texts' side of a pipeline folder, a picture tower for pictures of 16 x 16 beside it, and
+    the model they are.
+    """
+    words = tokenizer()
+    size = ClipSize(text_width=16, text_layers=1, text_heads=2, vision_width=16, vision_layers=1,
+                    vision_heads=2, patch=4, size=SIZE, projection=8)  # fmt: skip
+    towers = size.build(words, seed=0)
+    towers.save_text(path / "text_encoder")
+    towers.save_vision(path / "image_encoder")
+    words.save_pretrained(path / "tokenizer")
+    return path, towers.model.eval()
 
 
 def scheduler(target: str = "eps", **process: Any) -> DDIMScheduler:

@@ -59,7 +59,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     encoded = Encoded(config, parts.codec, parts.conditioner, accelerator, parts.stored)
     suites = None
     if config.validation and config.validation.suites:
-        suites = Suites(config, parts, collection, accelerator.device)
+        suites = Suites(config, parts, collection, accelerator, encoded.batch)
     task = TextToImageTask(config, parts, collection.held_out, encoded, suites)
     task.place(accelerator.device)
     draws = LatentDraws(config, collection, encoded)

@@ -104,6 +104,8 @@ def evaluate(
         fail(f"{model} holds no model_index.json: it is not a pipeline folder")
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
+    if data is not None and Suite.quality not in (suite or Suite):
+        fail("--data is what quality compares with: add --suite quality")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -111,7 +113,7 @@ def evaluate(
     import transformers
 
     from ldm.engine.figures import Drawing, heads, rows, show, write
-    from ldm.engine.measure import PICTURES, Measurer, Truth, draw_with
+    from ldm.engine.measure import PICTURES, WITHOUT_SPACES, Measurer, Truth, draw_with
     from ldm.evaluation import charts, features
     from ldm.models.codec import codec_of
     from ldm.pipeline import LatentDiffusionPipeline
@@ -129,14 +131,16 @@ def evaluate(
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        asked = suite or [each for each in Suite if each.value not in PICTURES]
+        compares = {each.value for each in asked} - WITHOUT_SPACES
         own = f"clip:{model}" if (model / "image_encoder" / "config.json").is_file() else None
         named = space or ["pixels:16", *([own] if own else [])]
-        spaces = [features.space(spec, device) for spec in named]
+        spaces = [features.space(spec, device) for spec in named] if compares else []
         pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
         pipe.set_progress_bar_config(disable=True)
         size = pipe.unet.config.sample_size * codec_of(pipe.vae).factor
         judge = None
-        if own and not any(each.judge for each in spaces):
+        if own and compares & {"quality", "prompts"} and not any(each.judge for each in spaces):
             judge = features.space(own, device).judge
         truth = Truth(
             spaces,
@@ -146,7 +150,6 @@ def evaluate(
             lists=prompts,
         )
         measurer = Measurer(pipe, truth, model)
-        asked = suite or [each for each in Suite if each.value not in PICTURES]
         if suite is None and not prompts.is_dir():
             asked.remove(Suite.prompts)
         elif Suite.prompts in asked:
@@ -160,7 +163,7 @@ def evaluate(
                     several.append(measurer.measure(chosen.value, draw, count))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
-            write(out, model, reports, drawings, name)
+            write(out, model, data, reports, drawings, name)
             show(out, chosen.value, several, drawings, name)
     except (ValueError, OSError) as error:
         fail(error)

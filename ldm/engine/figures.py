@@ -40,13 +40,14 @@ class Drawing:
 
 
 def write(
-    out: Path, model: Path, reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing],
-    swept: str,
+    out: Path, model: Path, data: str | None, reports: Mapping[str, Sequence[Report]],
+    drawings: Sequence[Drawing], swept: str,
 ) -> None:  # fmt: skip
-    """``figures.json`` and ``table.md`` of all suites so far."""
+    """``figures.json`` and ``table.md`` of all suites so far, with ``data`` compared with."""
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "model": model.resolve().name,
+        "data": data,
         "environment": environment(),
         "measured": [
             {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.data.collection import Items, spread
 from ldm.data.digits import NAMES, DigitsData
-from ldm.data.images import ImageTransform, to_pixels
+from ldm.data.images import Colour, ImageTransform, to_pixels
 from ldm.data.scene import Scene
 from ldm.diffusion import Objective, predictor
 from ldm.engine.figures import Drawing
@@ -21,7 +21,7 @@ from ldm.evaluation import suites
 from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import Judge, Space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
-from ldm.evaluation.reference import TrueFeatures, of_items
+from ldm.evaluation.reference import of_items
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Draw, Labelled, Report
 from ldm.models.codec import codec_of
@@ -43,6 +43,10 @@ _COUNT = {
 PROMPTS = Path("assets/prompts")
 PICTURES = ("digits", "likelihood")
 """Suites that need no text, of the models of configs/papers."""
+WITHOUT_SPACES = {"shapes", "shapes-new", "loss", *PICTURES}
+"""Suites that compare in no space of features."""
+FEWEST = 8
+"""Pictures that are compared as a set, one of which is left out at a time."""
 
 
 def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing) -> Draw:
@@ -73,7 +77,12 @@ class Truth:
         judge: where none of them is one.
         compared: what ``quality`` compares with, and whose captions it draws; None: the emoji that
             the shipped model is trained on.
+        background: colour under transparent pixels of those.
         lists: folder of lists of prompts, ``NAME.txt`` with one a line.
+
+    Raises:
+        ValueError: a space does not see pictures of this size, or there are too few to compare
+            with.
     """
 
     def __init__(
@@ -83,11 +92,23 @@ class Truth:
         *,
         judge: Judge | None = None,
         compared: Items | None = None,
+        background: Colour = (255, 255, 255),
         lists: Path = PROMPTS,
     ) -> None:
         self.spaces, self.transform = spaces, ImageTransform(size=size)
         self.judge = next((s.judge for s in spaces if s.judge), judge)
         self.compared, self.lists = compared, lists
+        if compared is not None and len(compared) < FEWEST:
+            raise ValueError(f"quality compares with {FEWEST} pictures at least: {len(compared)}")
+        self._compared = compared and of_items(
+            compared, ImageTransform(size=size, background=background)
+        )
+        self._readable: dict[tuple[Scene, ...], Proportion] = {}
+        blank = torch.zeros(1, 3, size, size)
+        for each in spaces:
+            each(blank)
+        if self.judge:
+            self.judge([""], blank)
 
     @cached_property
     def emoji(self) -> Emoji:
@@ -116,9 +137,27 @@ class Truth:
             return self._compared(space)
         return self.emoji.features(space)[self.emoji.trained]
 
-    @cached_property
-    def _compared(self) -> TrueFeatures | None:
-        return None if self.compared is None else of_items(self.compared, self.transform)
+    def prepare(self, asked: Container[str]) -> None:
+        """Makes what the suites ``asked`` need, so that what is wrong with it is told now."""
+        if "digits" in asked:
+            _ = self.digits
+        if "quality" in asked:
+            for space in self.spaces:
+                self.features(space)
+        if any(name in asked for name in ("emoji", "emoji-new", "transfer")):
+            for space in self.spaces:
+                self.emoji.features(space)
+        if "transfer" in asked:
+            _ = self.emoji.read_style
+
+    def readable(
+        self, asked: Sequence[Scene], reconstruct: Callable[[Tensor], Tensor]
+    ) -> Proportion:
+        """Ceiling of ``asked`` behind an autoencoder, of which there is one for each truth."""
+        scenes = tuple(asked)
+        if scenes not in self._readable:
+            self._readable[scenes] = suites.readable(asked, self.transform, reconstruct)
+        return self._readable[scenes]
 
     def prompts(self) -> dict[str, list[str]]:
         """The lists of prompts by name."""
@@ -157,7 +196,7 @@ class Measurer:
         if suite in ("shapes", "shapes-new"):
             asked = suites.scenes(count, held_out=suite == "shapes-new")
             report = suites.prompt_accuracy(draw, asked)
-            ceiling = self._readable(tuple(asked))
+            ceiling = truth.readable(asked, self.reconstruct)
             return replace(report, figures=report.figures | {"everything, ceiling": ceiling})
         if suite == "emoji":
             return retrieval(draw, truth.emoji, truth.spaces, count)
@@ -177,10 +216,6 @@ class Measurer:
         if suite == "likelihood":
             return self.likelihood(count)
         raise ValueError(f"there is no suite {suite!r}")
-
-    @cache  # noqa: B019  # the same in every drawing of a sweep
-    def _readable(self, asked: tuple[Scene, ...]) -> Proportion:
-        return suites.readable(asked, self.truth.transform, self.reconstruct)
 
     def _told(self, labels: Tensor) -> list[str]:
         """What the model is told of digits: a caption, the name of a class, or nothing."""

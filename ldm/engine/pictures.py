@@ -49,7 +49,8 @@ def drawn(
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         part = list(prompts[start : start + batch])
         images = pipe(part, seed=seed + start, output_type="pt", **settings).images
-        mine += enumerate(images.float().cpu() * 2 - 1, start)
+        # A picture of its own: what is sent of a part of a tensor is all of it.
+        mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
     return [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
 
 

@@ -128,8 +128,8 @@ class TextToImageValidation(Validation):
 
     Args:
         suites: of how many captions each; ``quality`` compares with the run's own training
-            pictures. Their figures are ``SUITE/FIGURE`` in ``metrics.jsonl``, with ``/low`` and
-            ``/high`` of the 95 % interval and ``/n``.
+            pictures, as squares. Their figures are ``SUITE/FIGURE`` in ``metrics.jsonl``, with
+            ``/low`` and ``/high`` of the 95 % interval and ``/n``.
         spaces: of features (``ldm.evaluation.features.space``); the first ``clip:FOLDER`` among
             them also gives CLIP scores.
     """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,12 +17,13 @@ from ldm.engine import pictures
 from ldm.engine.config import ConfigError
 from ldm.engine.disk import write_text
 from ldm.engine.figures import Drawing, markdown, numbers
-from ldm.engine.measure import PICTURES, Measurer, Truth
+from ldm.engine.measure import PICTURES, WITHOUT_SPACES, Measurer, Truth
 from ldm.engine.networks import described
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
 from ldm.evaluation.emoji import FEWEST
 from ldm.evaluation.features import space
+from ldm.evaluation.suites import Report
 from ldm.pipeline import LatentDiffusionPipeline
 
 KEY = "validation.suites"
@@ -33,45 +36,47 @@ class Suites:
         config: the run, with a validation that has suites.
         parts: of the model.
         collection: what is trained on.
-        device: where networks that judge are.
+        accelerator: where networks that judge are; one process of each machine makes what is kept.
+        batch: pictures at a time.
 
     Raises:
         ConfigError: something cannot be measured of this run.
     """
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, collection: Collection, device: torch.device
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        collection: Collection,
+        accelerator: Accelerator,
+        batch: int,
     ) -> None:
         assert config.validation is not None
-        self.settings, self.size = config.validation, config.images.size
+        self.settings, self.size, self.batch = config.validation, config.images.size, batch
         asked = self.settings.suites
-        with described("validation.spaces"):
-            spaces = [space(spec, device) for spec in self.settings.spaces]
-            for each in spaces:  # whether it sees pictures of this size
-                each(torch.zeros(1, 3, self.size, self.size))
-        compared = _compared(parts, collection) if "quality" in asked else None
-        self.truth = Truth(spaces, self.size, compared=compared)
         _refuse_unread(asked, parts)
-        with described(KEY):
+        if self.size % parts.codec.factor:
+            told = f"images.size {self.size} is no multiple of {parts.codec.factor}"
+            raise ConfigError(f"{KEY}: {told}, and squares of that side are drawn")
+        compared = _compared(parts, collection) if "quality" in asked else None
+        with accelerator.local_main_process_first(), described(KEY):
             if asked.get("emoji-new", FEWEST) < FEWEST:
                 raise ValueError(f"emoji-new: {asked['emoji-new']} captions, at least {FEWEST}")
-            if "digits" in asked:
-                _ = self.truth.digits
-            if any(name.startswith("emoji") for name in asked):
-                _ = self.truth.emoji
-            if "transfer" in asked:
-                _ = self.truth.emoji.read_style
-        self.batch = config.micro_batch_size or min(config.batch_size, 64)
+            specs = self.settings.spaces if set(asked) - WITHOUT_SPACES else ()
+            self.truth = Truth(
+                [space(spec, accelerator.device) for spec in specs],
+                self.size,
+                compared=compared,
+                background=config.images.background,
+            )
+            self.truth.prepare(asked)
 
-    def measure(
-        self, pipe: LatentDiffusionPipeline, accelerator: Accelerator, table: Path
-    ) -> dict[str, float]:
-        """Every figure as ``numbers`` names it, on every process; the main one writes ``table``.
+    def measure(self, pipe: LatentDiffusionPipeline, accelerator: Accelerator) -> dict[str, Report]:
+        """The report of every suite, without pictures, on every process.
 
         Args:
             pipe: the model as it is.
             accelerator: the processes, which all draw.
-            table: a Markdown file.
         """
         asked = self.settings
 
@@ -91,21 +96,32 @@ class Suites:
             return torch.stack(drawn)
 
         measurer = Measurer(pipe, self.truth)
-        reports = {name: measurer.measure(name, draw, n) for name, n in asked.suites.items()}
-        if accelerator.is_main_process:
-            drawing = Drawing(asked.steps, asked.guidance, asked.sampler, asked.seed, self.batch)
-            told = {name: [report] for name, report in reports.items()}
-            write_text(table, markdown(told, [drawing], ""))
-        return {k: v for name, report in reports.items() for k, v in numbers(name, report).items()}
+        return {
+            name: replace(measurer.measure(name, draw, count), drawn=None)
+            for name, count in asked.suites.items()
+        }
+
+    def write(self, reports: dict[str, Report], table: Path) -> None:
+        """A Markdown file with all figures and their intervals."""
+        asked = self.settings
+        drawing = Drawing(asked.steps, asked.guidance, asked.sampler, asked.seed, self.batch)
+        told = {name: [report] for name, report in reports.items()}
+        write_text(table, markdown(told, [drawing], ""))
+
+
+def told(reports: dict[str, Report]) -> dict[str, float]:
+    """Every figure as ``numbers`` names it."""
+    return {k: v for name, report in reports.items() for k, v in numbers(name, report).items()}
 
 
 def _compared(parts: Parts, collection: Collection) -> Items:
+    """What is trained on, but for sources that are never drawn from."""
     if collection.epoch is None or parts.stored:
         data = "a cached set, which holds none" if parts.stored else "streamed"
         raise ConfigError(f"{KEY}: quality compares with the run's pictures; its data is {data}")
-    if len(collection.train) < 8:
-        raise ConfigError(f"{KEY}: quality needs 8 pictures, and there are {len(collection.train)}")
-    return collection.train
+    items = collection.train
+    drawn = np.array([source.weight != 0 for source in items.sources])
+    return items.where(drawn[items.source])
 
 
 def _refuse_unread(asked: Iterable[str], parts: Parts) -> None:

@@ -32,7 +32,7 @@ from ldm.engine.learning import parts as learning_parts
 from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
-from ldm.engine.suites import Suites
+from ldm.engine.suites import Suites, told
 from ldm.evaluation.heldout import errors_by_level
 from ldm.interop import embedding, lora
 from ldm.models.denoiser import UNetDenoiser
@@ -120,7 +120,7 @@ class TextToImageTask(nn.Module):
             what = "validation.prompts" if validation.prompts else "validation.suites"
             pipe = loaded(pipe, self.parts.stored, what)
         pipe.set_progress_bar_config(disable=True)
-        sheet = pictures.sheet_name(folder, images)
+        page = None
         if validation.prompts:
             prompts = [prompt for prompt in validation.prompts for _ in range(validation.count)]
             drawn = pictures.drawn(
@@ -135,13 +135,16 @@ class TextToImageTask(nn.Module):
                 height=self.config.images.size,
                 width=self.config.images.size,
             )
-            if accelerator.is_main_process:
-                cells = [[to_image(picture)] for picture in drawn]
-                page = pictures.sheet(cells, prompts if any(prompts) else None, columns=8)
-                pictures.save(page, sheet)
-        if self.suites:
-            measured |= self.suites.measure(pipe, accelerator, sheet.with_suffix(".md"))
-        return measured
+            cells = [[to_image(picture)] for picture in drawn]
+            page = pictures.sheet(cells, prompts if any(prompts) else None, columns=8)
+        reports = self.suites.measure(pipe, accelerator) if self.suites else {}
+        # Only once all have drawn: who cannot write would leave the others waiting.
+        sheet = pictures.sheet_name(folder, images)
+        if page and accelerator.is_main_process:
+            pictures.save(page, sheet)
+        if self.suites and accelerator.is_main_process:
+            self.suites.write(reports, sheet.with_suffix(".md"))
+        return measured | told(reports)
 
     def _held_out_loss(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean squared error in target space; every held-out picture meets the same noise at every

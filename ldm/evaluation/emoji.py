@@ -19,7 +19,7 @@ from ldm.data.scene import BACKGROUNDS, Background
 from ldm.diffusion import stream
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.features import Space
-from ldm.evaluation.reference import TrueFeatures, of_tensor
+from ldm.evaluation.reference import TrueFeatures
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.shapes import background_of
 from ldm.evaluation.style import StyleReader
@@ -57,14 +57,17 @@ class Emoji:
     def features(self, space: Space, background: Background = "white") -> Tensor:
         """Those of the gallery, ``n d``."""
         if background not in self._features:
-            gallery = self.gallery if background == "white" else self.on(background)
-            self._features[background] = of_tensor(gallery)
+            source, every = self.source, range(len(self.gallery))
+            self._features[background] = TrueFeatures(
+                lambda: map(source.digest, every),
+                lambda: map(source.load, every),
+                replace(self.transform, background=BACKGROUNDS[background]),
+            )
         return self._features[background](space)
 
-    def on(self, background: Background, numbers: Sequence[int] | None = None) -> Tensor:
-        """The gallery, or pictures of these ``numbers``, on another background than white."""
-        chosen = range(len(self.gallery)) if numbers is None else numbers
-        return self._seen(replace(self.transform, background=BACKGROUNDS[background]), chosen)
+    def on(self, background: Background, numbers: Sequence[int]) -> Tensor:
+        """Pictures of these ``numbers`` on a background."""
+        return self._seen(replace(self.transform, background=BACKGROUNDS[background]), numbers)
 
     def _seen(self, transform: ImageTransform, numbers: Sequence[int]) -> Tensor:
         return torch.stack([to_pixels(transform(self.source.load(n))) for n in numbers])

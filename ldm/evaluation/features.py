@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPTokenizer
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPTokenizer
 
 from ldm.data.images import to_image, to_levels
 from ldm.interop import open_clip
@@ -95,15 +96,19 @@ def space(spec: str, device: torch.device | str = "cpu") -> Space:
         FeatureError: there is no such space, or what it needs is not there.
     """
     kind, _, argument = spec.partition(":")
-    if kind == "pixels":
-        return Space(spec, _pixels(argument))
-    if kind == "clip" and argument:
-        judge, made_by = _clip(argument, device)
-        return Space(spec, judge.picture, made_by, judge)
-    if kind == "inception":
-        return Space(spec, *_inception(argument or None, device))
-    if kind == "folder" and argument:
-        return Space(spec, *_transformers(argument, device))
+    try:
+        if kind == "pixels":
+            return Space(spec, _pixels(argument))
+        if kind == "clip" and argument:
+            judge, made_by = _clip(argument, device)
+            return Space(spec, judge.picture, made_by, judge)
+        if kind == "inception":
+            return Space(spec, *_inception(argument or None, device))
+        if kind == "folder" and argument:
+            return Space(spec, *_transformers(argument, device))
+    except (OSError, RuntimeError, SafetensorError) as error:  # of files not there, or not whole
+        line = " ".join(str(error).split())[:200]
+        raise FeatureError(f"{spec!r} cannot be loaded: {line}") from None
     raise FeatureError(
         f"{spec!r} is no space of features: write pixels, pixels:SIDE, clip:FOLDER, inception,"
         " inception:FILE or folder:FOLDER"
@@ -142,26 +147,26 @@ def _clip(folder: str, device: torch.device | str) -> tuple[Judge, tuple[Any, ..
     if (Path(folder) / "config.json").is_file():
         return _clip_of_transformers(folder, device)
     towers = clip(folder).to(device)
+    if not (Path(folder) / "tokenizer").is_dir():
+        raise FeatureError(f"'clip:{folder}': there is no {Path(folder) / 'tokenizer'}")
     words = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
 
     def text(texts: Sequence[str]) -> Tensor:
         ids = words(list(texts), padding="max_length", truncation=True, return_tensors="pt")
         return towers.text_features(ids.input_ids.to(device))
 
-    return Judge(text, lambda x: towers.image_features(x.to(device))), (towers,)
+    return Judge(text, lambda x: towers.image_features(x.to(device))), (towers.model,)
 
 
 def _clip_of_transformers(folder: str, device: torch.device | str) -> tuple[Judge, tuple[Any, ...]]:
-    config = AutoConfig.from_pretrained(folder)
-    if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
+    network = _whole(f"clip:{folder}", folder).to(device)
+    if not hasattr(network, "get_text_features"):
         raise FeatureError(
-            f"'clip:{folder}': a {config.model_type} has no text beside its pictures: write"
-            f" folder:{folder}"
+            f"'clip:{folder}': a {network.config.model_type} has no texts beside its pictures:"
+            f" write folder:{folder}"
         )
-    network = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
-    network = network.to(device).eval()
     words = AutoTokenizer.from_pretrained(folder)
-    length = config.text_config.max_position_embeddings
+    length = network.config.text_config.max_position_embeddings
     processor = AutoImageProcessor.from_pretrained(folder)
 
     def text(texts: Sequence[str]) -> Tensor:
@@ -185,8 +190,10 @@ def _clip_of_open_clip(folder: str, device: torch.device | str) -> tuple[Judge, 
         raise FeatureError(
             f"'clip:{folder}': open_clip is not installed: pip install open_clip_torch"
         ) from None
-    name = f"local-dir:{folder}"
-    network, _, prepare = theirs.create_model_and_transforms(name, device=device)
+    name, settings = f"local-dir:{folder}", Path(folder) / open_clip.CONFIG
+    network, _, prepare = theirs.create_model_and_transforms(
+        name, device=device, require_pretrained=True
+    )
     words = theirs.get_tokenizer(name)
     network.eval()
 
@@ -197,7 +204,7 @@ def _clip_of_open_clip(folder: str, device: torch.device | str) -> tuple[Judge, 
     def text(texts: Sequence[str]) -> Tensor:
         return network.encode_text(words(list(texts)).to(device), normalize=True)
 
-    return Judge(text, picture), (network, network.visual.preprocess_cfg)
+    return Judge(text, picture), (network, settings.read_text(encoding="utf-8"))
 
 
 def _inception(weights: str | None, device: torch.device | str) -> tuple[Extract, tuple[Any, ...]]:
@@ -226,14 +233,23 @@ def _inception(weights: str | None, device: torch.device | str) -> tuple[Extract
     return extract, (network,)
 
 
+def _whole(spec: str, folder: str) -> Any:
+    """A model of transformers, every weight of which was read: others would be random."""
+    network, found = AutoModel.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):
+        told = f"its weights lack {len(missing)} tensors, {missing[0]} for one"
+        raise FeatureError(f"{spec!r} cannot be loaded: {told}")
+    return network.eval()
+
+
 def _transformers(folder: str, device: torch.device | str) -> tuple[Extract, tuple[Any, ...]]:
     if not (Path(folder) / "config.json").is_file():
         raise FeatureError(f"'folder:{folder}': there is no model (it has no config.json)")
-    config = AutoConfig.from_pretrained(folder)
-    if hasattr(config, "text_config"):
+    network = _whole(f"folder:{folder}", folder).to(device)
+    if hasattr(network, "get_text_features"):
         raise FeatureError(f"'folder:{folder}': it also reads texts: write clip:{folder}")
-    network = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32)
-    network = network.to(device).eval()
     processor = AutoImageProcessor.from_pretrained(folder)
 
     def extract(x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import PIL
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,39 +31,48 @@ AT_MOST = 10_000
 
 
 class TrueFeatures:
-    """Features of the pictures of one data set in any space.
+    """Features of pictures in any space; the pictures are read where they are not known yet.
 
     Args:
-        told: tells the pictures from others, and how they are cut, by anything with a repr.
-        pictures: makes them, ``3 h w`` in [-1, 1].
+        digests: of each picture a hash of what it is made from.
+        load: reads the pictures, in the same order.
+        transform: cuts them, as squares.
     """
 
     def __init__(
-        self, told: Callable[[], object], pictures: Callable[[], Iterable[Tensor]]
+        self,
+        digests: Callable[[], Iterable[str]],
+        load: Callable[[], Iterable[Image.Image]],
+        transform: ImageTransform,
     ) -> None:
-        self._told, self._pictures = told, pictures
+        self._digests, self._load, self._transform = digests, load, transform
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, space: Space) -> Tensor:
         """``n d``, float32."""
         if space.name not in self._known:
-            self._known[space.name] = self._found(space)
+            self._known[space.name] = self._kept(space) if space.made_by else self._made(space)
         return self._known[space.name]
 
-    def _found(self, space: Space) -> Tensor:
-        if not space.made_by:
-            return space(self._pictures())
-        # The weights are what counts, wherever they lie.
-        kind = space.name.partition(":")[0]
-        name = fingerprint(*space.made_by, kind, self._told())[:32]
+    def _made(self, space: Space) -> Tensor:
+        return space(to_pixels(self._transform(picture)) for picture in self._load())
+
+    def _kept(self, space: Space) -> Tensor:
+        # Another Pillow may scale otherwise. The weights are what counts, wherever they lie.
+        cut = self._transform.size, self._transform.background, PIL.__version__
+        pictures = hashlib.sha256("".join(self._digests()).encode()).hexdigest()
+        name = fingerprint(*space.made_by, space.name.partition(":")[0], pictures, cut)[:32]
         file = cache_root() / "features" / f"{name}.safetensors"
         if file.is_file():
             try:
                 return load_file(file)["features"]
             except (SafetensorError, OSError, KeyError) as error:
                 log.warning("%s cannot be read and is made again: %s", file, error)
-        features = space(self._pictures())
-        _write(features, file)
+        features = self._made(space)
+        try:
+            _write(features, file)
+        except (SafetensorError, OSError) as error:
+            log.warning("%s cannot be written, and is made again next time: %s", file, error)
         return features
 
 
@@ -77,21 +88,10 @@ def _write(features: Tensor, file: Path) -> None:
 
 
 def of_items(items: Items, transform: ImageTransform) -> TrueFeatures:
-    """Those of ``items``, of more than ``AT_MOST`` of so many at even distances, as squares."""
+    """Those of ``items``; of more than ``AT_MOST`` of so many at even distances."""
     chosen = spread(items, AT_MOST)
-
-    def told() -> object:
-        digests = "".join(item.digest() for item in chosen)
-        return hashlib.sha256(digests.encode()).hexdigest(), transform.size, transform.background
-
-    return TrueFeatures(told, lambda: (to_pixels(transform(item.load())) for item in chosen))
-
-
-def of_tensor(pictures: Tensor) -> TrueFeatures:
-    """Those of ``n 3 h w`` in [-1, 1]."""
-
-    def told() -> object:
-        raw = pictures.contiguous().numpy().tobytes()
-        return hashlib.sha256(raw).hexdigest(), tuple(pictures.shape)
-
-    return TrueFeatures(told, lambda: pictures)
+    return TrueFeatures(
+        lambda: (item.digest() for item in chosen),
+        lambda: (item.load() for item in chosen),
+        transform,
+    )

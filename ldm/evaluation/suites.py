@@ -156,12 +156,13 @@ def quality(
     ``frechet`` is biased upwards at a finite number of pictures, which stands beside it;
     ``frechet limit`` and ``kid`` are not. ``clip score`` is the mean of what ``judge`` gives.
     """
+    true = [truth(space) for space in spaces]  # what is wrong with them is told before the drawing
     drawn = draw(texts)
     figures: dict[str, Figure | Proportion] = {}
     if judge is not None:
         figures["clip score"] = mean(judge(texts, drawn))
-    for space in spaces:
-        found = nearness(space(drawn), truth(space))
+    for space, known in zip(spaces, true, strict=True):
+        found = nearness(space(drawn), known)
         figures |= {f"{key}, {space.name}": figure for key, figure in found.items()}
     return Report(figures, list(texts), drawn)
 

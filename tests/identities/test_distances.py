@@ -54,6 +54,8 @@ def test_frechet_is_biased_and_its_limit_is_not() -> None:
         found = jackknife(x, lambda v: frechet_limit(v, truth))
         limits.append(found.value)
         covered += found.low <= 0.16 <= found.high
+    few = jackknife(normal(8, 2), lambda v: frechet_limit(v, Moments.of(normal(9, 2))))
+    assert few.n == 8 and few.low < few.value < few.high
     assert np.mean(plain) - 0.16 > 0.15
     assert abs(np.mean(limits) - 0.16) < 0.03
     assert covered >= 16

@@ -43,7 +43,7 @@ def test_known_emoji_on_backgrounds_they_were_never_seen_on(emoji) -> None:
         drawn = []
         for text in texts:
             caption, _, ground = text.removesuffix(" background").rpartition(", on a ")
-            drawn.append(emoji.on(ground)[known[caption]])
+            drawn.append(emoji.on(ground, [known[caption]])[0])
         return torch.stack(drawn)
 
     true = recombined(draw, emoji, PIXELS, lambda x: x, count=20).figures

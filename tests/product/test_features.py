@@ -9,7 +9,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 from transformers import (
     AutoImageProcessor,
@@ -26,8 +26,7 @@ from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.evaluation.features import FeatureError, Space, space
-from ldm.evaluation.reference import AT_MOST, TrueFeatures, of_items, of_tensor
-from ldm.models.clip import ClipSize
+from ldm.evaluation.reference import AT_MOST, TrueFeatures, of_items
 
 TEXTS = ["a red apple", "xyzzy", "a corgi on a red sofa, twice as long as the others are"]
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "patch_size": 8,
@@ -39,18 +38,6 @@ PROCESSOR = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height
 def drawn() -> torch.Tensor:
     """Three pictures of 48 px, outside [-1, 1] nowhere."""
     return torch.rand(3, 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-def own(folder: Path) -> tuple[Path, CLIPModel]:
-    """A pipeline folder with both towers, of pictures of 16 px."""
-    words = tiny.tokenizer()
-    size = ClipSize(text_width=16, text_layers=1, vision_width=16, vision_layers=1, patch=4,
-                    vision_heads=2, text_heads=2, size=16, projection=8)  # fmt: skip
-    clip = size.build(words, seed=0)
-    clip.save_text(folder / "text_encoder")
-    clip.save_vision(folder / "image_encoder")
-    words.save_pretrained(folder / "tokenizer")
-    return folder, clip.model.eval()
 
 
 def of_transformers(folder: Path) -> tuple[Path, CLIPModel]:
@@ -81,7 +68,7 @@ def of_open_clip(folder: Path) -> tuple[Path, CLIP]:
 
 @torch.no_grad()
 def test_scores_of_a_pipelines_own_clip(tmp_path, drawn):
-    folder, model = own(tmp_path / "p")
+    folder, model = tiny.clip(tmp_path / "p")
     small = drawn[..., :16, :16]
     found, again = space(f"clip:{folder}"), space(f"clip:{folder}")
     assert fingerprint(*found.made_by) == fingerprint(*again.made_by)
@@ -138,7 +125,7 @@ def test_a_vision_model_is_a_space_and_a_clip_is_told_so(tmp_path, drawn):
     model.save_pretrained(vision)
     PROCESSOR.save_pretrained(vision)
     with pytest.raises(
-        FeatureError, match=f"has no text beside its pictures: write folder:{vision}"
+        FeatureError, match=f"has no texts beside its pictures: write folder:{vision}"
     ):
         space(f"clip:{vision}")
     found = space(f"folder:{vision}")
@@ -148,15 +135,44 @@ def test_a_vision_model_is_a_space_and_a_clip_is_told_so(tmp_path, drawn):
     assert found.judge is None
 
 
-class Counted:
-    """Pictures that tell how often they were asked for."""
+@torch.no_grad()
+def test_what_is_not_whole_is_told_in_one_line(tmp_path, drawn):
+    def refused(spec: str) -> str:
+        with pytest.raises(FeatureError) as error:
+            space(spec)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
-    def __init__(self, pictures: torch.Tensor) -> None:
-        self.pictures, self.asked = pictures, 0
+    folder, _ = of_transformers(tmp_path / "t")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    save_file({k: v for k, v in weights.items() if k != "text_projection.weight"}, file,
+              metadata={"format": "pt"})  # fmt: skip
+    assert "its weights lack 1 tensors, text_projection.weight for one" in refused(f"clip:{folder}")
+    file.write_bytes(file.read_bytes()[:100])
+    assert refused(f"clip:{folder}").startswith(f"'clip:{folder}' cannot be loaded: ")
+    file.unlink()
+    assert refused(f"clip:{folder}").startswith(f"'clip:{folder}' cannot be loaded: ")
+    folder, _ = of_open_clip(tmp_path / "o")
+    (folder / "open_clip_model.safetensors").unlink()
+    assert refused(f"clip:{folder}").startswith(f"'clip:{folder}' cannot be loaded: ")
+    folder, _ = tiny.clip(tmp_path / "p")
+    (folder / "tokenizer").rename(folder / "words")
+    assert refused(f"clip:{folder}").endswith(f"there is no {folder / 'tokenizer'}")
 
-    def __call__(self) -> torch.Tensor:
-        self.asked += 1
-        return self.pictures
+
+class Pictures:
+    """Those of a folder, which tell how often they were read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files, self.read = sorted(folder.glob("*.png")), 0
+
+    def load(self) -> list[Image.Image]:
+        self.read += 1
+        return [Image.open(file) for file in self.files]
+
+    def features(self, name: str = "these", size: int = 8) -> TrueFeatures:
+        return TrueFeatures(lambda: [name], self.load, ImageTransform(size=size))
 
 
 def network(weight: float, shown: str = "whole") -> Space:
@@ -166,27 +182,34 @@ def network(weight: float, shown: str = "whole") -> Space:
     return Space("folder:anywhere", lambda x: layer(x.mean((2, 3))), (layer, shown))
 
 
-def test_features_are_made_once(own_cache, drawn, caplog):
-    pictures = Counted(drawn)
-    first = TrueFeatures(lambda: "these", pictures)
+def test_features_are_made_once(own_cache, pictures, caplog):
+    given = Pictures(pictures)
+    first = given.features()
     expected = first(network(1.0))
-    assert torch.equal(first(network(1.0)), expected) and pictures.asked == 1
-    again = TrueFeatures(lambda: "these", pictures)(network(1.0))
-    assert torch.equal(again, expected) and pictures.asked == 1
-    # Other weights, other pictures, and the same that are shown otherwise.
-    assert torch.equal(TrueFeatures(lambda: "these", pictures)(network(2.0)), 2 * expected)
-    TrueFeatures(lambda: "those", pictures)(network(1.0))
-    TrueFeatures(lambda: "these", pictures)(network(1.0, "cut"))
-    assert pictures.asked == 4
+    assert torch.equal(first(network(1.0)), expected) and given.read == 1
+    assert torch.equal(given.features()(network(1.0)), expected) and given.read == 1
+    # Other weights, other pictures, those cut or shown otherwise.
+    assert torch.equal(given.features()(network(2.0)), 2 * expected)
+    given.features("those")(network(1.0))
+    given.features(size=16)(network(1.0))
+    given.features()(network(1.0, "cut"))
+    assert given.read == 5
     # What a network makes is kept, and what is none is not.
     files = sorted(own_cache.rglob("*.safetensors"))
-    assert len(files) == 4
-    of_tensor(drawn)(space("pixels:4"))
+    assert len(files) == 5
+    given.features()(space("pixels:4"))
     assert sorted(own_cache.rglob("*")) == [own_cache / "features", *files]
     for file in files:
         file.write_bytes(b"broken")
-    assert torch.equal(TrueFeatures(lambda: "these", pictures)(network(1.0)), expected)
-    assert pictures.asked == 5 and "cannot be read and is made again" in caplog.text
+    assert torch.equal(given.features()(network(1.0)), expected)
+    assert given.read == 7 and "cannot be read and is made again" in caplog.text
+
+
+def test_features_that_cannot_be_kept_are_used_all_the_same(own_cache, pictures, caplog):
+    own_cache.mkdir()
+    (own_cache / "features").write_text("no folder")
+    assert Pictures(pictures).features()(network(1.0)).shape == (8, 2)
+    assert "cannot be written, and is made again next time" in caplog.text
 
 
 def test_features_of_a_data_set(own_cache, pictures, monkeypatch):

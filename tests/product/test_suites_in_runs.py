@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import tiny
 from launched import digests
 from ldm.cli import app
 from ldm.data.digits import NAMES
@@ -38,7 +40,7 @@ def lines_of(run: Path) -> list[dict[str, float]]:
 
 def test_the_figures_are_those_of_evaluate_and_the_run_is_what_it_was(tmp_path, folder):
     settings = SETTINGS | {"data": {"kind": "folder", "path": str(folder), "held_out_fraction": 0}}
-    asked = {"suites": {"shapes-new": 9, "quality": 10}, "spaces": ["pixels:8"]}
+    asked = {"suites": {"shapes-new": 9, "quality": 9}, "spaces": ["pixels:8"]}
     train(tmp_path / "plain", **settings)
     train(tmp_path / "measured", **settings, validation={**HOW, **asked})
     final = tmp_path / "measured" / "final"
@@ -53,15 +55,13 @@ def test_the_figures_are_those_of_evaluate_and_the_run_is_what_it_was(tmp_path, 
     shapes, quality = json.loads((out / "figures.json").read_text())["measured"]
     lines = [line for line in lines_of(tmp_path / "measured") if "shapes-new/everything" in line]
     assert [line["images"] for line in lines] == [16, 32]
-    assert len(shapes["figures"]) > 5
-    for name, figure in shapes["figures"].items():
-        for ending, key in (("", "value"), ("/low", "low"), ("/high", "high"), ("/n", "n")):
-            assert lines[1][f"shapes-new/{name}{ending}"] == pytest.approx(figure[key], abs=1e-9)
-    # Of 10 captions and of 9: the same space, another sample.
-    assert (
-        lines[1]["quality/kid, pixels:8/n"] == 10 and quality["figures"]["kid, pixels:8"]["n"] == 9
-    )
-    assert lines[0]["quality/kid, pixels:8"] != lines[1]["quality/kid, pixels:8"]
+    assert (len(shapes["figures"]), len(quality["figures"])) == (11, 5)
+    for suite, found in (("shapes-new", shapes), ("quality", quality)):
+        for name, figure in found["figures"].items():
+            for ending, key in (("", "value"), ("/low", "low"), ("/high", "high"), ("/n", "n")):
+                logged = lines[1][f"{suite}/{name}{ending}"]
+                assert logged == pytest.approx(figure[key], rel=1e-6, abs=1e-9), (suite, name)
+    assert lines[0]["quality/kid, pixels:8"] != lines[1]["quality/kid, pixels:8"]  # it has learnt
     table = (tmp_path / "measured" / "samples" / "images-000000000032.md").read_text()
     (row,) = [line for line in table.splitlines() if "| shapes-new | everything | 9 |" in line]
     assert "%" in row
@@ -89,27 +89,52 @@ def test_quality_is_about_the_pictures_of_the_run(tmp_path, folder):
     assert found["red"] > 3 * abs(found["noise"])
 
 
+def test_a_clip_judges_and_the_background_is_that_of_the_run(tmp_path, own_cache):
+    for name, background in (("white", [255, 255, 255]), ("black", [0, 0, 0])):
+        pictures = tmp_path / "pictures"
+        pictures.mkdir(exist_ok=True)
+        for n in range(10):
+            picture = Image.new("RGBA", (16, 16))
+            picture.paste("white", (0, 0, 8, 16))
+            picture.save(pictures / f"{n}.png")
+            (pictures / f"{n}.txt").write_text(f"a {n}")
+        judge, _ = tiny.clip(tmp_path / "judge")
+        settings = SETTINGS | {"data": {"kind": "folder", "path": str(pictures)}}
+        spaces = ["pixels:4", f"clip:{judge}"]
+        validation = {**HOW, "suites": {"quality": 8}, "spaces": spaces}
+        images = {"size": 16, "flip": False, "background": background}
+        train(tmp_path / name, **settings, validation=validation, images=images)
+        scored = lines_of(tmp_path / name)[-1]
+        assert scored["quality/clip score/n"] == 8 and 0 <= scored["quality/clip score"] <= 100
+    white, black = (load_file(f)["features"] for f in own_cache.rglob("features/*.safetensors"))
+    assert len(white) == len(black) == 10 and (white - black).abs().min() > 0
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"suites": {"shape": 9}}, r"validation\.suites"),
+        ({"suites": {"shape": 9}}, "input should be 'shapes', 'shapes-new'"),
         ({"suites": {"shapes": 3}}, r"key 'validation\.suites\.shapes' is 3: input should be"),
-        ({"suites": {"loss": 9}}, r"validation\.suites"),
+        ({"suites": {"loss": 9}}, "input should be 'shapes', 'shapes-new'"),
         (
-            {"suites": {"shapes": 9}, "spaces": ["pixel"]},
-            r"validation\.spaces: 'pixel' is no space",
+            {"suites": {"quality": 9}, "spaces": ["pixel"]},
+            r"validation\.suites: 'pixel' is no space",
         ),
         (
-            {"suites": {"shapes": 9}, "spaces": ["clip:nowhere"]},
-            r"spaces: 'clip:nowhere': there is",
+            {"suites": {"quality": 9}, "spaces": ["clip:nowhere"]},
+            r"suites: 'clip:nowhere': there is",
         ),
         ({"suites": {"shapes": 9}, "sampler": "dpmpp"}, r"validation: unknown sampler 'dpmpp'"),
         ({"suites": {"emoji-new": 9}}, r"emoji-new: 9 captions, at least \d+"),
+        ({"suites": {"quality": 8}, "data": 7}, "quality compares with 8 pictures at least: 7"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_the_run(tmp_path, changes, message):
+    settings = {}
+    if count := changes.pop("data", 0):
+        settings["data"] = {"kind": "shapes", "count": count, "size": 16, "hold_out": False}
     with pytest.raises(ConfigError, match=message) as error:
-        train(tmp_path / "run", **SETTINGS, validation={**HOW, **changes})
+        train(tmp_path / "run", **SETTINGS, **settings, validation={**HOW, **changes})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
