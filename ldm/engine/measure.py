@@ -100,9 +100,8 @@ class Truth:
         self.compared, self.lists = compared, lists
         if compared is not None and len(compared) < FEWEST:
             raise ValueError(f"quality compares with {FEWEST} pictures at least: {len(compared)}")
-        self._compared = compared and of_items(
-            compared, ImageTransform(size=size, background=background)
-        )
+        cut = ImageTransform(size=size, background=background)
+        self._compared = None if compared is None else of_items(compared, cut)
         self._readable: dict[tuple[Scene, ...], Proportion] = {}
         blank = torch.zeros(1, 3, size, size)
         for each in spaces:
