@@ -84,12 +84,13 @@ def show(
             charts.trade_off(swept, values, figures, out / f"{suite}-frechet-clip.png")
 
 
-def numbers(suite: str, report: Report) -> dict[str, float]:
-    """``SUITE/FIGURE`` with ``/low`` and ``/high``, its 95 % interval, and ``/n``, its sample
-    size.
+def flat(reports: Mapping[str, Report]) -> dict[str, float]:
+    """Every figure of suites as ``SUITE/FIGURE``, with ``/low`` and ``/high``, its 95 % interval,
+    and ``/n``, its sample size.
     """
     return {
         f"{suite}/{name}{ending}": value
+        for suite, report in reports.items()
         for name, figure in report.figures.items()
         for ending, value in zip(("", "/low", "/high", "/n"), figure, strict=True)
     }

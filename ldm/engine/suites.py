@@ -16,7 +16,7 @@ from ldm.data.digits import NAMES
 from ldm.engine import pictures
 from ldm.engine.config import ConfigError
 from ldm.engine.disk import write_text
-from ldm.engine.figures import Drawing, markdown, numbers
+from ldm.engine.figures import Drawing, markdown
 from ldm.engine.measure import PICTURES, WITHOUT_SPACES, Measurer, Truth
 from ldm.engine.networks import described
 from ldm.engine.parts import Parts
@@ -107,11 +107,6 @@ class Suites:
         drawing = Drawing(asked.steps, asked.guidance, asked.sampler, asked.seed, self.batch)
         told = {name: [report] for name, report in reports.items()}
         write_text(table, markdown(told, [drawing], ""))
-
-
-def told(reports: dict[str, Report]) -> dict[str, float]:
-    """Every figure as ``numbers`` names it."""
-    return {k: v for name, report in reports.items() for k, v in numbers(name, report).items()}
 
 
 def _compared(parts: Parts, collection: Collection) -> Items:

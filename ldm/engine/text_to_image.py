@@ -27,12 +27,13 @@ from ldm.diffusion.times import LossSecondMoment
 from ldm.engine import pictures
 from ldm.engine.adapt import learn, trained
 from ldm.engine.encoded import Encoded
+from ldm.engine.figures import flat
 from ldm.engine.frozen import loaded, save_linked
 from ldm.engine.learning import parts as learning_parts
 from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
 from ldm.engine.schema import TrainConfig
-from ldm.engine.suites import Suites, told
+from ldm.engine.suites import Suites
 from ldm.evaluation.heldout import errors_by_level
 from ldm.interop import embedding, lora
 from ldm.models.denoiser import UNetDenoiser
@@ -144,7 +145,7 @@ class TextToImageTask(nn.Module):
             pictures.save(page, sheet)
         if self.suites and accelerator.is_main_process:
             self.suites.write(reports, sheet.with_suffix(".md"))
-        return measured | told(reports)
+        return measured | flat(reports)
 
     def _held_out_loss(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean squared error in target space; every held-out picture meets the same noise at every

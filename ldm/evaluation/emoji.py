@@ -57,17 +57,20 @@ class Emoji:
     def features(self, space: Space, background: Background = "white") -> Tensor:
         """Those of the gallery, ``n d``."""
         if background not in self._features:
-            source, every = self.source, range(len(self.gallery))
+            every = range(len(self.gallery))
             self._features[background] = TrueFeatures(
-                lambda: map(source.digest, every),
-                lambda: map(source.load, every),
-                replace(self.transform, background=BACKGROUNDS[background]),
+                lambda: map(self.source.digest, every),
+                lambda: self.gallery if background == "white" else self.on(background, every),
+                self._laid_on(background),
             )
         return self._features[background](space)
 
     def on(self, background: Background, numbers: Sequence[int]) -> Tensor:
         """Pictures of these ``numbers`` on a background."""
-        return self._seen(replace(self.transform, background=BACKGROUNDS[background]), numbers)
+        return self._seen(self._laid_on(background), numbers)
+
+    def _laid_on(self, background: Background) -> ImageTransform:
+        return replace(self.transform, background=BACKGROUNDS[background])
 
     def _seen(self, transform: ImageTransform, numbers: Sequence[int]) -> Tensor:
         return torch.stack([to_pixels(transform(self.source.load(n))) for n in numbers])

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import PIL
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,27 +34,25 @@ class TrueFeatures:
 
     Args:
         digests: of each picture a hash of what it is made from.
-        load: reads the pictures, in the same order.
-        transform: cuts them, as squares.
+        pictures: makes them, ``3 h w`` in [-1, 1], in the same order.
+        transform: has cut them, as squares.
     """
 
     def __init__(
         self,
         digests: Callable[[], Iterable[str]],
-        load: Callable[[], Iterable[Image.Image]],
+        pictures: Callable[[], Iterable[Tensor]],
         transform: ImageTransform,
     ) -> None:
-        self._digests, self._load, self._transform = digests, load, transform
+        self._digests, self._pictures, self._transform = digests, pictures, transform
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, space: Space) -> Tensor:
         """``n d``, float32."""
         if space.name not in self._known:
-            self._known[space.name] = self._kept(space) if space.made_by else self._made(space)
+            kept = self._kept(space) if space.made_by else space(self._pictures())
+            self._known[space.name] = kept
         return self._known[space.name]
-
-    def _made(self, space: Space) -> Tensor:
-        return space(to_pixels(self._transform(picture)) for picture in self._load())
 
     def _kept(self, space: Space) -> Tensor:
         # Another Pillow may scale otherwise. The weights are what counts, wherever they lie.
@@ -68,7 +65,7 @@ class TrueFeatures:
                 return load_file(file)["features"]
             except (SafetensorError, OSError, KeyError) as error:
                 log.warning("%s cannot be read and is made again: %s", file, error)
-        features = self._made(space)
+        features = space(self._pictures())
         try:
             _write(features, file)
         except (SafetensorError, OSError) as error:
@@ -92,6 +89,6 @@ def of_items(items: Items, transform: ImageTransform) -> TrueFeatures:
     chosen = spread(items, AT_MOST)
     return TrueFeatures(
         lambda: (item.digest() for item in chosen),
-        lambda: (item.load() for item in chosen),
+        lambda: (to_pixels(transform(item.load())) for item in chosen),
         transform,
     )

@@ -167,12 +167,14 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self.files, self.read = sorted(folder.glob("*.png")), 0
 
-    def load(self) -> list[Image.Image]:
-        self.read += 1
-        return [Image.open(file) for file in self.files]
-
     def features(self, name: str = "these", size: int = 8) -> TrueFeatures:
-        return TrueFeatures(lambda: [name], self.load, ImageTransform(size=size))
+        transform = ImageTransform(size=size)
+
+        def pictures() -> list[torch.Tensor]:
+            self.read += 1
+            return [to_pixels(transform(Image.open(file))) for file in self.files]
+
+        return TrueFeatures(lambda: [name], pictures, transform)
 
 
 def network(weight: float, shown: str = "whole") -> Space:

@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_evaluate_and_the_run_is_what_it_was(tmp_path, 
     assert "%" in row
 
 
-def test_quality_is_about_the_pictures_of_the_run(tmp_path, folder):
+def test_quality_is_about_the_pictures_of_the_run(tmp_path):
     """A model of pixels that has learnt nothing draws noise: it is near to noise."""
     found = {}
     for name in ("red", "noise"):
