@@ -30,6 +30,7 @@ from ldm.engine.encoded import Encoded, LatentDraws
 from ldm.engine.frozen import cached_set
 from ldm.engine.learning import TextualInversion
 from ldm.engine.parts import build, is_model, parameters
+from ldm.engine.previews import Previews
 from ldm.engine.program import Program, collect
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
@@ -60,7 +61,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     suites = None
     if config.validation and config.validation.suites:
         suites = Suites(config, parts, collection, accelerator, encoded.batch)
-    task = TextToImageTask(config, parts, collection.held_out, encoded, suites)
+    previews = Previews(config, parts, collection)
+    task = TextToImageTask(config, parts, collection.held_out, encoded, suites, previews)
     task.place(accelerator.device)
     draws = LatentDraws(config, collection, encoded)
     accelerator.print(

@@ -114,7 +114,7 @@ def build(
     for key in ("validation", "score"):
         drawing = getattr(config, key)
         # A validation without prompts or suites draws nothing.
-        asked = (getattr(drawing, what, True) for what in ("prompts", "suites"))
+        asked = (getattr(drawing, what, True) for what in ("prompts", "captions", "suites"))
         if drawing is not None and any(asked):
             with described(key):
                 sampler(drawing.sampler, parts.scheduler_config()).evaluations(drawing.steps)

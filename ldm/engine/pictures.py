@@ -87,6 +87,16 @@ def sheet(
     return page
 
 
+def stacked(pages: Sequence[Image.Image]) -> Image.Image:
+    """Pages of any size below each other."""
+    page = Image.new("RGB", (max(p.width for p in pages), sum(p.height for p in pages)), "white")
+    top = 0
+    for each in pages:
+        page.paste(each, (0, top))
+        top += each.height
+    return page
+
+
 def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     lines = [""]
     for word in text.split():

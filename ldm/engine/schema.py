@@ -124,9 +124,12 @@ DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "
 
 @config_class
 class TextToImageValidation(Validation):
-    """The same, and what is drawn for fixed captions, measured as ``ldm evaluate`` does.
+    """The same, previews of the run's own captions, and suites of captions, measured as ``ldm
+    evaluate`` does.
 
     Args:
+        captions: how many of the run's own captions are drawn as well, each beside its true
+            picture; half of them of held-out pictures, as far as there are any.
         suites: of how many captions each; ``quality`` compares with the run's own training
             pictures, as squares. Their figures are ``SUITE/FIGURE`` in ``metrics.jsonl``, with
             ``/low`` and ``/high`` of the 95 % interval and ``/n``.
@@ -134,6 +137,7 @@ class TextToImageValidation(Validation):
             them also gives CLIP scores.
     """
 
+    captions: Annotated[int, Field(ge=0, le=256)] = 0
     suites: dict[DrawnSuite, Annotated[int, Field(ge=8)]] = field(default_factory=dict)
     spaces: Annotated[tuple[str, ...], Field(min_length=1)] = ("pixels:16",)
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ldm.data.collection import Item, Items, spread
-from ldm.data.images import to_image
 from ldm.diffusion.times import LossSecondMoment
 from ldm.engine import pictures
 from ldm.engine.adapt import learn, trained
@@ -32,6 +31,7 @@ from ldm.engine.frozen import loaded, save_linked
 from ldm.engine.learning import parts as learning_parts
 from ldm.engine.memory import LossMemory, Memory
 from ldm.engine.parts import Parts
+from ldm.engine.previews import Previews
 from ldm.engine.schema import TrainConfig
 from ldm.engine.suites import Suites
 from ldm.evaluation.heldout import errors_by_level
@@ -55,11 +55,12 @@ class TextToImageTask(nn.Module):
         held_out: Items,
         encoded: Encoded,
         suites: Suites | None = None,
+        previews: Previews | None = None,
     ) -> None:
         super().__init__()
         self.config, self.process, self.objective = config, parts.process, parts.objective
         self.parts, self.held_out, self.encoded = parts, held_out, encoded
-        self.suites = suites
+        self.suites, self.previews = suites, previews
         times, self.memory = self.objective.times, Memory()
         if isinstance(times, LossSecondMoment):
             self.memory = LossMemory(times, self.process)
@@ -107,37 +108,21 @@ class TextToImageTask(nn.Module):
     def validate(
         self, accelerator: Accelerator, folder: Path | None, images: int
     ) -> dict[str, float]:
-        """Held-out mean squared error per noise level, a sheet of the validation prompts, and the
-        suites, also as a table beside the sheet.
+        """Held-out mean squared error per noise level, a sheet of previews, and the suites, also as
+        a table beside the sheet.
         """
         validation = self.config.validation
         if validation is None:
             return {}
         measured = self._held_out_loss(accelerator) if validation.images and self.held_out else {}
-        if not folder or not (validation.prompts or self.suites):
+        if not folder or not (self.previews or self.suites):
             return measured
         pipe = self.pipeline()
         if self.parts.stored:
-            what = "validation.prompts" if validation.prompts else "validation.suites"
+            what = self.previews.key if self.previews else "validation.suites"
             pipe = loaded(pipe, self.parts.stored, what)
         pipe.set_progress_bar_config(disable=True)
-        page = None
-        if validation.prompts:
-            prompts = [prompt for prompt in validation.prompts for _ in range(validation.count)]
-            drawn = pictures.drawn(
-                pipe,
-                prompts,
-                accelerator,
-                seed=validation.seed,
-                batch=4,  # few, so that many processes have some
-                num_inference_steps=validation.steps,
-                guidance_scale=validation.guidance,
-                sampler=validation.sampler,
-                height=self.config.images.size,
-                width=self.config.images.size,
-            )
-            cells = [[to_image(picture)] for picture in drawn]
-            page = pictures.sheet(cells, prompts if any(prompts) else None, columns=8)
+        page = self.previews.page(pipe, accelerator) if self.previews else None
         reports = self.suites.measure(pipe, accelerator) if self.suites else {}
         # Only once all have drawn: who cannot write would leave the others waiting.
         sheet = pictures.sheet_name(folder, images)
