@@ -16,7 +16,7 @@ from ldm.engine.kinds import DataConfig
 from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.engine.shapes import Classes, TextLength, TextShape, UNetShape, VaeShape, Vocabulary
-from ldm.models.clip import ClipSize
+from ldm.models.clip_size import ClipSize
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
