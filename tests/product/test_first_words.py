@@ -1,4 +1,4 @@
-"""What is told before torch, diffusers and transformers are imported, and names that wait for it."""
+"""What is told before torch, diffusers and transformers are imported; names that wait for it."""
 
 import json
 import subprocess
@@ -44,6 +44,7 @@ print(json.dumps([alone, told]))
 """
 LDM = ROOT / "ldm" / "cli.py"
 FINETUNE = ["--config", ROOT / "configs" / "finetune.yaml", "data.path=x"]
+CLIP, CLASSIFIER = ROOT / "configs" / "clip.yaml", ROOT / "configs" / "classifier.yaml"
 SAID = {
     ("train", *FINETUNE, "batchsize=3"): "unknown key 'batchsize'; did you mean 'batch_size'?",
     ("train", *FINETUNE, "optimizer.lr=fast"): "key 'optimizer.lr' is 'fast': input should be",
@@ -51,9 +52,9 @@ SAID = {
     ("train", *FINETUNE, "validation.sampler=dmp++"): "did you mean 'dpm++'?",
     ("train", *FINETUNE, "batch_size"): "'batch_size' is no override: write key=value",
     ("train", "--config", "none.yaml"): "config file none.yaml does not exist",
-    ("train_autoencoder", *FINETUNE): "key 'vae' is required",
-    ("train_clip", *FINETUNE, "clip.patch=7"): "unknown key 'model'",
-    ("train_classifier", *FINETUNE): "key 'labels' is required",
+    ("train_autoencoder", *FINETUNE): "unknown key 'model'",
+    ("train_clip", "--config", CLIP, "clip.patch=7"): "size=32 is no multiple of patch=7",
+    ("train_classifier", "--config", CLASSIFIER, "labels.a=("): "'(' is no regular expression",
     (LDM, "data", "cache", *FINETUNE, "--out", "x", "batchsize=3"): "unknown key 'batchsize'",
 }
 HELP = {("train", "--help"): "exit status:", (LDM, "--help"): "Latent text-to-image diffusion"}
