@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ldm.commands import data
 from ldm.commands.evaluate import evaluate
-from ldm.commands.failure import fail
+from ldm.commands.failure import fail, named_sampler
 
 
 class Program(StrEnum):
@@ -137,6 +137,7 @@ def sample(
             fail(f"--size must look like 512x512, not {size!r}")
         width, height = int(found[1]), int(found[2])
     interval = _interval(guidance_interval)
+    sampler = named_sampler(sampler)
     if not 0 <= guidance_rescale <= 1:
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
     _check_folder(model)

@@ -85,7 +85,7 @@ CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
         {"images": {"buckets": {"step": 8}, "flip": False}, "score": {"captions": 4}},
         "score compares squares",
     ),
-    "sampler": ({"score": {"sampler": "dpmpp"}}, "score: unknown sampler 'dpmpp'"),
+    "sampler": ({"score": {"sampler": "dmpp"}}, "score.sampler: unknown sampler 'dmpp'"),
     "sampler steps": ({"score": {"steps": 0}}, "key 'score.steps' is 0"),
     "too many steps": ({"score": {"steps": 5000}}, "score: "),
     "backend": ({"attention": "xformers"}, "attention xformers needs a CUDA device"),

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.diffusion import DiscreteVP
-from ldm.models.clip import ClipSize
+from ldm.models.clip_size import ClipSize
 from ldm.models.tokenizer import train_tokenizer
 
 WIDTH = 32

@@ -18,6 +18,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ldm.engine.command import Command
+from ldm.engine.schema import TrainConfig
+
+# Read before what is imported next takes seconds: a mistake is told at once.
+COMMAND = Command(TrainConfig, __doc__) if __name__ == "__main__" else None
+
 from accelerate import Accelerator
 
 from ldm.data.cached import CachedData
@@ -32,7 +38,6 @@ from ldm.engine.learning import TextualInversion
 from ldm.engine.parts import build, is_model, parameters
 from ldm.engine.previews import Previews
 from ldm.engine.program import Program, collect
-from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
 from ldm.engine.steps import text_to_image
 from ldm.engine.suites import Suites
@@ -142,7 +147,7 @@ def save_base(
 
 def main() -> None:
     """The command line."""
-    program = Program(TrainConfig, __doc__)
+    program = Program(COMMAND or Command(TrainConfig, __doc__))
     if program.dry_run:
         held = cached_set(program.config)
         parts = build(program.config, [], meta=True, held=held)

@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ldm.engine.command import Command
+from ldm.engine.schema import AutoencoderConfig
+
+# Read before what is imported next takes seconds: a mistake is told at once.
+COMMAND = Command(AutoencoderConfig, __doc__) if __name__ == "__main__" else None
+
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
@@ -17,7 +23,6 @@ from ldm.engine.autoencoder import AutoencoderTask, PictureDraws
 from ldm.engine.config import ConfigError
 from ldm.engine.parts import latent_side, make_vae, parameters, read_vae
 from ldm.engine.program import Program, collect
-from ldm.engine.schema import AutoencoderConfig
 from ldm.engine.steps import autoencoder
 from ldm.engine.trainer import Trainer
 
@@ -50,7 +55,7 @@ def make(config: AutoencoderConfig, *, meta: bool = False) -> AutoencoderKL:
 
 def main() -> None:
     """The command line."""
-    program = Program(AutoencoderConfig, __doc__)
+    program = Program(COMMAND or Command(AutoencoderConfig, __doc__))
     if program.dry_run:
         program.report(autoencoder(program.config, make(program.config, meta=True)))
     else:

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ldm.engine.classifier_settings import ClassifierConfig
+from ldm.engine.command import Command
+
+# Read before what is imported next takes seconds: a mistake is told at once.
+COMMAND = Command(ClassifierConfig, __doc__) if __name__ == "__main__" else None
+
 from accelerate import Accelerator
 
 from ldm.engine.classification import ClassificationTask, LabelledDraws, Labels
-from ldm.engine.classifier_settings import ClassifierConfig
 from ldm.engine.config import ConfigError
 from ldm.engine.networks import described, initialised, on_meta
 from ldm.engine.noised import Noised
@@ -55,7 +60,7 @@ def make(config: ClassifierConfig, channels: int) -> NoisyClassifier:
 
 def main() -> None:
     """The command line."""
-    program = Program(ClassifierConfig, __doc__)
+    program = Program(COMMAND or Command(ClassifierConfig, __doc__))
     if program.dry_run:
         noised = Noised.of(program.config.model, program.config.images, program.config.process)
         classifier = on_meta(lambda: make(program.config, noised.shape[0]))

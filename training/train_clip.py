@@ -13,6 +13,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ldm.engine.command import Command
+from ldm.engine.schema import ClipConfig
+
+# Read before what is imported next takes seconds: a mistake is told at once.
+COMMAND = Command(ClipConfig, __doc__) if __name__ == "__main__" else None
+
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -26,7 +32,6 @@ from ldm.engine.networks import described, in_model, read
 from ldm.engine.noised import Noised
 from ldm.engine.parts import parameters
 from ldm.engine.program import Program, collect
-from ldm.engine.schema import ClipConfig
 from ldm.engine.steps import contrastive
 from ldm.engine.text import own_tokenizer, read_tokenizer
 from ldm.engine.trainer import Trainer
@@ -124,7 +129,7 @@ def meeting(config: ClipConfig, folder: str) -> tuple[Clip, CLIPTokenizer]:
 
 def main() -> None:
     """The command line."""
-    program = Program(ClipConfig, __doc__)
+    program = Program(COMMAND or Command(ClipConfig, __doc__))
     config = program.config
     if program.dry_run and (noised := noise(config)):
         program.report(contrastive(beside(config, noised)[0].model.to("meta"), config.contraries))

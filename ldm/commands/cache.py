@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -30,33 +30,38 @@ def cache(
 
     Exit status: 0 complete, 1 something is wrong under --verify, 2 it could not be made.
     """
+    from ldm.engine.config import ConfigError, load
+    from ldm.engine.schema import TrainConfig
+    from ldm.errors import UserError
+
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if first:
+        logging.getLogger("ldm").setLevel(logging.INFO)
+    try:
+        run = load(TrainConfig, config, overrides or ())
+    except ConfigError as error:
+        _fail(error, first)
+
+    # Only now: they take seconds to import, and a mistake in a config should not.
     import transformers
     from accelerate import Accelerator
     from safetensors import SafetensorError
 
-    from ldm.engine.config import load
     from ldm.engine.precompute import Precompute
-    from ldm.engine.program import USER_ERRORS, connect
-    from ldm.engine.schema import TrainConfig
+    from ldm.engine.program import connect
 
-    first = os.environ.get("RANK", "0") == "0"
     transformers.utils.logging.disable_progress_bar()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if first:
-        logging.getLogger("ldm").setLevel(logging.INFO)
     found: list[str] = []
     try:
-        run = load(TrainConfig, config, overrides or ())
         accelerator: Accelerator = connect()
         work = Precompute(run, out, accelerator)
         if verify:
             found = list(work.problems())
         made = not verify and work.build()
         accelerator.end_training()
-    except (*USER_ERRORS, OSError, SafetensorError) as error:
-        if not first:
-            raise typer.Exit(2) from None
-        fail(error)
+    except (UserError, OSError, SafetensorError) as error:
+        _fail(error, first)
     if not first:
         raise typer.Exit(1 if found else 0)
     for problem in found:
@@ -67,3 +72,10 @@ def cache(
     told = f"{pictures['train']:,} pictures to train on, {pictures['held_out']:,} held out"
     done = "all of it is as it was made" if verify else "made" if made else "complete already"
     print(f"{out}: {told}; {done}")
+
+
+def _fail(error: Exception, first: bool) -> NoReturn:
+    """Ends every process, of which the first one tells why."""
+    if not first:
+        raise typer.Exit(2) from None
+    fail(error)

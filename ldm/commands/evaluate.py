@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ldm.commands.failure import fail
+from ldm.commands.failure import fail, named_sampler
 
 if TYPE_CHECKING:
     from ldm.data.collection import Items
@@ -100,6 +100,7 @@ def evaluate(
     asked for. likelihood: bits/dim of held-out digits.
     """
     name, values = _sweep(sweep)
+    sampler = named_sampler(sampler)
     if not (model / "model_index.json").is_file():
         fail(f"{model} holds no model_index.json: it is not a pipeline folder")
     if count is not None and count < 8:

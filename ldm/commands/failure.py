@@ -18,6 +18,16 @@ def fail(message: object) -> NoReturn:
     raise typer.Exit(2)
 
 
+def named_sampler(name: str | None) -> str | None:
+    """``--sampler`` in this library's words; what is no name of one ends the command."""
+    from ldm.sampling.names import canonical
+
+    try:
+        return name if name in (None, "model") else canonical(name)
+    except ValueError as error:
+        fail(error)
+
+
 @contextmanager
 def piped() -> Iterator[None]:
     """Ends the command with ``ldm.data.console.CLOSED`` where its reader is gone; click would end

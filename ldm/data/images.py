@@ -9,15 +9,16 @@ fits already is not resampled.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ldm.data.buckets import Buckets
 from ldm.data.source import DataError
+
+if TYPE_CHECKING:  # the transform is its own config, which is read before torch is imported
+    from torch import Tensor
 
 Colour: TypeAlias = tuple[int, int, int]
 Shape: TypeAlias = tuple[int, int]
@@ -187,6 +188,8 @@ def _cover(image: Image.Image, shape: Shape, place: float) -> Image.Image:
 
 
 def _tensor(image: Image.Image) -> Tensor:
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -197,6 +200,8 @@ def to_pixels(picture: Tensor) -> Tensor:
 
 def to_levels(pixels: Tensor) -> Tensor:
     """The inverse: pixels of any shape as uint8, those outside [-1, 1] at its ends."""
+    import torch
+
     return ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.captions import Grammar
+from ldm.errors import UserError
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """The data cannot be used; the message is one line that says what is wrong, where, and what to
     do.
     """

@@ -1,21 +1,26 @@
 """The mathematics: levels, processes, targets, objectives, conditions and random streams."""
 
-from ldm.diffusion.condition import Condition, Denoiser, Predictor, predictor
-from ldm.diffusion.level import Level
-from ldm.diffusion.objective import LossTerms, Objective, Weighting, WeightingName
-from ldm.diffusion.process import (
-    ContinuousVP,
-    Cosine,
-    DiscreteVP,
-    NoiseProcess,
-    RectifiedFlow,
-    Schedule,
-    VarianceExploding,
-    VariancePreserving,
-)
-from ldm.diffusion.schedulers import target_of
-from ldm.diffusion.streams import normal, stratified, stream
-from ldm.diffusion.target import Edm, Prediction, Target, TargetName, coefficients, determinant
+from typing import TYPE_CHECKING
+
+from ldm.lazy import front
+
+if TYPE_CHECKING:
+    from ldm.diffusion.condition import Condition, Denoiser, Predictor, predictor
+    from ldm.diffusion.level import Level
+    from ldm.diffusion.names import Edm, Schedule, Target, TargetName, WeightingName
+    from ldm.diffusion.objective import LossTerms, Objective, Weighting
+    from ldm.diffusion.process import (
+        ContinuousVP,
+        Cosine,
+        DiscreteVP,
+        NoiseProcess,
+        RectifiedFlow,
+        VarianceExploding,
+        VariancePreserving,
+    )
+    from ldm.diffusion.schedulers import target_of
+    from ldm.diffusion.streams import normal, stratified, stream
+    from ldm.diffusion.target import Prediction, coefficients, determinant
 
 __all__ = [
     "Condition", "ContinuousVP", "Cosine", "Denoiser", "DiscreteVP", "Edm", "Level", "LossTerms",
@@ -23,3 +28,17 @@ __all__ = [
     "TargetName", "VarianceExploding", "VariancePreserving", "Weighting", "WeightingName",
     "coefficients", "determinant", "normal", "predictor", "stratified", "stream", "target_of",
 ]  # fmt: skip
+__getattr__, __dir__ = front(
+    __name__,
+    {
+        "ldm.diffusion.condition": "Condition Denoiser Predictor predictor",
+        "ldm.diffusion.level": "Level",
+        "ldm.diffusion.names": "Edm Schedule Target TargetName WeightingName",
+        "ldm.diffusion.objective": "LossTerms Objective Weighting",
+        "ldm.diffusion.process": "ContinuousVP Cosine DiscreteVP NoiseProcess RectifiedFlow"
+        " VarianceExploding VariancePreserving",
+        "ldm.diffusion.schedulers": "target_of",
+        "ldm.diffusion.streams": "normal stratified stream",
+        "ldm.diffusion.target": "Prediction coefficients determinant",
+    },
+)

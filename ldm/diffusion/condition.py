@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ldm.diffusion.level import Level
-from ldm.diffusion.target import Prediction, Target, network_input
+from ldm.diffusion.names import Target
+from ldm.diffusion.target import Prediction, network_input
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ where it is well conditioned.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,18 +23,11 @@ from torch import Tensor
 
 from ldm.diffusion.condition import Condition, Denoiser
 from ldm.diffusion.level import Level
+from ldm.diffusion.names import Target, WeightingName
 from ldm.diffusion.process import NoiseProcess
-from ldm.diffusion.target import (
-    Prediction,
-    Target,
-    coefficients,
-    determinant,
-    network_input,
-)
+from ldm.diffusion.target import Prediction, coefficients, determinant, network_input
 from ldm.diffusion.times import TimeSampler, Uniform
 from ldm.diffusion.variance import bound
-
-WeightingName: TypeAlias = Literal["uniform", "sigma2", "min_snr", "soft_min_snr", "p2", "elbo"]
 
 
 @dataclass(frozen=True)

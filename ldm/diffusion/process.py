@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.level import Level
-from ldm.diffusion.target import Target, determinant
+from ldm.diffusion.names import Schedule, Target
+from ldm.diffusion.target import determinant
 
-Schedule = Literal["linear", "scaled_linear", "cosine"]
 IN_DIFFUSERS: dict[Schedule, str] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ldm.diffusion.names import Edm, Target
 from ldm.diffusion.process import (
     IN_DIFFUSERS,
     ContinuousVP,
@@ -18,7 +19,6 @@ from ldm.diffusion.process import (
     VarianceExploding,
     VariancePreserving,
 )
-from ldm.diffusion.target import Edm, Target
 
 _PREDICTION_TYPE: dict[Target, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 

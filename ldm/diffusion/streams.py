@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the drawing of pictures by code needs no tensors
+    from torch import Tensor
 
 
 @lru_cache(maxsize=1024)
@@ -36,6 +38,8 @@ def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
 
 def normal(seed: int, name: str, index: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 tensor of ``shape``."""
+    import torch
+
     return torch.from_numpy(stream(seed, name, index).standard_normal(shape, dtype=np.float32))
 
 

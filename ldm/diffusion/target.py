@@ -15,40 +15,13 @@ terminal SNR). v: Salimans & Ho 2022, appendix D. score: Song et al. 2021, the g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ldm.diffusion.level import Level
-
-
-@dataclass(frozen=True)
-class Edm:
-    """The preconditioned target y = (x0 - c_skip x) / c_out, seen from the input c_in x.
-
-    Written for any pair (alpha, sigma): c_skip x is the best linear guess of x0, and input and
-    target have variance 1. All of it stays the same if x, alpha and sigma are scaled together.
-
-    Args:
-        sigma_data: standard deviation of the data.
-    """
-
-    sigma_data: float = 0.5
-    kind: Literal["edm"] = "edm"
-
-    def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data must be greater than 0, not {self.sigma_data}")
-
-    def std(self, level: Level) -> Tensor:
-        """Standard deviation of x_t; its inverse is c_in."""
-        return ((level.alpha * self.sigma_data) ** 2 + level.sigma**2).sqrt()
-
-
-TargetName = Literal["x0", "eps", "v", "score", "velocity"]
-Target: TypeAlias = TargetName | Edm
+from ldm.diffusion.names import Edm, Target
 
 
 def coefficients(target: Target, level: Level) -> tuple[Tensor, Tensor]:

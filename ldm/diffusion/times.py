@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # these classes are their own config, which is read before torch is imported
+    from torch import Tensor
 
-from ldm.diffusion.process import NoiseProcess
+    from ldm.diffusion.process import NoiseProcess
 
 
 class TimeSampler(ABC):
@@ -31,6 +31,8 @@ class TimeSampler(ABC):
 
     def __call__(self, u: Tensor, process: NoiseProcess) -> tuple[Tensor, Tensor]:
         """(t, 1 / p(t)), float64, of the shape of ``u`` in [0, 1)."""
+        import torch
+
         with torch.enable_grad():
             u = u.detach().double().clamp(1e-12, 1 - 1e-12).requires_grad_()
             t = process.time(self.inverse_cdf(u, process))
@@ -74,6 +76,8 @@ class InverseVariance(TimeSampler):
             raise ValueError("t_min must lie in (0, 1), and cells be at least 1")
 
     def inverse_cdf(self, u: Tensor, process: NoiseProcess) -> Tensor:
+        import torch
+
         edges = self.t_min ** torch.linspace(1, 0, self.cells + 1).to(u)
         middle = process.time((edges[1:] * edges[:-1]).sqrt())
         return _inverse(u, edges, edges.diff() / process.level(middle).sigma ** 2)
@@ -113,6 +117,8 @@ class LossSecondMoment(TimeSampler):
                 self.losses[min(int(t * self.cells), self.cells - 1)].append(loss)
 
     def inverse_cdf(self, u: Tensor, process: NoiseProcess) -> Tensor:
+        import torch
+
         if any(len(cell) < self.history for cell in self.losses):
             return u
         losses = torch.tensor([list(cell) for cell in self.losses], dtype=u.dtype, device=u.device)
@@ -141,6 +147,8 @@ class LogitNormal(TimeSampler):
         _positive("std", self.std)
 
     def inverse_cdf(self, u: Tensor, process: NoiseProcess) -> Tensor:
+        import torch
+
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
 
 
@@ -164,6 +172,8 @@ class LogNormal(TimeSampler):
         _positive("std", self.std)
 
     def inverse_cdf(self, u: Tensor, process: NoiseProcess) -> Tensor:
+        import torch
+
         ends = -process.level(torch.tensor([0.0, 1.0]).to(u)).logsnr / 2
         low, high = torch.special.ndtr((ends - self.mean) / self.std)
         z = self.mean + self.std * torch.special.ndtri(low + u * (high - low))
@@ -198,6 +208,8 @@ def _positive(name: str, value: float) -> None:
 
 def _inverse(u: Tensor, edges: Tensor, mass: Tensor) -> Tensor:
     """Inverse CDF of a density that is constant between ``edges`` and has ``mass`` there."""
+    import torch
+
     cdf = torch.cat([mass.new_zeros(1), mass.cumsum(0) / mass.sum()])
     cell = (torch.searchsorted(cdf, u.detach(), right=True) - 1).clamp(0, len(mass) - 1)
     within = (u - cdf[cell]) / (cdf[cell + 1] - cdf[cell])

@@ -17,13 +17,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from ldm.errors import UserError
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PREFIX = "images-"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint cannot be used; the message is one line."""
 
 

@@ -27,10 +27,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from ldm.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """The config cannot be used; the message is one line."""
 
 

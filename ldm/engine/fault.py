@@ -6,15 +6,16 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor
+from ldm.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
 
 
-class RunError(RuntimeError):
+class RunError(UserError, RuntimeError):
     """The run cannot go on; the message is one line."""
 
 
@@ -36,7 +37,7 @@ class Step:
     times: list[float] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
-    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    norm: Tensor | float = 0.0
 
     def add(self, batch: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
         """A micro-batch as the loader gave it, on the host, and what the task made of it."""
@@ -65,7 +66,9 @@ def evidence(
         key: of the example at a position.
         accelerator: the processes.
     """
-    losses = torch.cat([loss.reshape(-1) for loss in step.losses]).double().tolist()
+    from accelerate.utils import gather_object
+
+    losses = [value for loss in step.losses for value in loss.reshape(-1).tolist()]
     times = step.times or [None] * len(losses)
     share = [
         {"position": position, "key": key(position), "u": time, "loss": loss}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from ldm.diffusion import Edm, Schedule, TargetName, Weighting, WeightingName, times
+from ldm.diffusion import Edm, Schedule, TargetName, WeightingName, times
 from ldm.engine.config import config_class
+
+if TYPE_CHECKING:
+    from ldm.diffusion import Weighting
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -116,6 +119,8 @@ class WeightingSettings:
 
     def made(self) -> Weighting:
         """The weighting."""
+        from ldm.diffusion import Weighting
+
         return Weighting(self.kind, self.gamma, self.k, self.space)
 
 

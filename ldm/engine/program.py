@@ -1,13 +1,10 @@
-"""What the programs in training/ share: the command line, one-line errors, the dry run."""
+"""What the programs in training/ share: the processes, the data, the dry run."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import sys
 from contextlib import nullcontext
-from types import TracebackType
 from typing import Generic, TypeVar
 
 import torch
@@ -21,69 +18,16 @@ from ldm.data.collection import Collection
 from ldm.data.source import DataError, cache_root
 from ldm.engine import shards
 from ldm.engine.batch import split_batch
-from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import ConfigError, images, load, plain
+from ldm.engine.command import Command, one_line
+from ldm.engine.config import ConfigError, images, plain
 from ldm.engine.disk import writing
 from ldm.engine.ending import WAIT
 from ldm.engine.estimate import Step, lines
-from ldm.engine.fault import RunError, ToldElsewhere
-from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
-from ldm.engine.state import OtherRunError
 from ldm.engine.streaming import streamed
-from ldm.engine.trackers import require
-from ldm.models.attention import BackendError
 
 C = TypeVar("C", bound=RunConfig)
-USER_ERRORS = (ConfigError, DataError, CheckpointError, RunError, BackendError)
-
-
-ENDS = f"""exit status:
-  0   the run is over
-  2   a mistake or a fault, which one line on stderr names
-  {STOPPED}  SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 asked the run to stop: it has finished its step and
-      saved a checkpoint, from which the same command goes on; a second signal ends it at once
-
-torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGTERM and SIGINT on
-(SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
-later; accelerate launch does not hand them on to a single process: start one with python.
-"""
-
-
-def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tells a user's mistake, or a signal, in one line; a traceback is for bugs."""
-    line, status = None, 2
-    if isinstance(error, Interrupted):
-        line, status = f"stopped: {error}" if str(error) else "", STOPPED
-    elif isinstance(error, ToldElsewhere):
-        line = ""
-    elif isinstance(error, OtherRunError):
-        line = f"error: {error}"  # one line for each key
-    elif isinstance(error, USER_ERRORS):
-        # What a DataLoader's worker raised comes with its traceback in the text.
-        line = (str(error).strip().splitlines() or [""])[-1]
-        line = "error: " + line.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
-    elif _left_alone(error):
-        line = "error: another process of the run has ended, and what it said before tells why"
-    if line is None:
-        sys.__excepthook__(kind, error, trace)
-        return
-    if line:
-        print(line, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _left_alone(error: BaseException) -> bool:
-    """Whether a collective failed because a process that takes part in it is gone."""
-    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return (
-        isinstance(error, RuntimeError)
-        and torch.distributed.is_initialized()
-        and any(text in str(error) for text in gone)
-    )
 
 
 def _launched_on_one_thread() -> bool:
@@ -152,34 +96,16 @@ def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerato
 
 
 class Program(Generic[C]):
-    """The command line ``--config FILE [--dry-run] a.b=c ...``.
+    """What a program does with its command line.
 
     Args:
-        schema: class of the config.
-        description: shown by ``--help``.
+        command: what was asked for.
     """
 
-    def __init__(self, schema: type[C], description: str | None) -> None:
-        sys.excepthook = _one_line
+    def __init__(self, command: Command[C]) -> None:
         transformers.utils.logging.disable_progress_bar()  # one would cross the run's own
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        if os.environ.get("RANK", "0") == "0":
-            logging.getLogger("ldm").setLevel(logging.INFO)
-        parser = argparse.ArgumentParser(
-            description=description,
-            epilog=ENDS,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("--config", required=True, help="YAML file of the run")
-        parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
-        parser.add_argument(
-            "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
-        )
-        arguments = parser.parse_args()
-        REQUESTS.listen()
-        self.config: C = load(schema, arguments.config, arguments.overrides)
-        require(self.config.trackers)
-        self.dry_run: bool = arguments.dry_run
+        self.config: C = command.config
+        self.dry_run = command.dry_run
 
     def accelerator(self, *, sharded: bool = False) -> Accelerator:
         """The processes and the precision of the run.
@@ -197,7 +123,7 @@ class Program(Generic[C]):
         finally:
             # torch puts a hook in front that collects what ours prints and shows it when ours
             # returns: it does not, and the line would be lost.
-            sys.excepthook = _one_line
+            sys.excepthook = one_line
         split_batch(self.config, accelerator.num_processes)
         return accelerator
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ldm.data.images import ImageTransform
 from ldm.engine.config import Duration, Interval, config_class
@@ -16,10 +16,12 @@ from ldm.engine.kinds import DataConfig
 from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.engine.shapes import Classes, TextLength, TextShape, UNetShape, VaeShape, Vocabulary
-from ldm.models.clip import ClipSize
+from ldm.models.clip_size import ClipSize
+from ldm.sampling.names import canonical
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+SamplerName = Annotated[str, AfterValidator(canonical)]
 
 
 @config_class
@@ -116,7 +118,7 @@ class Validation:
     seed: int = 0
     steps: Positive = 30
     guidance: float = 4.0
-    sampler: str = "ddim"
+    sampler: SamplerName = "ddim"
 
 
 DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "quality", "digits"]
@@ -162,7 +164,7 @@ class Score:
     seed: int = 0
     steps: Positive = 30
     guidance: float = 3.0
-    sampler: str = "ddim"
+    sampler: SamplerName = "ddim"
 
 
 @config_class

@@ -147,6 +147,8 @@ _CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
 class OtherRunError(CheckpointError):
     """The run folder holds a run of another config: a line that says so, and one per key."""
 
+    several = True
+
 
 def identity(
     config: RunConfig, collection: Collection, origin: Mapping[str, Any]

@@ -15,16 +15,18 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.disk import write_text, writing
 from ldm.engine.schema import RunConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 Name = Literal["tensorboard", "wandb"]
 WANDB_ID = "wandb.json"
@@ -94,12 +96,15 @@ class Trackers:
         return writing("what the trackers keep", self.run, "the same command goes on")
 
     def _tensorboard(self, _: RunConfig, seen: int) -> GeneralTracker:
+        from accelerate.tracking import TensorBoardTracker
+
         tracker = TensorBoardTracker("tensorboard", self.run, purge_step=seen + 1)
         tracker.start()
         return tracker
 
     def _wandb(self, config: RunConfig, seen: int) -> GeneralTracker:
         import wandb
+        from accelerate.tracking import WandBTracker
 
         self.run.mkdir(parents=True, exist_ok=True)
         file = self.run / WANDB_ID

@@ -14,10 +14,12 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
+from ldm.errors import UserError
+
 Backend = Literal["sdpa", "xformers"]
 
 
-class BackendError(ValueError):
+class BackendError(UserError, ValueError):
     """An attention backend cannot run here; the message says what is missing."""
 
 

@@ -1,21 +1,37 @@
 """Sampling: diffusers' schedulers behind one call, samplers of any process, and their names."""
 
-from ldm.sampling.bridge import SchedulerSampler
-from ldm.sampling.ode import Adaptive, Heun, slerp
-from ldm.sampling.process_sampler import ProcessSampler
-from ldm.sampling.samplers import (
-    PROCESS_SAMPLERS,
-    SAMPLERS,
-    Named,
-    Sampler,
-    default_sampler,
-    own_sampler,
-    sampler,
-)
-from ldm.sampling.sde import Ddim, Langevin, ReverseSde
+from typing import TYPE_CHECKING
+
+from ldm.lazy import front
+
+if TYPE_CHECKING:
+    from ldm.sampling.bridge import SchedulerSampler
+    from ldm.sampling.ode import Adaptive, Heun, slerp
+    from ldm.sampling.process_sampler import ProcessSampler
+    from ldm.sampling.samplers import (
+        PROCESS_SAMPLERS,
+        SAMPLERS,
+        Named,
+        Sampler,
+        default_sampler,
+        own_sampler,
+        sampler,
+    )
+    from ldm.sampling.sde import Ddim, Langevin, ReverseSde
 
 __all__ = [
     "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin", "Named",
     "ProcessSampler", "ReverseSde", "Sampler", "SchedulerSampler", "default_sampler",
     "own_sampler", "sampler", "slerp",
 ]  # fmt: skip
+__getattr__, __dir__ = front(
+    __name__,
+    {
+        "ldm.sampling.bridge": "SchedulerSampler",
+        "ldm.sampling.ode": "Adaptive Heun slerp",
+        "ldm.sampling.process_sampler": "ProcessSampler",
+        "ldm.sampling.samplers": "PROCESS_SAMPLERS SAMPLERS Named Sampler default_sampler"
+        " own_sampler sampler",
+        "ldm.sampling.sde": "Ddim Langevin ReverseSde",
+    },
+)

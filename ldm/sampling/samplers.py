@@ -9,7 +9,6 @@ et al. 2023. pndm: Liu et al. 2022, its multistep part. The others: ``ode`` and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -37,6 +36,7 @@ from ldm.diffusion import (
     target_of,
 )
 from ldm.sampling.bridge import Callback, Generators, SchedulerSampler
+from ldm.sampling.names import canonical
 from ldm.sampling.ode import Adaptive, Heun
 from ldm.sampling.process_sampler import ProcessSampler
 from ldm.sampling.sde import Ddim, Langevin, ReverseSde
@@ -245,14 +245,10 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
     """The named sampler on the noise process and prediction type of a ``scheduler_config.json``.
 
     Everything else in ``config`` (spacing, offsets, clipping, sigmas) is replaced by the table's
-    pins. ``ValueError`` lists the names if ``name`` is none of them, or none that runs the process.
+    pins. The names of others are known (``names``). ``ValueError`` lists the names if ``name`` is
+    none of them, or none that runs the process.
     """
-    known = [*SAMPLERS, *PROCESS_SAMPLERS]
-    if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown sampler {name!r}: did you mean {near!r}? There are {', '.join(known)}"
-        )
+    name = canonical(name)
     process, target = NoiseProcess.from_scheduler(config), target_of(config)
     if name in PROCESS_SAMPLERS:
         return PROCESS_SAMPLERS[name](process, target, eta)

@@ -14,7 +14,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ldm.models.clip import Clip, ClipSize, save_text_encoder
+from ldm.models.clip import Clip, save_text_encoder
+from ldm.models.clip_size import ClipSize
 from ldm.models.tokenizer import train_tokenizer
 
 SIZE = ClipSize(

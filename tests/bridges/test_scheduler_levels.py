@@ -19,7 +19,8 @@ from diffusers import (
 from torch import Tensor
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Prediction
-from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
+from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS, SchedulerSampler, sampler
+from ldm.sampling.names import NAMES, canonical
 
 STOCK = {
     "DDIM": (DDIMScheduler, {"steps_offset": 1, "clip_sample": False}),
@@ -228,11 +229,54 @@ def test_callback_sees_and_replaces() -> None:
     assert bool((found == 7).all())
 
 
-def test_unknown_name() -> None:
+THERE_ARE = (
+    "There are ddim, ddpm, dpm++, euler, euler-a, heun, dpm2, unipc, pndm, ode-euler, ode-heun,"
+    " ode-adaptive, sde, ancestral, langevin, pc"
+)
+# As A1111, ComfyUI, k-diffusion, CompVis and diffusers write them.
+OTHERS = {
+    "ddim": ["DDIM", "ddim ", "DDIMScheduler"],
+    "ddpm": ["DDPM", "DDPMScheduler"],
+    "dpm++": ["DPM++", "dpmpp", "dpm++2m", "dpm++ 2m", "DPM++ 2M", "dpmpp_2m", "dpmpp-2m",
+              "k_dpmpp_2m", "DPMSolver++", "DPMSolverMultistepScheduler"],
+    "euler": ["Euler", "k_euler", "EulerDiscreteScheduler"],
+    "euler-a": ["Euler a", "euler_a", "euler_ancestral", "eulera", "k_euler_a", "k_euler_ancestral",
+                "EulerAncestralDiscreteScheduler"],
+    "heun": ["Heun", "k_heun", "HeunDiscreteScheduler"],
+    "dpm2": ["DPM2", "dpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"],
+    "unipc": ["UniPC", "uni_pc_bh2", "UniPCMultistepScheduler"],
+    "pndm": ["PLMS", "plms", "PNDMScheduler"],
+    "ode-heun": ["ode_heun", "ODE Heun"],
+}  # fmt: skip
+
+
+def test_names_of_others() -> None:
+    assert (*SAMPLERS, *PROCESS_SAMPLERS) == NAMES
+    assert {name: canonical(name) for name in NAMES} == dict(zip(NAMES, NAMES, strict=True))
+    for name, aliases in OTHERS.items():
+        assert {alias: canonical(alias) for alias in aliases} == dict.fromkeys(aliases, name)
+    for name, scheduler in ((row.scheduler.__name__, row) for row in SAMPLERS.values()):
+        if not name.startswith("_"):  # a class of diffusers is known by its own name
+            assert SAMPLERS[canonical(name)] is scheduler
+    config = DiscreteVP().scheduler_config("eps")
+    plain, alias = sampler("dpm++", config), sampler("DPM++ 2M", config)
+    assert isinstance(plain, SchedulerSampler) and isinstance(alias, SchedulerSampler)
+    assert (plain.scheduler, plain.config) == (alias.scheduler, alias.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("eularr", "euler"), ("dmp++", "dpm++"), ("DPM++ 2M SDE", "dpm++"), ("dpmpp_2m_sde", "dpm++"),
+     ("dpm++ sde", "dpm++"), ("uni_pc", "unipc"), ("dpm_2_ancestral", "dpm2"), ("pdnm", "pndm")],
+)  # fmt: skip
+def test_unknown_name(name: str, near: str) -> None:
+    """Also of a sampler like one that is here, but of another order or with a noise of its own."""
     with pytest.raises(ValueError) as caught:
-        sampler("eulera", DiscreteVP().scheduler_config("eps"))
-    assert str(caught.value) == (
-        "unknown sampler 'eulera': did you mean 'euler-a'?"
-        " There are ddim, ddpm, dpm++, euler, euler-a, heun, dpm2, unipc, pndm, ode-euler,"
-        " ode-heun, ode-adaptive, sde, ancestral, langevin, pc"
-    )
+        sampler(name, DiscreteVP().scheduler_config("eps"))
+    assert str(caught.value) == f"unknown sampler {name!r}: did you mean {near!r}? {THERE_ARE}"
+
+
+@pytest.mark.parametrize("name", ["DPM++ 2M Karras", "dpmpp_2m_karras", "Euler a Karras"])
+def test_karras_levels_are_another_sampler(name: str) -> None:
+    with pytest.raises(ValueError, match="no named sampler steps through Karras' noise levels"):
+        canonical(name)

@@ -22,7 +22,8 @@ from ldm.engine.state import OtherRunError
 from ldm.evaluation.features import FeatureError, clip
 from ldm.guidance import Chain, ClassifierFree, ClipPotential, Gradient, LabelPotential
 from ldm.models.classifier import NoisyClassifier
-from ldm.models.clip import Clip, ClipSize
+from ldm.models.clip import Clip
+from ldm.models.clip_size import ClipSize
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import accelerator, program

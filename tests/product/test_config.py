@@ -79,6 +79,13 @@ def test_overrides(file):
     assert after == dataclasses.replace(before, **expected)
 
 
+def test_a_sampler_by_the_name_that_others_use(file):
+    config = load(TrainConfig, file, ["validation={sampler: DPM++ 2M}", "score={sampler: euler_a}"])
+    assert (config.validation.sampler, config.score.sampler) == ("dpm++", "euler-a")
+    message = refusal(file, "score.sampler=DPM++ 2M Karras")
+    assert message.startswith("score.sampler: sampler 'DPM++ 2M Karras': no named sampler steps")
+
+
 def test_an_override_may_hold_an_equals_sign(file):
     assert load(TrainConfig, file, ["run=a=b"]).run == "a=b"
 

@@ -303,7 +303,7 @@ def test_cli_writes_one_png_with_its_parameters(model: Path, tmp_path: Path) -> 
     out = tmp_path / "new" / "heart.png"
     result = run(
         "a red, red heart", "--model", model, "--out", out, "--steps", 4, "--seed", 3,
-        "--negative", "blue", "--guidance", 3, "--sampler", "euler-a", "--size", "32x24",
+        "--negative", "blue", "--guidance", 3, "--sampler", "Euler a", "--size", "32x24",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out)

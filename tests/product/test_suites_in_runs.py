@@ -124,7 +124,10 @@ def test_a_clip_judges_and_the_background_is_that_of_the_run(tmp_path, own_cache
             {"suites": {"quality": 9}, "spaces": ["clip:nowhere"]},
             r"suites: 'clip:nowhere': there is",
         ),
-        ({"suites": {"shapes": 9}, "sampler": "dpmpp"}, r"validation: unknown sampler 'dpmpp'"),
+        (
+            {"suites": {"shapes": 9}, "sampler": "dmpp"},
+            "unknown sampler 'dmpp'",
+        ),
         ({"suites": {"emoji-new": 9}}, r"emoji-new: 9 captions, at least \d+"),
         ({"suites": {"quality": 8}, "data": 7}, "quality compares with 8 pictures at least: 7"),
     ],

@@ -1,0 +1,96 @@
+"""The command line of the programs in training/, which a mistake in a config ends before torch,
+diffusers and transformers are imported; and what becomes of an error: one line, or a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from ldm.engine.config import load
+from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
+from ldm.engine.schema import RunConfig
+from ldm.engine.trackers import require
+from ldm.errors import UserError
+
+C = TypeVar("C", bound=RunConfig)
+
+ENDS = f"""exit status:
+  0   the run is over
+  2   a mistake or a fault, which one line on stderr names
+  {STOPPED}  SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 asked the run to stop: it has finished its step and
+      saved a checkpoint, from which the same command goes on; a second signal ends it at once
+
+torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGTERM and SIGINT on
+(SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
+later; accelerate launch does not hand them on to a single process: start one with python.
+"""
+
+
+class Command(Generic[C]):
+    """The command line ``--config FILE [--dry-run] a.b=c ...``.
+
+    Args:
+        schema: class of the config.
+        description: shown by ``--help``.
+    """
+
+    def __init__(self, schema: type[C], description: str | None) -> None:
+        sys.excepthook = one_line
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        if os.environ.get("RANK", "0") == "0":
+            logging.getLogger("ldm").setLevel(logging.INFO)
+        parser = argparse.ArgumentParser(
+            description=description,
+            epilog=ENDS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--config", required=True, help="YAML file of the run")
+        parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
+        parser.add_argument(
+            "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
+        )
+        arguments = parser.parse_args()
+        REQUESTS.listen()
+        self.config: C = load(schema, arguments.config, arguments.overrides)
+        require(self.config.trackers)
+        self.dry_run: bool = arguments.dry_run
+
+
+def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tells a user's mistake, or a signal, in one line; a traceback is for bugs."""
+    line, status = None, 2
+    if isinstance(error, Interrupted):
+        line, status = f"stopped: {error}" if str(error) else "", STOPPED
+    elif isinstance(error, UserError):
+        line = str(error).strip()
+        if line and not error.several:
+            # What a DataLoader's worker raised comes with its traceback in the text.
+            line = line.splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+        line = line and f"error: {line}"
+    elif _left_alone(error):
+        line = "error: another process of the run has ended, and what it said before tells why"
+    if line is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    if line:
+        print(line, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _left_alone(error: BaseException) -> bool:
+    """Whether a collective failed because a process that takes part in it is gone."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    torch = sys.modules.get("torch")
+    return (
+        isinstance(error, RuntimeError)
+        and torch is not None
+        and torch.distributed.is_initialized()
+        and any(text in str(error) for text in gone)
+    )

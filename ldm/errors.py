@@ -1,0 +1,9 @@
+"""Errors that one line tells: mistakes of a user and faults of a machine. All others are bugs."""
+
+
+class UserError(Exception):
+    """Its message says what is wrong, where, and what to do. It is one line, of which ``several``
+    make an exception, and empty where somebody else tells it.
+    """
+
+    several = False
