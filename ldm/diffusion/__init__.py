@@ -10,6 +10,7 @@ from ldm.diffusion.process import (
     NoiseProcess,
     RectifiedFlow,
     Schedule,
+    TrainedVP,
     VarianceExploding,
     VariancePreserving,
 )
@@ -20,6 +21,7 @@ from ldm.diffusion.target import Edm, Prediction, Target, TargetName, coefficien
 __all__ = [
     "Condition", "ContinuousVP", "Cosine", "Denoiser", "DiscreteVP", "Edm", "Level", "LossTerms",
     "NoiseProcess", "Objective", "Prediction", "Predictor", "RectifiedFlow", "Schedule", "Target",
-    "TargetName", "VarianceExploding", "VariancePreserving", "Weighting", "WeightingName",
-    "coefficients", "determinant", "normal", "predictor", "stratified", "stream", "target_of",
+    "TargetName", "TrainedVP", "VarianceExploding", "VariancePreserving", "Weighting",
+    "WeightingName", "coefficients", "determinant", "normal", "predictor", "stratified", "stream",
+    "target_of",
 ]  # fmt: skip
