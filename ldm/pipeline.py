@@ -17,36 +17,38 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ldm.calls import arguments
+from ldm.calls.arguments import TENSORS, Pictures, number
+from ldm.calls.batches import Batches, noise, walk
+from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.diffusion import Condition, Denoiser, predictor, target_of
-from ldm.guidance import Chain, ClassifierFree, Guidance, Threshold
+from ldm.guidance import Guidance, Threshold
 from ldm.interop.loader import EmbeddingLoader, LoraLoader
 from ldm.interop.stock import stock_index
 from ldm.models.clip import save_text_encoder
 from ldm.models.codec import codec_of
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import ClipConditioner, Conditioner
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.labels import LabelConditioner
 from ldm.models.lora import adapted, fused
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
-from ldm.sampling import SchedulerSampler, own_sampler
+from ldm.models.wrapped import bare
+from ldm.sampling import Sampler, SchedulerSampler, own_sampler
 from ldm.sampling import sampler as named_sampler
 
-_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
 
-
-class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
+class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoader, LoraLoader):
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
     autoencoder and a text encoder, a ``DDPMPipeline`` or ``DDIMPipeline``.
 
     Folders go both ways: stock diffusers opens what this saves and this opens what stock saves. A
-    call changes no state of the pipeline and builds its own scheduler, so threads may share one
-    pipeline.
+    call changes no state of the pipeline and runs a copy of the scheduler, so threads may share one
+    pipeline; what a callback reads on it (``scheduler``, ``guidance_scale``, ...) and sets
+    (``_interrupt``, ``_guidance_scale``) are those of its own call.
 
     Args:
         vae: the autoencoder; None: pictures are their own latents.
@@ -67,7 +69,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = [*TENSORS]
 
     def __init__(
         self,
@@ -140,8 +142,10 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             raise ValueError(
                 "push_to_hub would upload before the folder is complete: save first, then upload it"
             )
-        loaded = {name: getattr(self, name) for name in self._lora_loadable_modules}
-        loaded = {name: network for name, network in loaded.items() if network and adapted(network)}
+        loaded = {name: bare(getattr(self, name)) for name in self._lora_loadable_modules}
+        loaded = {
+            n: network for n, network in loaded.items() if network is not None and adapted(network)
+        }
         if not all(fused(network) for network in loaded.values()):
             raise ValueError(
                 "a pipeline folder has no place for adapters: call fuse_lora() to save with them in"
@@ -158,7 +162,7 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             return forget_origin(folder)
         save_tokenizer(self.tokenizer, folder / "tokenizer")
         if kwargs.get("safe_serialization", True) and kwargs.get("variant") is None:
-            save_text_encoder(self.text_encoder, folder / "text_encoder")
+            save_text_encoder(bare(self.text_encoder), folder / "text_encoder")
         else:
             file = folder / "text_encoder" / "config.json"
             config = {**json.loads(file.read_text()), "dtype": "float32"}
@@ -172,24 +176,37 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
+        eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: None = None,
+        negative_prompt_embeds: None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        cross_attention_kwargs: None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        guidance_rescale: float = 0.0,
+        *,
         sampler: str | None = None,
         seed: int | Sequence[int] | None = None,
-        eta: float = 0.0,
         batch_size: int | None = None,
         guidance: Guidance | None = None,
+        callback: None = None,
+        callback_steps: None = None,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draws ``len(prompt) * num_images_per_prompt`` pictures, the pictures of one prompt side
         by side.
+
+        The arguments before ``sampler`` are those of ``StableDiffusionPipeline``, in its order.
 
         Args:
             prompt: one text or several; of a model of classes their names, of an unconditional
@@ -197,134 +214,133 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
             height: pixels; by default the U-Net's ``sample_size``.
             width: pixels.
             num_inference_steps: steps of the sampler.
+            timesteps: of the scheduler, in place of a number of steps, where it takes them.
+            sigmas: the same.
             guidance_scale: 1 or less is no guidance, at half the cost.
             negative_prompt: steered away from; one for all or one per prompt; by default "".
             num_images_per_prompt: pictures of every prompt.
+            eta: of DDIM.
             generator: one draws the batch as stock does; of a list each draws one picture.
             latents: standard normal noise ``n c h w`` instead of a draw.
+            prompt_embeds: None.
+            negative_prompt_embeds: None.
+            ip_adapter_image: None.
+            ip_adapter_image_embeds: None.
             output_type: ``pil``, ``np`` (n h w 3 in [0, 1]), ``pt`` (n 3 h w in [0, 1]) or
-                ``latent``.
+                ``latent``, in the dtype of the U-Net.
             return_dict: False returns (images, nsfw flags or None).
+            cross_attention_kwargs: None; ``set_adapters`` says how strong a LoRA is.
+            guidance_rescale: see ``ClassifierFree``.
+            clip_skip: None.
             callback_on_step_end: called with (pipeline, number of the evaluation, timestep,
                 {"latents": ...}) after every evaluation; a dict that it returns may replace the
-                latents. Once per batch if there are several.
-            callback_on_step_end_tensor_inputs: ``["latents"]`` or nothing.
-            guidance_rescale: see ``ClassifierFree``.
+                latents. Once per batch if there are several. It may stop the call by
+                ``pipe._interrupt = True``: what has been drawn so far is returned.
+            callback_on_step_end_tensor_inputs: of ``latents``, ``prompt_embeds`` and
+                ``negative_prompt_embeds``, in the dtype of the U-Net.
             sampler: a name that ``ldm.sampling.sampler`` knows; by default ``self.scheduler``, and
                 ``ode-heun`` where the process is not variance preserving.
             seed: picture i is drawn from seed + i (or from seed[i]) and does not depend on
                 ``batch_size``.
-            eta: of DDIM.
             batch_size: pictures at a time; by default all. A single ``generator`` draws all initial
                 noise at once, but the noise of a stochastic sampler batch by batch.
             guidance: in place of ``ClassifierFree(guidance_scale, guidance_rescale)``, which a
                 ``Chain`` may hold; what it says of each picture is for all of one batch.
+            callback: None; stock's earlier versions had one.
+            callback_steps: None.
 
         Raises:
-            ValueError: an argument is wrong; the message is one line.
+            ValueError: an argument is wrong, or what was drawn is not finite; the message is one
+                line.
 
         """
-        if callback_on_step_end is not None and not set(callback_on_step_end_tensor_inputs) <= {
-            "latents"
-        }:
-            wrong = sorted(set(callback_on_step_end_tensor_inputs) - {"latents"})
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs: only 'latents' can be passed, not {wrong}"
-            )
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(
-                f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, not {output_type!r}"
-            )
-        if self.unet.config.get("time_cond_proj_dim") is not None:
+        arguments.refuse(
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            cross_attention_kwargs=cross_attention_kwargs,
+            clip_skip=clip_skip,
+            callback=callback,
+            callback_steps=callback_steps,
+        )
+        unet = bare(self.unet)
+        if unet.config.get("time_cond_proj_dim") is not None:
             raise ValueError(
                 "a U-Net with an embedded guidance scale (time_cond_proj_dim) is not supported"
             )
-        prompts = _texts("prompt", prompt)
-        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
-        if len(negatives) not in (1, len(prompts)):
-            raise ValueError(
-                f"negative_prompt has {len(negatives)} texts for {len(prompts)} prompts"
-            )
-        if len(negatives) == 1:
-            negatives = negatives * len(prompts)
-        for name, value in (
-            ("num_images_per_prompt", num_images_per_prompt),
-            ("batch_size", batch_size),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        count = len(prompts) * num_images_per_prompt
-        generators = _generators(generator, seed, count)
-        stepper = (
-            own_sampler(self.scheduler, eta)
-            if sampler is None
-            else named_sampler(sampler, self.scheduler.config, eta)
+        form = arguments.output_type(output_type)
+        pictures = Pictures.asked(
+            prompt, negative_prompt, num_images_per_prompt, generator, seed, batch_size
         )
-
-        device = self._execution_device
-        noise = self._noise(count, height, width, latents, generators, device)
-        if self.text_encoder is not None:
-            conditioner = ClipConditioner(self.tokenizer, self.text_encoder)
-        else:
-            conditioner = LabelConditioner(self.config.classes or ())
-            if not conditioner.names and any(prompts + negatives):
-                text = "".join(prompts + negatives)
-                raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
-            guidance_scale = guidance_scale if conditioner.names else 1.0
-        codec = codec_of(self.vae)
-        predict = predictor(self._denoiser(), target_of(self.scheduler.config))
-        guide = guidance or ClassifierFree(guidance_scale, guidance_rescale)
-        bare = guidance is None and guidance_scale <= 1
-        own = sampler is None and isinstance(stepper, SchedulerSampler)  # which clips by itself
-        if self.vae is None and not own and (clip := Threshold.of(self.scheduler.config)):
-            guide, bare = Chain((clip,) if bare else (guide, clip)), False
-        evaluations = stepper.evaluations(num_inference_steps)
-        pictures: list[Tensor] = []
-        size = batch_size or count
-        batches = [slice(n, min(n + size, count)) for n in range(0, count, size)]
-        with self.progress_bar(total=evaluations * len(batches)) as bar:
-
-            def after(index: int, timestep: Tensor, latent: Tensor) -> Tensor | None:
-                bar.update()
-                if callback_on_step_end is None:
-                    return None
-                tensors = {"latents": latent} if callback_on_step_end_tensor_inputs else {}
-                return (callback_on_step_end(self, index, timestep, tensors) or {}).get("latents")
-
-            for part in batches:
-
-                def encode(texts: list[str], part: slice = part) -> Condition:
-                    first = part.start // num_images_per_prompt
-                    last = (part.stop - 1) // num_images_per_prompt
-                    skip = part.start - first * num_images_per_prompt
-                    cond = conditioner.encode(texts[first : last + 1]).to(device, self.unet.dtype)
-                    end = skip + part.stop - part.start
-                    return cond.map(
-                        lambda x: x.repeat_interleave(num_images_per_prompt, 0)[skip:end]
-                    )
-
-                guided = predict if bare else guide(predict, encode(negatives))
-                latent = stepper(
-                    guided,
-                    noise[part],
-                    encode(prompts),
-                    steps=num_inference_steps,
-                    generators=generators[part] if isinstance(generators, list) else generators,
-                    callback=after,
-                )
-                pictures.append(latent if output_type == "latent" else codec.decode(latent).float())
-        whole = torch.cat(pictures)
+        named = arguments.tensor_inputs(
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            self.text_encoder is not None,
+        )
+        call = Call(
+            self,
+            number("guidance_scale", guidance_scale) if self._is_told() else 1.0,
+            number("guidance_rescale", guidance_rescale),
+            guidance,
+            callback_on_step_end,
+            named,
+            self.unet.dtype,
+        )
+        stepper = self._stepper(sampler, number("eta", eta))
+        codec, device = codec_of(self.vae), self._execution_device
+        batches = Batches(
+            call,
+            pictures,
+            self._conditioner(pictures),
+            codec,
+            predictor(call.watched(self._denoiser(), unet), target_of(self._own_scheduler.config)),
+            self._clip(stepper if sampler is None else None),
+            device,
+        )
+        with running(call):
+            steps = walk(call, stepper, device, num_inference_steps, timesteps, sigmas)
+            x = noise(pictures, codec, unet.config, height, width, latents, device)
+            total = call.num_timesteps * len(pictures.batches())
+            with self.progress_bar(total=total) as bar:
+                whole = batches.draw(x, steps, bar, latent=form == "latent")
         flagged = None
-        if output_type != "latent":
+        if form != "latent":
             whole, flagged = self._check_safety(whole)
-        shown = [True] * count if flagged is None else [not flag for flag in flagged]
-        images = self.image_processor.postprocess(
-            whole, output_type=output_type, do_denormalize=shown
-        )
+        shown = [True] * len(whole) if flagged is None else [not flag for flag in flagged]
+        images = self.image_processor.postprocess(whole, output_type=form, do_denormalize=shown)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, flagged
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
+
+    def _is_told(self) -> bool:
+        """Whether there is something to guide by."""
+        return self.text_encoder is not None or bool(self.config.classes)
+
+    @property
+    def _own_scheduler(self) -> Any:
+        """Not that of a call from whose callback this is asked."""
+        return vars(self)["scheduler"]
+
+    def _stepper(self, sampler: str | None, eta: float) -> Sampler:
+        if sampler is None:
+            return own_sampler(self._own_scheduler, eta)
+        return named_sampler(sampler, self._own_scheduler.config, eta)
+
+    def _clip(self, own: Sampler | None) -> Threshold | None:
+        """What keeps pixels within bounds, where it is not the model's ``own`` scheduler."""
+        if self.vae is not None or isinstance(own, SchedulerSampler):
+            return None
+        return Threshold.of(self._own_scheduler.config)
+
+    def _conditioner(self, pictures: Pictures) -> Conditioner:
+        if self.text_encoder is not None:
+            return ClipConditioner(self.tokenizer, self.text_encoder)
+        text = "".join(pictures.prompts + pictures.negatives)
+        if text and not self.config.classes:
+            raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
+        return LabelConditioner(self.config.classes or ())
 
     def _denoiser(self) -> Denoiser:
         network, dtype = UNetDenoiser(self.unet), self.unet.dtype
@@ -336,33 +352,6 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
 
         return denoise
 
-    def _noise(
-        self,
-        count: int,
-        height: int | None,
-        width: int | None,
-        latents: Tensor | None,
-        generators: torch.Generator | list[torch.Generator] | None,
-        device: torch.device,
-    ) -> Tensor:
-        codec, side = codec_of(self.vae), self.unet.config.sample_size
-        rows, columns = (side, side) if isinstance(side, int) else side
-        if latents is not None and latents.ndim == 4:
-            rows, columns = latents.shape[2:]
-        sizes: list[int] = []
-        for name, pixels, cells in (("height", height, rows), ("width", width, columns)):
-            if pixels is not None and (pixels < 1 or pixels % codec.factor):
-                raise ValueError(
-                    f"{name} must be a multiple of {codec.factor} pixels, not {pixels}"
-                )
-            sizes.append(cells if pixels is None else pixels // codec.factor)
-        shape = (count, self.unet.config.in_channels, *sizes)
-        if latents is None:
-            return randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
-        return latents.to(device, torch.float32)
-
     def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
         if self.safety_checker is None:
             return pixels, None
@@ -371,29 +360,3 @@ class LatentDiffusionPipeline(DiffusionPipeline, EmbeddingLoader, LoraLoader):
         return self.safety_checker(
             images=pixels, clip_input=features.pixel_values.to(self.unet.dtype)
         )
-
-
-def _texts(name: str, texts: str | list[str]) -> list[str]:
-    many = [texts] if isinstance(texts, str) else texts
-    if not isinstance(many, list) or not many or not all(isinstance(text, str) for text in many):
-        raise ValueError(f"{name} must be a text or a list of texts, not {texts!r}")
-    return many
-
-
-def _generators(
-    generator: torch.Generator | list[torch.Generator] | None,
-    seed: int | Sequence[int] | None,
-    count: int,
-) -> torch.Generator | list[torch.Generator] | None:
-    if seed is None:
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} images")
-        return generator
-    if generator is not None:
-        raise ValueError("pass either generator or seed, not both")
-    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} images")
-    if not all(0 <= one < _SEEDS for one in seeds):
-        raise ValueError(f"seeds must lie in 0..2^32 - 1, not {seed}")
-    return [torch.Generator().manual_seed(one) for one in seeds]

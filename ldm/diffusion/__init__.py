@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DiscreteVP,
         NoiseProcess,
         RectifiedFlow,
+        TrainedVP,
         VarianceExploding,
         VariancePreserving,
     )
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Condition", "ContinuousVP", "Cosine", "Denoiser", "DiscreteVP", "Edm", "Level", "LossTerms",
     "NoiseProcess", "Objective", "Prediction", "Predictor", "RectifiedFlow", "Schedule", "Target",
-    "TargetName", "VarianceExploding", "VariancePreserving", "Weighting", "WeightingName",
-    "coefficients", "determinant", "normal", "predictor", "stratified", "stream", "target_of",
+    "TargetName", "TrainedVP", "VarianceExploding", "VariancePreserving", "Weighting",
+    "WeightingName", "coefficients", "determinant", "normal", "predictor", "stratified", "stream",
+    "target_of",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
     __name__,
@@ -36,7 +38,7 @@ __getattr__, __dir__ = front(
         "ldm.diffusion.names": "Edm Schedule Target TargetName WeightingName",
         "ldm.diffusion.objective": "LossTerms Objective Weighting",
         "ldm.diffusion.process": "ContinuousVP Cosine DiscreteVP NoiseProcess RectifiedFlow"
-        " VarianceExploding VariancePreserving",
+        " TrainedVP VarianceExploding VariancePreserving",
         "ldm.diffusion.schedulers": "target_of",
         "ldm.diffusion.streams": "normal stratified stream",
         "ldm.diffusion.target": "Prediction coefficients determinant",

@@ -157,27 +157,18 @@ class VariancePreserving(NoiseProcess):
         return -torch.expm1(2 * log_alpha.diff())
 
 
-@dataclass(frozen=True)
-class DiscreteVP(VariancePreserving):
+class Tabulated(VariancePreserving):
     """A variance-preserving process on a table of betas, on whose nodes it is trained.
 
     alpha_i = prod_{s <= i} sqrt(1 - beta_s). Between nodes log alpha is interpolated linearly
     (alpha itself where it falls to 0).
-
-    Args:
-        schedule: shape of the betas.
-        beta_start: first beta (not used by cosine).
-        beta_end: last beta (not used by cosine).
-        num_train_timesteps: length of the table.
-        zero_terminal_snr: rescale so that alpha is exactly 0 at the last timestep.
     """
 
-    schedule: Schedule = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    num_train_timesteps: int = 1000
-    zero_terminal_snr: bool = False
-    kind: Literal["discrete"] = "discrete"
+    zero_terminal_snr: bool
+
+    @abstractmethod
+    def _table_betas(self) -> Tensor:
+        """The betas before any rescaling, float64."""
 
     def time(self, u: Tensor) -> Tensor:
         """The node at the upper end of the cell that ``u`` falls into (derivative 1)."""
@@ -210,21 +201,73 @@ class DiscreteVP(VariancePreserving):
 
 
 @lru_cache(maxsize=32)
-def _nodes(process: DiscreteVP, device: torch.device) -> tuple[Tensor, Tensor]:
+def _nodes(process: Tabulated, device: torch.device) -> tuple[Tensor, Tensor]:
     """Log alpha at t = 0, 1/N, ..., 1 and its differences, on the device where it is looked up: a
     training step must not wait for a device's times.
     """
-    betas = DDIMScheduler(
-        num_train_timesteps=process.num_train_timesteps,
-        beta_start=process.beta_start,
-        beta_end=process.beta_end,
-        beta_schedule=IN_DIFFUSERS[process.schedule],
-    ).betas.double()
-    root = (1 - betas).cumprod(0).sqrt()
+    root = (1 - process._table_betas()).cumprod(0).sqrt()  # pyright: ignore[reportPrivateUsage]
     if process.zero_terminal_snr:
         root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     nodes = torch.cat([root.new_zeros(1), root.log()])
     return nodes.to(device), nodes.diff().to(device)
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Tabulated):
+    """The table of a schedule that diffusers knows.
+
+    Args:
+        schedule: shape of the betas.
+        beta_start: first beta (not used by cosine).
+        beta_end: last beta (not used by cosine).
+        num_train_timesteps: length of the table.
+        zero_terminal_snr: rescale so that alpha is exactly 0 at the last timestep.
+    """
+
+    schedule: Schedule = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    num_train_timesteps: int = 1000
+    zero_terminal_snr: bool = False
+    kind: Literal["discrete"] = "discrete"
+
+    def _table_betas(self) -> Tensor:
+        return DDIMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=IN_DIFFUSERS[self.schedule],
+        ).betas.double()
+
+
+@dataclass(frozen=True)
+class TrainedVP(Tabulated):
+    """A table that a model brings along: ``trained_betas`` of its scheduler's config.
+
+    Args:
+        trained_betas: the betas, in (0, 1); the last may be 1, where alpha falls to 0.
+        zero_terminal_snr: rescale so that alpha is exactly 0 at the last timestep.
+
+    Raises:
+        ValueError: a beta is none.
+    """
+
+    trained_betas: tuple[float, ...]
+    zero_terminal_snr: bool = False
+    kind: Literal["trained"] = "trained"
+
+    def __post_init__(self) -> None:
+        *before, last = self.trained_betas
+        if wrong := [b for b in before if not 0 < b < 1] or ([] if 0 < last <= 1 else [last]):
+            raise ValueError(f"trained_betas must lie between 0 and 1, not {wrong[0]}")
+
+    @property
+    def num_train_timesteps(self) -> int:  # type: ignore[override]
+        """Length of the table."""
+        return len(self.trained_betas)
+
+    def _table_betas(self) -> Tensor:
+        return torch.tensor(self.trained_betas).double()  # float32 first, as schedulers keep them
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ldm.diffusion.process import (
     NoiseProcess,
     RectifiedFlow,
     Schedule,
+    TrainedVP,
     VarianceExploding,
     VariancePreserving,
 )
@@ -106,17 +107,32 @@ def process_of(config: Mapping[str, Any]) -> NoiseProcess:
     schedules: dict[str, Schedule] = {name: own for own, name in IN_DIFFUSERS.items()}
     schedule, betas = config.get("beta_schedule", "linear"), config.get("trained_betas")
     start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-    if betas is not None and len(betas) == count:
-        for known in (ContinuousVP(start * count, end * count, count), Cosine(count)):
-            if float((known.betas() - torch.tensor(betas)).abs().max()) < 1e-6:
-                return known
-    if schedule not in schedules or betas is not None:
-        wrong = "trained_betas" if schedule in schedules else f"beta_schedule {schedule!r}"
-        raise ValueError(
-            f"scheduler config: {wrong} is not supported, only beta_schedule {sorted(schedules)}"
-        )
     zero = bool(config.get("rescale_betas_zero_snr", False))
+    if betas is not None:
+        return _trained(betas, count, start, end, zero)
+    if schedule not in schedules:
+        raise ValueError(
+            f"scheduler config: beta_schedule {schedule!r} is not supported, only"
+            f" {sorted(schedules)}, or trained_betas"
+        )
     return DiscreteVP(schedules[schedule], start, end, count, zero)
+
+
+def _trained(betas: Any, count: int, start: float, end: float, zero: bool) -> NoiseProcess:
+    """The process on a table: one that has a formula, where it is the table of that."""
+    try:
+        table = tuple(float(beta) for beta in betas)
+    except (TypeError, ValueError):
+        raise ValueError("scheduler config: trained_betas is no list of numbers") from None
+    if not table or len(table) != count:
+        raise ValueError(
+            f"scheduler config: trained_betas has {len(table)} entries, and num_train_timesteps is"
+            f" {count}"
+        )
+    for known in (ContinuousVP(start * count, end * count, count), Cosine(count)):
+        if float((known.betas() - torch.tensor(table)).abs().max()) < 1e-6:
+            return known
+    return TrainedVP(table, zero)
 
 
 def target_of(config: Mapping[str, Any]) -> Target:

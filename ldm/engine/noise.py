@@ -63,7 +63,9 @@ def process_of(settings: ProcessConfig, model: str | None) -> NoiseProcess:
 
 
 def _replaced(process: NoiseProcess, given: dict[str, Any]) -> NoiseProcess:
-    kind = given.pop("kind", None) or (DiscreteVP.kind if given else process.kind)
+    if not given:
+        return process  # also one that no config can state
+    kind = given.pop("kind", None) or DiscreteVP.kind
     cls = PROCESSES[kind]
     try:
         return replace(process, **given) if type(process) is cls else cls(**given)  # type: ignore[type-var]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,44 @@ from torch import Tensor
 
 from ldm.interop import embedding, lora
 from ldm.models.lora import check_fit
+from ldm.models.wrapped import bare
+
+
+def _inside(name: str) -> Callable[..., Any]:
+    """Diffusers' method ``name``, on the networks that ``torch.compile`` and peft have wrapped:
+    diffusers passes those over without a word.
+    """
+
+    def method(self: LoraLoader, *arguments: Any, **named: Any) -> Any:
+        view = copy.copy(self)
+        for part in self._lora_loadable_modules:
+            vars(view)[part] = bare(getattr(self, part))
+        found = getattr(super(LoraLoader, view), name)(*arguments, **named)
+        self._merged_adapters = view._merged_adapters
+        return found
+
+    method.__name__ = name
+    method.__doc__ = getattr(StableDiffusionLoraLoaderMixin, name).__doc__
+    return method
 
 
 class LoraLoader(StableDiffusionLoraLoaderMixin):
     """diffusers' loader on this library's reader of files.
 
     ``unload_lora_weights``, ``fuse_lora``, ``unfuse_lora``, ``set_adapters`` and the rest are
-    diffusers' own.
+    diffusers' own, and see through ``torch.compile``.
     """
+
+    unload_lora_weights = _inside("unload_lora_weights")
+    fuse_lora = _inside("fuse_lora")
+    unfuse_lora = _inside("unfuse_lora")
+    set_adapters = _inside("set_adapters")
+    disable_lora = _inside("disable_lora")
+    enable_lora = _inside("enable_lora")
+    delete_adapters = _inside("delete_adapters")
+    get_active_adapters = _inside("get_active_adapters")
+    get_list_adapters = _inside("get_list_adapters")
+    set_lora_device = _inside("set_lora_device")
 
     def load_lora_weights(
         self,
@@ -67,7 +98,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
             return
         for part, updates in read.items():
             try:
-                check_fit(updates, getattr(self, part))
+                check_fit(updates, bare(getattr(self, part)))
             except ValueError as error:
                 raise ValueError(f"{told} is not for this {part}: {error}") from None
         taken = {name for names in self.get_list_adapters().values() for name in names}
@@ -81,7 +112,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
             load[part](
                 tensors,
                 None,
-                getattr(self, part),
+                bare(getattr(self, part)),
                 adapter_name=name,
                 metadata=metadata,
                 _pipeline=self,

@@ -1,4 +1,4 @@
-"""Images <-> latents: a KL autoencoder, or nothing, behind the three calls that training and
+"""Images <-> latents: an autoencoder, or nothing, behind the three calls that training and
 sampling need.
 
     q(z | x) = N(mean(x), exp(logvar(x)));   latent = scaling_factor * (z - shift_factor)
@@ -9,12 +9,15 @@ is sampled anew every epoch. In pixel space (Ho et al. 2020, section 3.3) x is i
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
 
 class Moments(NamedTuple):
@@ -46,8 +49,10 @@ class Codec(Protocol):
         """One draw of the posterior as the denoiser sees it; ``eps`` is standard normal."""
         ...
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Pixels in about [-1, 1], not clipped."""
+    def decode(
+        self, latent: Float[Tensor, "b c h w"], generators: Generators | None = None
+    ) -> Float[Tensor, "b 3 height width"]:
+        """Pixels in about [-1, 1], not clipped; ``generators`` are for decoders that draw noise."""
         ...
 
 
@@ -64,20 +69,23 @@ class IdentityCodec:
         """The pixels, whatever ``eps``."""
         return moments.mean
 
-    def decode(self, latent: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def decode(
+        self, latent: Float[Tensor, "b 3 h w"], generators: Generators | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
         """The latent."""
         return latent
 
 
 class VaeCodec:
-    """``AutoencoderKL`` as a ``Codec``.
+    """``AutoencoderKL`` as a ``Codec``, or what a pipeline has in its place: ``AutoencoderTiny``,
+    ``AsymmetricAutoencoderKL``, ``ConsistencyDecoderVAE``.
 
     Args:
         vae: the autoencoder; its ``scaling_factor`` (and ``shift_factor``) are applied here and
             nowhere else.
     """
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae = vae
 
     @property
@@ -92,27 +100,37 @@ class VaeCodec:
 
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Moments:
         """Moments of ``pixels``, ``b 3 h w`` in [-1, 1], in the dtype of the autoencoder."""
-        posterior = self.vae.encode(pixels.to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
-        return Moments(posterior.mean, posterior.logvar)
+        found = self.vae.encode(pixels.to(self.vae.dtype))
+        if hasattr(found, "latent_dist"):
+            return Moments(found.latent_dist.mean, found.latent_dist.logvar)
+        return Moments(found.latents, torch.full_like(found.latents, -torch.inf))
 
     def sample(self, moments: Moments, eps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """One draw of the posterior as the denoiser sees it; ``eps`` is standard normal, ``b c h
         w``.
         """
         z = moments.mean + (0.5 * moments.logvar).exp() * eps
-        shift = self.vae.config.shift_factor or 0.0
-        return (z - shift) * self.vae.config.scaling_factor
+        return (z - self._shift) * self.vae.config.scaling_factor
 
-    def decode(self, latent: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+    def decode(
+        self, latent: Float[Tensor, "b c h w"], generators: Generators | None = None
+    ) -> Float[Tensor, "b 3 height width"]:
         """Pixels in about [-1, 1], ``b 3 h w``, not clipped, of latents as the denoiser sees
         them.
         """
-        z = latent / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        z = latent / self.vae.config.scaling_factor + self._shift
         # Its dtype alone: an offloaded autoencoder comes to the latent's device when it is called.
-        return self.vae.decode(z.to(self.vae.decoder.conv_in.weight.dtype)).sample
+        z = z.to(self.vae.dtype)
+        if generators is not None and hasattr(self.vae, "decoder_scheduler"):
+            return self.vae.decode(z, generator=generators).sample
+        return self.vae.decode(z).sample
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
 
 
-def codec_of(vae: AutoencoderKL | None) -> Codec:
+def codec_of(vae: Any) -> Codec:
     """The codec of a model with this autoencoder; None is pixel space."""
     return IdentityCodec() if vae is None else VaeCodec(vae)
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ldm.diffusion import Condition
+from ldm.models.wrapped import bare
 
 
 class UNetDenoiser(nn.Module):
@@ -15,7 +16,7 @@ class UNetDenoiser(nn.Module):
     As in stock Stable Diffusion the mask of padding tokens does not reach cross-attention.
 
     Args:
-        unet: the network, used as it is.
+        unet: the network, used as it is, compiled or wrapped by peft.
     """
 
     def __init__(self, unet: UNet2DConditionModel | UNet2DModel) -> None:
@@ -28,11 +29,12 @@ class UNetDenoiser(nn.Module):
         """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
         timestep = timestep.float()
-        if isinstance(self.unet, UNet2DConditionModel):
+        inside = bare(self.unet)
+        if isinstance(inside, UNet2DConditionModel):
             return self.unet(x_t, timestep, encoder_hidden_states=cond.tokens).sample
-        if self.unet.config.time_embedding_type == "fourier":
+        if inside.config.time_embedding_type == "fourier":
             # This one takes the logarithm of a sigma itself, and divides its output by it, so that
             # a score comes out. The process says log(sigma) / 4.
             timestep = (4 * timestep).exp()
-        labels = cond.extra["label"] if self.unet.config.num_class_embeds else None
+        labels = cond.extra["label"] if inside.config.num_class_embeds else None
         return self.unet(x_t, timestep, class_labels=labels).sample

@@ -9,15 +9,21 @@ and ``scale_model_input`` divides by sqrt(1 + r^2). The network sees the first i
 
 from __future__ import annotations
 
+import copy
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion import Condition, Level, NoiseProcess, Predictor, Target, target_of
+
+log = logging.getLogger(__name__)
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 Callback: TypeAlias = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -28,7 +34,7 @@ instead, or None.
 
 @dataclass(frozen=True)
 class SchedulerSampler:
-    """A scheduler's class and config; every call builds a fresh scheduler.
+    """A scheduler, of which every call runs a copy.
 
     Schedulers are stateful, so only this lets one sampler serve many threads. The noise process is
     read from the config and the scheduler's own table is checked against it, because a scheduler
@@ -41,19 +47,23 @@ class SchedulerSampler:
         config: its ``scheduler_config.json``, or ``scheduler.config``.
         eta: of DDIM (Song et al. 2021a, eq. 16): 0 deterministic, 1 ancestral; other schedulers
             ignore it.
+        given: the scheduler itself, with all that its config does not say; None: built here.
 
     Raises:
         ValueError: the scheduler does not run the process that its config states (the message names
-            the key), or the scheduler speaks eps and the process has zero terminal SNR.
+            the key), or the scheduler speaks eps and the process has zero terminal SNR, or a
+            function was put in place of a method of ``given``, which a copy would not run.
 
     """
 
     scheduler: type[Any]
     config: Mapping[str, Any]
     eta: float = 0.0
+    given: Any = field(default=None, compare=False)
     process: NoiseProcess = field(init=False)
     target: Target = field(init=False)
     """What the scheduler's ``step`` expects; the network may speak another target."""
+    _original: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         name = self.scheduler.__name__
@@ -64,16 +74,16 @@ class SchedulerSampler:
                 )
         object.__setattr__(self, "process", NoiseProcess.from_scheduler(self.config))
         object.__setattr__(self, "target", target_of(self.config))
-        self._check(self._fresh())
+        object.__setattr__(self, "_original", self._built() if self.given is None else self.given)
+        if self.given is not None:
+            _refuse_replaced(self.given)
+        self._check(self._original)
         self.process.refuse(self.target)
 
-    def _fresh(self) -> Any:
-        config = dict(self.config)
-        if float(self.process.table.alpha[-1]) == 0:
-            config["timestep_spacing"] = "trailing"
+    def _built(self) -> Any:
         # Not from_config: it drops values that were set after construction.
         known = inspect.signature(self.scheduler.__init__).parameters
-        return self.scheduler(**{key: value for key, value in config.items() if key in known})
+        return self.scheduler(**{key: self.config[key] for key in self.config if key in known})
 
     def _check(self, scheduler: Any) -> None:
         name = self.scheduler.__name__
@@ -96,33 +106,69 @@ class SchedulerSampler:
         dropped = [key for key in words if key in self.config and key not in known]
         blame = " and ".join(dropped) or "one of " + ", ".join(words)
         blame = blame if finite else "rescale_betas_zero_snr"
+        if same and self.given is not None and not dropped:
+            raise ValueError(
+                f"alphas_cumprod of this {name} is not what its config states, from which the"
+                " levels of the network are read: state the table there, as trained_betas"
+            )
         raise ValueError(
             f"{name} does not honour {blame} of the scheduler config: its noise levels are not"
             " those of this model; use another scheduler (DDIM, DDPM, DPMSolverMultistep, Euler,"
             " EulerAncestral and UniPC know every key)"
         )
 
-    def start(self, steps: int, device: torch.device | str = "cpu") -> Any:
-        """A fresh scheduler, set to ``steps``. ``ValueError`` where its timesteps would leave the
-        table.
+    def start(
+        self,
+        steps: int,
+        device: torch.device | str = "cpu",
+        *,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Any:
+        """A copy of the scheduler, set to ``steps``, or to ``timesteps`` or ``sigmas`` of one's own
+        where its ``set_timesteps`` takes them.
+
+        Raises:
+            ValueError: its timesteps would leave the table, or it takes no such list.
         """
-        most = self.process.num_train_timesteps
-        if not 1 <= steps <= most:
+        most, name = self.process.num_train_timesteps, self.scheduler.__name__
+        own = {"timesteps": timesteps, "sigmas": sigmas}
+        own = {key: value for key, value in own.items() if value is not None}
+        if not own and not 1 <= steps <= most:
             raise ValueError(
                 f"steps must lie in 1..{most} (the length of the noise table), not {steps}"
             )
-        scheduler = self._fresh()
-        scheduler.set_timesteps(steps, device=device)
+        scheduler = copy.deepcopy(self._original)
+        spacing = scheduler.config.get("timestep_spacing")
+        if float(self.process.table.alpha[-1]) == 0 and spacing not in (None, "trailing"):
+            scheduler.register_to_config(timestep_spacing="trailing")
+            if self.given is not None:
+                _warn_of_spacing(name, spacing)
+        for key in own:
+            if key not in inspect.signature(scheduler.set_timesteps).parameters:
+                raise ValueError(f"{name} takes no {key} of one's own, only a number of steps")
+        if len(own) > 1:
+            raise ValueError("pass either timesteps or sigmas, not both")
+        if own:
+            scheduler.set_timesteps(**own, device=device)
+        else:
+            scheduler.set_timesteps(steps, device=device)
         if hasattr(scheduler, "set_begin_index"):
             # Where Karras or Lu spacing rounds the first two timesteps to one, the search by
             # timestep would begin at the second sigma and run off the end of the table; everywhere
             # else it begins at 0 anyway.
             scheduler.set_begin_index(0)
-        if bool((scheduler.timesteps < 0).any()):
+        if own:
+            least, greatest = scheduler.timesteps.min().item(), scheduler.timesteps.max().item()
+            if least < 0 or greatest > most - 1:
+                raise ValueError(
+                    f"timesteps must lie in 0..{most - 1}, not between {least} and {greatest}"
+                )
+        elif bool((scheduler.timesteps < 0).any()):
             # np.arange(1000, 0, -1000 / 61) has 62 entries: the last is about 1e-13 and becomes
             # timestep -1, which Python reads as the *noisiest* level.
             raise ValueError(
-                f"{self.scheduler.__name__}: trailing spacing rounds a timestep below 0 at {steps}"
+                f"{name}: trailing spacing rounds a timestep below 0 at {steps}"
                 f" steps; use another number (those that divide {most} are safe)"
             )
         return scheduler
@@ -178,7 +224,18 @@ class SchedulerSampler:
             callback: called after every evaluation.
 
         """
-        scheduler = self.start(steps, x.device)
+        return self.run(self.start(steps, x.device), predict, x, cond, generators, callback)
+
+    def run(
+        self,
+        scheduler: Any,
+        predict: Predictor,
+        x: Tensor,
+        cond: Condition,
+        generators: Generators | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """What a call does, with a ``scheduler`` that ``start`` has set; it runs once."""
         accepted = inspect.signature(scheduler.step).parameters
         extra: dict[str, Any] = {"return_dict": False}
         if "eta" in accepted:
@@ -203,3 +260,30 @@ class SchedulerSampler:
                 replaced = callback(index, timestep, x)
                 x = x if replaced is None else replaced
         return x
+
+
+def _refuse_replaced(scheduler: Any) -> None:
+    """``ValueError`` for a function in place of a method: where it reaches for the scheduler that
+    it was made for, a copy's state is not what it sees. A method bound to the scheduler goes along.
+    """
+    for name, value in vars(scheduler).items():
+        if not callable(getattr(type(scheduler), name, None)):
+            continue
+        if not (isinstance(value, MethodType) and value.__self__ is scheduler):
+            kind = type(scheduler).__name__
+            raise ValueError(
+                f"{name} of this {kind} was replaced by a function: every call draws with a copy of"
+                f" the scheduler, which such a function does not know; write a subclass of {kind}"
+                f" with a {name} of its own, or bind it (types.MethodType(function, scheduler))"
+            )
+
+
+@cache  # once
+def _warn_of_spacing(name: str, spacing: str) -> None:
+    log.warning(
+        "%s: timestep_spacing %r never asks at the last timestep, the only level of zero terminal"
+        ' SNR that pure noise belongs to: "trailing" is used instead, and stock diffusers draws'
+        " other pictures; set timestep_spacing to trailing to have the same from both",
+        name,
+        spacing,
+    )

@@ -275,10 +275,11 @@ def default_sampler(config: Mapping[str, Any]) -> str:
 
 
 def own_sampler(scheduler: Any, eta: float = 0.0) -> Sampler:
-    """What a folder's own scheduler stands for: itself, or ``ode-heun`` where the process is not
-    variance preserving and the scheduler there only for stock.
+    """What a folder's own scheduler stands for: itself, with all that was changed in it, or
+    ``ode-heun`` where the process is not variance preserving and the scheduler there only for
+    stock.
     """
     name = default_sampler(scheduler.config)
     if name == "ode-heun":
         return sampler(name, scheduler.config)
-    return SchedulerSampler(type(scheduler), scheduler.config, eta)
+    return SchedulerSampler(type(scheduler), scheduler.config, eta, scheduler)

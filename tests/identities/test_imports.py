@@ -1,9 +1,9 @@
 """The rooms of the house: what may import what, and how large a file may grow.
 
-training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.interop -> ldm.{models,
-guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is on top, and
-the errors and the lazy front doors are below all. Each room may use those below it, and itself, but
-none beside it. ``import ldm`` imports nothing before a name is asked for.
+training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.calls -> ldm.interop ->
+ldm.{models, guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is
+on top, and the errors and the lazy front doors are below all. Each room may use those below it, and
+itself, but none beside it. ``import ldm`` imports nothing before a name is asked for.
 """
 
 import ast
@@ -23,6 +23,7 @@ LEVELS = [
     {"ldm.engine"},
     {"ldm.evaluation"},  # it reads what a source's captions promise back from a picture
     {"ldm.pipeline", "ldm.data"},
+    {"ldm.calls"},  # of the pipeline
     {"ldm.interop"},  # the formats of others, which pipeline and engine read and write
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},

@@ -1,0 +1,169 @@
+"""What a call of the pipeline is asked for, checked: one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+"""What a callback may ask for."""
+
+_OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "latent")
+_SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
+_INSTEAD = {
+    "prompt_embeds": "pass the text as prompt",
+    "negative_prompt_embeds": "pass the text as negative_prompt",
+    "cross_attention_kwargs": "the strength of a LoRA is that of set_adapters(name, strength)",
+    "callback": "use callback_on_step_end",
+    "callback_steps": "use callback_on_step_end, which is told the number of the step",
+}
+
+Generators = torch.Generator | list[torch.Generator]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a call, those of one prompt side by side.
+
+    Args:
+        prompts: texts.
+        negatives: as many.
+        each: pictures of every prompt.
+        generators: one for all, one a picture, or None.
+        batch: pictures at a time.
+    """
+
+    prompts: list[str]
+    negatives: list[str]
+    each: int
+    generators: Generators | None
+    batch: int
+
+    @classmethod
+    def asked(
+        cls,
+        prompt: Any,
+        negative_prompt: Any,
+        num_images_per_prompt: Any,
+        generator: Any,
+        seed: Any,
+        batch_size: Any,
+    ) -> Pictures:
+        """Those of the arguments of these names.
+
+        Raises:
+            ValueError: they are none, or do not fit each other.
+        """
+        prompts = _texts("prompt", prompt)
+        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if len(negatives) == 1:
+            negatives = negatives * len(prompts)
+        if len(negatives) != len(prompts):
+            raise ValueError(
+                f"negative_prompt has {len(negatives)} texts for {len(prompts)} prompts"
+            )
+        each = whole("num_images_per_prompt", num_images_per_prompt)
+        count = len(prompts) * each
+        batch = count if batch_size is None else whole("batch_size", batch_size)
+        return cls(prompts, negatives, each, _generators(generator, seed, count), batch)
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.each
+
+    def batches(self) -> list[slice]:
+        """Numbers of the pictures that are drawn together."""
+        return [slice(n, min(n + self.batch, len(self))) for n in range(0, len(self), self.batch)]
+
+    def of(self, part: slice) -> Generators | None:
+        """The generators of a batch."""
+        return self.generators[part] if isinstance(self.generators, list) else self.generators
+
+
+def whole(name: str, value: Any, least: int | None = 1) -> int:
+    """``value`` as an int; ``ValueError`` if it is no whole number, or below ``least``."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
+    if least is not None and found < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return found
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a float; ``ValueError`` if it is no finite number."""
+    try:
+        found = float(value) if not isinstance(value, str) else math.nan
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several numbers
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return found
+
+
+def output_type(value: Any) -> str:
+    """``value``, ``ValueError`` if pictures have no such form."""
+    if value not in _OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, not {value!r}")
+    return "np" if value == "numpy" else value
+
+
+def tensor_inputs(callback: Any, names: Sequence[str], text: bool) -> tuple[str, ...]:
+    """What ``callback`` is handed: ``names``, or what one of diffusers' own says that it needs.
+
+    Raises:
+        ValueError: some of them there are not; without ``text`` there are latents alone.
+    """
+    if callback is None:
+        return ()
+    names = tuple(getattr(callback, "tensor_inputs", names) or ())
+    known = TENSORS if text else TENSORS[:1]
+    if wrong := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs: only {', '.join(known)} can be passed, not"
+            f" {wrong}"
+        )
+    return names
+
+
+def refuse(**arguments: Any) -> None:
+    """``ValueError`` for the first that is not None: stock's arguments that do nothing here."""
+    for name, value in arguments.items():
+        if value is not None:
+            instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise ValueError(f"{name} is not supported{instead}")
+
+
+def _texts(name: str, texts: Any) -> list[str]:
+    many = [texts] if isinstance(texts, str) else texts
+    if not isinstance(many, list) or not many or not all(isinstance(text, str) for text in many):
+        raise ValueError(f"{name} must be a text or a list of texts, not {texts!r}")
+    return many
+
+
+def _generators(generator: Any, seed: Any, count: int) -> Generators | None:
+    if seed is None:
+        if isinstance(generator, (list, tuple)) and len(generator) != count:
+            raise ValueError(f"{len(generator)} generators for {count} images")
+        return list(generator) if isinstance(generator, (list, tuple)) else generator
+    if generator is not None:
+        raise ValueError("pass either generator or seed, not both")
+    one = not isinstance(seed, (list, tuple, range)) and getattr(seed, "ndim", 0) == 0
+    try:
+        seeds = (
+            [operator.index(seed) + i for i in range(count)]
+            if one
+            else [*map(operator.index, seed)]
+        )
+    except TypeError:
+        raise ValueError(f"seed must be a whole number or a list of them, not {seed!r}") from None
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} images")
+    if not all(0 <= each < _SEEDS for each in seeds):
+        raise ValueError(f"seeds must lie in 0..2^32 - 1, not {seed}")
+    return [torch.Generator().manual_seed(each) for each in seeds]

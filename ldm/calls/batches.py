@@ -1,0 +1,168 @@
+"""The pictures of a call, batch by batch: x_0 = decode(sampler(guidance(denoiser), noise))."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ldm.calls.arguments import Pictures, refuse, whole
+from ldm.calls.running import Call, Interrupted
+from ldm.diffusion import Condition, Predictor
+from ldm.guidance import Threshold
+from ldm.models.codec import Codec
+from ldm.models.conditioner import Conditioner
+from ldm.models.wrapped import bare
+from ldm.sampling import Sampler, SchedulerSampler
+
+Walk = Callable[..., Tensor]
+"""A sampler whose steps are set: (predict, noise, condition, generators, callback) -> latents."""
+
+
+def walk(
+    call: Call,
+    stepper: Sampler,
+    device: torch.device,
+    steps: Any,
+    timesteps: Sequence[int] | None,
+    sigmas: Sequence[float] | None,
+) -> Walk:
+    """The way from the noise of a batch to its latents, each time with a fresh scheduler that
+    ``call`` knows.
+
+    Raises:
+        ValueError: the sampler cannot take these steps.
+    """
+    own = {"timesteps": timesteps, "sigmas": sigmas}
+    if not isinstance(stepper, SchedulerSampler):
+        refuse(**own)
+        call.num_timesteps = stepper.evaluations(whole("num_inference_steps", steps, None))
+        return partial(stepper, steps=steps)
+    listed = any(value is not None for value in own.values())
+    steps = 0 if listed else whole("num_inference_steps", steps, None)
+    begun = stepper.start(steps, device, **own)
+    call.num_timesteps = len(begun.timesteps)
+
+    def walked(*told: Any, **named: Any) -> Tensor:
+        call.scheduler = copy.deepcopy(begun)
+        return stepper.run(call.scheduler, *told, **named)
+
+    return walked
+
+
+def noise(
+    pictures: Pictures,
+    codec: Codec,
+    unet: Mapping[str, Any],
+    height: Any,
+    width: Any,
+    latents: Any,
+    device: torch.device,
+) -> Tensor:
+    """Standard normal noise ``n c h w``: ``latents``, or a draw for pictures of this size.
+
+    Args:
+        pictures: which.
+        codec: from latents to pixels.
+        unet: config of the denoiser, whose ``sample_size`` is the size that is not given.
+        height: in pixels, or None.
+        width: in pixels, or None.
+        latents: noise, or None.
+        device: where it is to lie.
+
+    Raises:
+        ValueError: there are no latents of this size, or ``latents`` are of another.
+    """
+    side = unet["sample_size"]
+    rows, columns = (side, side) if isinstance(side, int) else side
+    if isinstance(latents, Tensor) and latents.ndim == 4:
+        rows, columns = latents.shape[2:]
+    sizes: list[int] = []
+    for name, pixels, cells in (("height", height, rows), ("width", width, columns)):
+        asked = cells * codec.factor if pixels is None else whole(name, pixels, None)
+        if asked < 1 or asked % codec.factor:
+            raise ValueError(f"{name} must be a multiple of {codec.factor} pixels, not {pixels}")
+        sizes.append(asked // codec.factor)
+    shape = (len(pictures), unet["in_channels"], *sizes)
+    if latents is None:
+        draws = pictures.generators
+        return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)
+    if not isinstance(latents, Tensor):
+        raise ValueError(f"latents must be a tensor of shape {shape}, not {latents!r}")
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
+    return latents.to(device, torch.float32)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All batches of a call.
+
+    Args:
+        call: which.
+        pictures: what it draws.
+        conditioner: of their texts.
+        codec: from latents to pixels.
+        predict: the network, not guided.
+        clip: what keeps pixels within bounds, if something must.
+        device: where the network is.
+    """
+
+    call: Call
+    pictures: Pictures
+    conditioner: Conditioner
+    codec: Codec
+    predict: Predictor
+    clip: Threshold | None
+    device: torch.device
+
+    def draw(self, noise: Tensor, walk: Walk, bar: Any, *, latent: bool) -> Tensor:
+        """Pixels of all pictures, or their latents; of the batches that nobody interrupted.
+
+        Args:
+            noise: of all.
+            walk: to the latents of a batch.
+            bar: of progress, an evaluation a step.
+            latent: latents, in the dtype of the pipeline.
+        """
+        call, found = self.call, []
+
+        def after(*told: Any) -> Tensor:
+            bar.update()
+            return call.after(*told)
+
+        call.watch.see(noise, "the latents that were passed")
+        for part in self.pictures.batches():
+            encode = partial(self._encode, part)
+            call.begin(encode(self.pictures.prompts), partial(encode, self.pictures.negatives))
+            guided, draws = call.guide(self.predict, self.clip), self.pictures.of(part)
+            try:
+                x = walk(guided, noise[part], call.cond, generators=draws, callback=after)
+            except Interrupted as interrupted:
+                x = interrupted.latent
+            if latent:
+                found.append(x.to(call.dtype))
+            else:
+                found.append(self.codec.decode(x, draws).float())
+                call.watch.see(found[-1], "the decoder", bare(getattr(self.codec, "vae", None)))
+            if call.interrupt:
+                break
+        call.watch.check()
+        return torch.cat(found)
+
+    def _encode(self, part: slice, texts: list[str]) -> Condition:
+        """The condition of a batch; pictures of one text share its encoding."""
+        each = self.pictures.each
+        first, last = part.start // each, (part.stop - 1) // each
+        skip, count = part.start - first * each, part.stop - part.start
+        cond = self.conditioner.encode(texts[first : last + 1]).to(self.device, self.call.dtype)
+        if cond.tokens is not None:
+            network = bare(getattr(self.conditioner, "text_encoder", None))
+            self.call.watch.see(cond.tokens, "the text encoder", network)
+        return cond.map(lambda x: x.repeat_interleave(each, 0)[skip : skip + count])

@@ -1,0 +1,317 @@
+"""A call of the pipeline while it runs: what a callback reads and sets, and whether its numbers are
+numbers.
+
+Stock keeps the scheduler, the guidance scale and the wish to stop on the pipeline itself, where two
+calls at once would overwrite each other's. Here they are a call's own: on the pipeline, the names
+stand for those of the call that asks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.calls.arguments import number
+from ldm.diffusion import Condition, Denoiser, Level, Prediction, Predictor
+from ldm.guidance import Chain, ClassifierFree, Guidance
+
+
+class NotFiniteError(ValueError):
+    """What was drawn is no picture; the message, one line, says where that arose."""
+
+
+class Interrupted(Exception):
+    """A callback asked to stop.
+
+    Args:
+        latent: as far as it has come.
+    """
+
+    def __init__(self, latent: Tensor) -> None:
+        super().__init__()
+        self.latent = latent
+
+
+class Watch:
+    """Whether numbers are finite, asked where they lie: nobody waits for a device before the
+    end.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[str, nn.Module | None, Tensor]] = []
+
+    def see(self, x: Tensor, where: str, network: nn.Module | None = None) -> None:
+        """Remembers ``x``: what came from ``network``, if from one, at ``where``."""
+        self._seen.append((where, network, x.isfinite().all()))
+
+    def check(self) -> None:
+        """``NotFiniteError`` where something was not, naming the first place and a way out."""
+        flags = [flag for _, _, flag in self._seen]
+        if not flags or bool(torch.stack([flag.to(flags[-1].device) for flag in flags]).all()):
+            return
+        where, network, _ = next(seen for seen in self._seen if not bool(seen[2]))
+        raise NotFiniteError(f"not a picture, but nan or inf: it arose in {where}{_cause(network)}")
+
+
+def _cause(network: nn.Module | None) -> str:
+    if network is None:
+        return "; try another sampler, more steps or less guidance"
+    named = itertools.chain(network.named_parameters(), network.named_buffers())
+    for name, value in named:
+        if value.device.type != "meta" and not bool(value.isfinite().all()):
+            return f", whose {name} holds nan or inf: the file that it is from is damaged"
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    if dtype == torch.float16:
+        return ", in float16, which ends at 65,504: use bfloat16 or float32"
+    if dtype == torch.bfloat16:
+        return ", in bfloat16: try float32, another sampler or less guidance"
+    return "; its weights are finite: try another sampler, more steps or less guidance"
+
+
+@dataclass(eq=False)
+class Call:
+    """A call that runs.
+
+    Args:
+        pipeline: of which.
+        guidance_scale: of classifier-free guidance, now.
+        guidance_rescale: the same.
+        guidance: what was passed in place of these two.
+        callback: called after every evaluation.
+        inputs: names of the tensors that it is handed.
+        dtype: of those tensors.
+    """
+
+    pipeline: Any
+    guidance_scale: float
+    guidance_rescale: float
+    guidance: Guidance | None
+    callback: Any
+    inputs: Sequence[str]
+    dtype: torch.dtype
+    num_timesteps: int = 0
+    scheduler: Any = None
+    interrupt: bool = False
+    cond: Condition = field(default_factory=Condition)
+    null: Condition | None = None
+    """Of the batch that is drawn; None: nothing has asked for it yet."""
+    watch: Watch = field(default_factory=Watch)
+    thread: int = field(default_factory=threading.get_ident)
+    _done: int = 0
+    _encode_null: Callable[[], Condition] = Condition
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is classifier-free guidance now."""
+        return self.guidance is None and self.guidance_scale > 1
+
+    def step(self) -> str:
+        """How a message calls the step that is under way."""
+        return f"step {self._done + 1} of {self.num_timesteps}"
+
+    def begin(self, cond: Condition, null: Callable[[], Condition]) -> None:
+        """The next batch, told ``cond``; ``null`` encodes what guidance calls nothing."""
+        self.cond, self.null, self._encode_null, self._done = cond, None, null, 0
+
+    def guide(self, predict: Predictor, clip: Guidance | None) -> Predictor:
+        """``predict`` guided, asked with the batch's condition and as the call is set then."""
+        guide = self._classifier_free if self.guidance is None else self.guidance
+        if self.guided or self.guidance:
+            self.null = self._encode_null()
+        null = self.cond if self.null is None else self.null
+        guided = (guide if clip is None else Chain((guide, clip)))(predict, null)
+        return lambda x_t, level, timestep, cond: guided(x_t, level, timestep, self.cond)
+
+    def _classifier_free(self, predict: Predictor, null: Condition) -> Predictor:
+        def guided(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            if not self.guided:
+                return predict(x_t, level, timestep, cond)
+            if self.null is None:  # a callback has begun to guide
+                self.null = self._encode_null()
+            guide = ClassifierFree(self.guidance_scale, self.guidance_rescale)
+            return guide(predict, self.null)(x_t, level, timestep, cond)
+
+        return guided
+
+    def watched(self, denoiser: Denoiser, network: nn.Module) -> Denoiser:
+        """``denoiser``, whose ``network`` is told of where its output is not finite."""
+
+        def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+            y = denoiser(x_t, timestep, cond)
+            self.watch.see(y, f"the U-Net, at {self.step()}", network)
+            return y
+
+        return denoise
+
+    def after(self, index: int, timestep: Tensor, latent: Tensor) -> Tensor:
+        """A sampler's callback: what the pipeline's own makes of ``latent``.
+
+        Raises:
+            Interrupted: it asked to stop.
+        """
+        self.watch.see(latent, f"guidance or the sampler, at {self.step()}")
+        if self.callback is not None:
+            latent = self._called(index, timestep, latent)
+        self._done += 1
+        if self.interrupt:
+            raise Interrupted(latent)
+        return latent
+
+    def _called(self, index: int, timestep: Tensor, latent: Tensor) -> Tensor:
+        offered = self._offered(latent)
+        tensors = {name: offered[name] for name in self.inputs}
+        returned = self.callback(self.pipeline, index, timestep, tensors) or {}
+        self._take_texts(offered, returned)
+        handed = offered["latents"]
+        found = returned.get("latents", handed)
+        if found is latent:
+            return latent
+        found = found.to(latent.device)
+        self.watch.see(found, f"the latents that the callback returned at {self.step()}")
+        if found.shape != latent.shape:
+            return found.to(latent)
+        # What was left as it was handed out is not rounded.
+        return torch.where(found == latent.to(found), latent, found.to(latent))
+
+    def _offered(self, latent: Tensor) -> dict[str, Tensor | None]:
+        tokens = self.cond.tokens
+        null = self.null.tokens if self.null is not None and self.guided else None
+        both = tokens if null is None or tokens is None else torch.cat([null, tokens])
+        return {
+            "latents": latent.to(self.dtype),
+            "prompt_embeds": both,
+            "negative_prompt_embeds": null,
+        }
+
+    def _take_texts(
+        self, offered: Mapping[str, Tensor | None], returned: Mapping[str, Tensor | None]
+    ) -> None:
+        """As in stock ``prompt_embeds`` are those of no text and of the text, or of the text
+        alone.
+        """
+        new = {n: x for n, x in returned.items() if n in offered and x is not offered[n]}
+        tokens, null = new.get("prompt_embeds"), new.get("negative_prompt_embeds")
+        many = len(self.cond)
+        if tokens is not None:
+            if len(tokens) == 2 * many:
+                null, tokens = tokens.chunk(2)
+            if len(tokens) != many:
+                raise ValueError(
+                    f"the callback returned prompt_embeds of {len(tokens)} texts for {many}"
+                    " pictures"
+                )
+            self.cond = replace(self.cond, tokens=tokens)
+        if null is not None and self.null is not None:
+            self.null = replace(self.null, tokens=null)
+
+
+_CALLS: list[Call] = []
+
+
+@contextmanager
+def running(call: Call) -> Iterator[Call]:
+    """While ``call`` runs."""
+    _CALLS.append(call)
+    try:
+        yield call
+    finally:
+        _CALLS.remove(call)
+
+
+class SeenFromCallbacks:
+    """The names on a pipeline that stand for the call that asks: of the thread that runs it.
+
+    What another thread sets (``pipe._interrupt``) is set for all calls of the pipeline. Between
+    calls there is only the scheduler; the other names are no attributes, as in stock before its
+    first call.
+    """
+
+    def _call(self) -> Call | None:
+        here = threading.get_ident()
+        mine = (c for c in reversed(_CALLS) if c.pipeline is self and c.thread == here)
+        return next(mine, None)
+
+    def _asked(self, name: str) -> Any:
+        call = self._call()
+        if call is None:
+            raise AttributeError(f"{name} is that of a call, and none runs")
+        return getattr(call, name)
+
+    def _set(self, name: str, value: Any) -> None:
+        call = self._call()
+        for each in [call] if call else [c for c in _CALLS if c.pipeline is self]:
+            setattr(each, name, value)
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's, or in a callback the copy of it, or of the named sampler's, that runs."""
+        call = self._call()
+        running = call and call.scheduler
+        return vars(self)["scheduler"] if running is None else running
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        vars(self)["scheduler"] = value
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._asked("interrupt")
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        self._set("interrupt", value)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call stops after this step; ``_interrupt = True`` makes it."""
+        return self._asked("interrupt")
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._asked("guidance_scale")
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        call = self._call()
+        if call and call.guidance is not None:
+            raise ValueError("_guidance_scale: this call was passed a guidance of its own")
+        self._set("guidance_scale", number("_guidance_scale", value))
+
+    @property
+    def guidance_scale(self) -> float:
+        """That of the call, from here on as ``_guidance_scale`` was set."""
+        return self._asked("guidance_scale")
+
+    @property
+    def _guidance_rescale(self) -> float:
+        return self._asked("guidance_rescale")
+
+    @_guidance_rescale.setter
+    def _guidance_rescale(self, value: float) -> None:
+        self._set("guidance_rescale", number("_guidance_rescale", value))
+
+    @property
+    def guidance_rescale(self) -> float:
+        """That of the call."""
+        return self._asked("guidance_rescale")
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next step asks for two predictions."""
+        return self._asked("guided")
+
+    @property
+    def num_timesteps(self) -> int:
+        """Evaluations of the call."""
+        return self._asked("num_timesteps")
+
+    @property
+    def _num_timesteps(self) -> int:
+        return self._asked("num_timesteps")
