@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import unicodedata
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -221,9 +222,17 @@ BAD = {
         "pictures-with-a-metadata-row-and-also-a-text-file", [X], "",
     ),
     "row without picture": (row("x", "no.png"), "rows-without-a-picture", [f"{ROW} no.png"], ""),
+    "row without text": (lambda f: rows(f, {"file_name": "row.png", "label": 3}),
+                         "rows-with-no-column-text", [f"{ROW} row.png"], "but file_name, label"),
+    "row with a path of Windows": (row("x", "C:\\pics\\row.png"),
+                                   "rows-with-a-path-of-windows", [f"{ROW} C:\\pics\\row.png"], ""),
     "row to a parent": (row("x", "../../x.png"), OUT, [f"{ROW} ../../x.png"], ""),
     "row to the root": (row("x", "/etc/passwd"), OUT, [f"{ROW} /etc/passwd"], ""),
     "null": (row(None), NO_TEXT, [f"{ROW} row.png"], ""),
+    "nothing to see": (row("\u200b\ufeff"), NO_TEXT, [f"{ROW} row.png"], ""),
+    "nothing to see in a file": (
+        file(X, photo(5), "\u200b"), "pictures-with-an-empty-caption-file", [X], "",
+    ),
     "blank": (row("  "), NO_TEXT, [f"{ROW} row.png"], ""),
     "number": (row(3), NO_TEXT, [f"{ROW} row.png"], ""),
     "no texts": (row([]), NO_TEXT, [f"{ROW} row.png"], ""),
@@ -238,12 +247,20 @@ BAD = {
                    "lines-with-more-columns-than-the-header", ["metadata.csv:3"], ""),
     "CSV without text": (lambda f: csv(f, "row.png,a row\nrow.png\n"),
                          NO_TEXT, ["metadata.csv:3 row.png"], ""),
+    "CSV that ends in quotes": (lambda f: csv(f, 'row.png,a row\nrow.png,"red'),
+                                "tables-that-cannot-be-read", ["metadata.csv"], "is not valid CSV"),
     "null in parquet": (parquet, NO_TEXT, ["metadata.parquet:2 row.png"], ""),
     "link to nothing": (lambda f: link(f, X, "no.png"), "links-to-nothing", [X], ""),
     "link to itself": (lambda f: link(f, X, X), "links-to-nothing", [X], ""),
     "link to a picture outside": (lambda f: link(f, X, outside(f) / X), LINK_OUT, [X], ""),
     "link to a folder outside": (lambda f: link(f, "x", outside(f)), LINK_OUT, ["x"], ""),
     "pipe": (pipe, "neither-files-nor-folders", [X], ""),
+    "two normal forms": (
+        lambda f: [put(f, unicodedata.normalize(form, "\u00e9.png"), photo(n))
+                   for n, form in enumerate(("NFC", "NFD"))],
+        "files-whose-names-differ-only-in-how-accents-are-stored",
+        ["e\u0301.png", "\u00e9.png"], "Unicode normal form",
+    ),
     "name in Latin-1": (odd_name, "files-whose-name-is-not-utf-8", [r"caf\xe9.png"], ""),
 }  # fmt: skip
 # The same for what can be trained on, but should be known.

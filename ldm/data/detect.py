@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm.data.cached import MADE_WITH
 from ldm.data.files import below
+from ldm.data.folder import natural
 from ldm.data.hub import SAVED, SAVED_SPLITS
 from ldm.data.metadata import TABLES
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.source import DataError
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_REPEATS = re.compile(r"([1-9][0-9]{0,2}_[^/]+)/[^/]+")
 _KINDS = {".parquet": "parquet", ".toml": "sd_scripts"} | dict.fromkeys(_TARS, "webdataset")
 
 
@@ -43,9 +46,13 @@ def detect(path: str) -> Detected:
         return Detected("datasets", f"there is {' and '.join(SAVED)}")
     if (here / SAVED_SPLITS).is_file():
         return Detected("datasets", f"there is {SAVED_SPLITS}")
-    found = _layouts(below(here))
+    names = below(here)
+    found = _layouts(names)
     if not found:
         raise DataError(f"{here}: no pictures, tars or parquet files in this folder or below it")
+    if list(found) == ["folder"] and (named := _repeated(names)):
+        told = f"all pictures are in folders named by repeats: {', '.join(named)}"
+        return Detected("sd_scripts", told)
     if len(found) > 1:
         both = " and ".join(f"{kind} ({reason})" for kind, reason in found.items())
         raise AmbiguousError(f"{here}: several layouts, set data.kind to one: {both}")
@@ -99,6 +106,18 @@ def _layouts(names: list[str]) -> dict[str, str]:
         "parquet": _told("parquet files", parquet),
     }
     return {kind: reason for kind, reason in told.items() if reason}
+
+
+def _repeated(names: list[str]) -> list[str]:
+    """The first of the folders that are named like ``10_sks dog`` (no year, no ``01_``), if every
+    picture lies in one and there is no table of captions.
+    """
+    pictures = [name for name in names if name.lower().endswith((*READABLE, *UNREADABLE))]
+    if any(Path(name).name in TABLES for name in names):
+        return []
+    fits = [_REPEATS.fullmatch(name) for name in pictures]
+    found = sorted({fit[1] for fit in fits if fit}, key=natural)
+    return found[:3] if all(fits) else []
 
 
 def _told(what: str, names: list[str]) -> str:

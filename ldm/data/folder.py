@@ -2,12 +2,14 @@
 
 Captions come from ``metadata.jsonl``, ``.csv`` or ``.parquet`` (a row per picture; ``file_name`` is
 relative to the file's own folder, a list is several captions) or from a text file beside each
-picture: ``cat.txt``, ``cat.caption`` or ``cat.jpg.txt``. Nothing is lost silently: whatever has no
-partner is a problem with a name. Hidden files and folders are not looked at.
+picture: ``cat.txt``, ``cat.caption`` or ``cat.jpg.txt``. Names are compared in Unicode normal form
+C. Nothing is lost silently: whatever has no partner is a problem with a name. Hidden files and
+folders are not looked at.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,12 +20,16 @@ from typing import Literal
 
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
-from ldm.data.metadata import TABLES, is_text, read_text, rows_of
+from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
+from ldm.data.names import Names, Root
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
+log = logging.getLogger(__name__)
+
 _SIDECARS = (".txt", ".caption")
+_LISTED = 2  # how rows are told from files: raise it when the same files become other rows
 # Texts that travel with data sets and describe no single picture.
 DOCUMENTS = ("readme", "license", "licence", "notice", "copying", "changelog", "credits")
 LAYOUTS = (
@@ -36,7 +42,7 @@ LAYOUTS = (
 class FolderData(Indexed):
     """Captioned pictures below a folder; the config *is* the source.
 
-    A text file is one caption, its lines joined. Several rows for one picture are several captions.
+    Several rows for one picture are several captions.
 
     Args:
         path: the folder; all folders below it are read too.
@@ -47,6 +53,8 @@ class FolderData(Indexed):
         grammar: what becomes of a caption at every use; None: nothing.
         weight: share of the draws against other sources'; None: its number of pictures.
         links: follow links that lead out of the folder; off, they are problems.
+        lines: which lines of a text file are captions: the ``first`` alone, as in sd-scripts;
+            ``each``, of which training draws one; or all of them ``joined`` to one caption.
     """
 
     path: str
@@ -57,6 +65,7 @@ class FolderData(Indexed):
     grammar: Grammar | None = None
     weight: float | None = None
     links: bool = False
+    lines: Lines = "first"
 
     @property
     def root(self) -> Path:
@@ -79,13 +88,17 @@ class FolderData(Indexed):
         return [
             Part(
                 path=str(self.root.resolve()),
-                settings=f"folder {self.caption_column} {self.image_column} {self.links}",
+                settings=f"folder {_LISTED} {self._columns} {self.links} {self.lines}",
                 files=[(name, *state) for name, state in files.items()],
                 rows=partial(self._rows, files, strays),
                 read=partial(_read, self.root),
                 reusable=True,
             )
         ]
+
+    @property
+    def _columns(self) -> tuple[str, str]:
+        return self.image_column, self.caption_column
 
     def _rows(self, files: dict[str, tuple[int, int]], strays: list[Row]) -> Iterator[Row]:
         """One row per picture in natural order (``2.png`` before ``10.png``), then the problems."""
@@ -95,8 +108,12 @@ class FolderData(Indexed):
                 f"{self.root}: no picture in this folder or below it, "
                 f"put {', '.join(READABLE[:5])} ... there with captions as {LAYOUTS}"
             )
-        captions, problems, tabled = self._tables(files, pictures)
-        problems = [*strays, *problems, *self._sidecars(files, pictures, captions, tabled)]
+        names = Names(pictures)
+        doubles = names.doubles()
+        captions, problems, tabled = self._tables(files, names)
+        problems = [*strays, *doubles, *problems]
+        single = pictures - {row.key for row in doubles}
+        problems += self._sidecars(files, pictures, single, captions, tabled)
         problems += [
             Row(key, (), problem="pictures in a format that is not read; convert them")
             for key in files
@@ -106,7 +123,7 @@ class FolderData(Indexed):
             raise DataError(
                 f"{self.root}: {len(pictures)} pictures but no captions, write them as {LAYOUTS}"
             )
-        for key in sorted(pictures, key=natural):
+        for key in sorted(single, key=natural):
             if key in captions:
                 yield Row(key, captions[key], place=(*files[key], 0))
         yield from problems
@@ -115,63 +132,94 @@ class FolderData(Indexed):
             yield Row(key, (), problem="pictures without a caption; caption or remove them")
 
     def _tables(
-        self, files: dict[str, tuple[int, int]], pictures: set[str]
+        self, files: dict[str, tuple[int, int]], pictures: Names
     ) -> tuple[dict[str, tuple[str, ...]], list[Row], tuple[str, ...]]:
         """Captions by key, problems, and the folders that have a table."""
         found: dict[str, tuple[str, ...]] = {}
         problems: list[Row] = []
+        root = Root(self.root, pictures)
         tables = [key for key in files if Path(key).name in TABLES]
         for table in sorted(tables, key=natural):
-            for where, key, captions, problem in rows_of(
-                self.root, table, self.image_column, self.caption_column
-            ):
-                if not problem and key not in pictures:
-                    problem = "rows without a picture; add it or remove the row"
-                if problem:
-                    problems.append(Row(where, (), problem=problem))
-                else:
-                    found[key] = found.get(key, ()) + captions
+            file, mine = self.root / table, dict[str, tuple[str, ...]]()
+            try:
+                for where, key, captions, problem in rows_of(root, file, table, *self._columns):
+                    if problem:
+                        problems.append(Row(where, (), problem=problem))
+                    else:
+                        mine[key] = mine.get(key, ()) + captions
+            except DataError as error:
+                reason = str(error).removeprefix(f"{file}: ")
+                wrong = f"tables that cannot be read ({reason}); repair or remove them"
+                problems.append(Row(table, (), problem=wrong))
+            if again := _join(found, mine):
+                log.warning(
+                    "%s: captions of %d pictures stand in another table as well, and are read once",
+                    file, again,
+                )  # fmt: skip
         return found, problems, tuple(key[: -len(Path(key).name)] for key in tables)
 
     def _sidecars(
         self,
         files: dict[str, tuple[int, int]],
         pictures: set[str],
+        single: set[str],
         captions: dict[str, tuple[str, ...]],
         tabled: tuple[str, ...],
     ) -> Iterator[Row]:
-        """Adds what text files say to ``captions``, and yields what is wrong with them."""
+        """Adds what text files say of ``single`` pictures to ``captions``, and yields what is wrong
+        with the files.
+        """
         texts = {key for key in files if key.lower().endswith(_SIDECARS)}
-        used = set()
+        names, used, cut = Names(texts), set[str](), 0
         for key in sorted(pictures, key=natural):
-            mine = [name for name in sidecars(key) if name in texts]
+            mine = [name for place in sidecars(key) for name in names.find(place)]
             used.update(mine)
-            if not mine:
+            if not mine or key not in single:
                 continue
-            wrong, text = "", ""
+            wrong, found = "", ()
             if len(mine) > 1:
                 wrong = f"pictures with several caption files ({' and '.join(mine)}); keep one"
             elif key in captions:
                 wrong = "pictures with a metadata row and also a text file; keep one of the two"
             else:
                 try:
-                    text = " ".join(read_text(self.root / mine[0]).split())
+                    text = read_text(self.root / mine[0])
                 except DataError as error:
                     reason = str(error).removeprefix(f"{self.root / mine[0]}: ")
                     wrong = f"pictures whose caption file is unreadable ({reason}); repair it"
                 else:
-                    wrong = "" if text else "pictures with an empty caption file; write it"
+                    found = lines_of(text, self.lines)
+                    wrong = "" if found else "pictures with an empty caption file; write it"
+                    cut += self.lines == "first" and len(lines_of(text, "each")) > 1
             if wrong:
                 captions.pop(key, None)
                 yield Row(key, (), problem=wrong)
             else:
-                captions[key] = (text,)
+                captions[key] = found
         for key in sorted(texts - used, key=natural):
             # Where captions are in a table, texts beside it are about something else.
             document = Path(key).stem.lower().startswith(DOCUMENTS)
             if not document and not key.startswith(tabled):
                 wrong = "caption files without a picture; add it or remove them"
                 yield Row(key, (), problem=wrong)
+        if cut:
+            log.warning(
+                "%s: of %d caption files with several lines the first is used; data.lines=each"
+                " draws one of them, joined makes one caption of all", self.root, cut,
+            )  # fmt: skip
+
+
+def _join(found: dict[str, tuple[str, ...]], table: dict[str, tuple[str, ...]]) -> int:
+    """Adds the captions of a further table to those that are ``found``, but none that is there;
+    how many pictures of it say nothing new.
+    """
+    again = 0
+    for key, captions in table.items():
+        there = found.get(key, ())
+        new = tuple(text for text in captions if text not in there) if there else captions
+        found[key] = there + new
+        again += not new
+    return again
 
 
 def _read(root: Path, row: Row) -> bytes:

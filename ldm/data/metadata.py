@@ -9,17 +9,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet
 
+from ldm.data.names import Root
 from ldm.data.source import DataError
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+Lines = Literal["first", "each", "joined"]
+_NAMED = 8  # columns that a message shows
+csv.field_size_limit(2**31 - 1)  # else a long caption would make its table unreadable
 
 
 def read_text(file: Path) -> str:
@@ -44,48 +48,79 @@ def is_text(value: object) -> TypeGuard[str]:
         return False
 
 
+def spoken(text: str) -> str:
+    """``text`` as one caption: white space is one space, and what has no visible character is "".
+
+    Files hold lone byte-order marks and zero-width spaces that look like nothing.
+    """
+    text = " ".join(text.split())
+    seen = any(unicodedata.category(c) not in ("Cc", "Cf") for c in text if c != " ")
+    return text if seen else ""
+
+
 def texts(value: object) -> tuple[str, ...] | None:
     """The captions of a cell, or None if it or a part of it is empty or no text."""
     values: Iterable[object] = value if isinstance(value, list) else [value]
-    found = tuple(" ".join(v.split()) if is_text(v) else "" for v in values)
+    found = tuple(spoken(v) if is_text(v) else "" for v in values)
     return found if found and all(found) else None
 
 
-def rows_of(
-    root: Path, table: str, image_column: str, caption_column: str
-) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """The rows of the file ``root/table``: where it stands, the picture's key, captions, problem.
+def lines_of(text: str, lines: Lines) -> tuple[str, ...]:
+    """The captions in a text file, empty lines left out.
 
-    The key is the path below ``root``; where there is a problem it may be "".
+    Args:
+        text: all of it.
+        lines: ``first`` is the first line, ``each`` every one, ``joined`` all as one caption.
+    """
+    if lines == "joined":
+        every = [spoken(text)]
+    else:
+        every = [spoken(line) for line in text.split("\n")]
+    found = tuple(line for line in every if line)
+    return found[:1] if lines == "first" else found
+
+
+def rows_of(
+    root: Root, file: Path, table: str, image_column: str, caption_column: str
+) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
+    """The rows of a table: where it stands, the picture's key, captions, problem.
+
+    Where there is a problem the key may be "".
+
+    Args:
+        root: the folder, and the pictures in it.
+        file: the table.
+        table: its path below the folder.
+        image_column: of names of pictures, which count from the table's own folder.
+        caption_column: of a text, or a list of texts.
 
     Raises:
-        DataError: the table as a whole cannot be read, or lacks a column.
+        DataError: the table as a whole cannot be read; without its place.
     """
-    for line, row in _lines(root / table):
+    options = {image_column: "data.image_column", caption_column: "data.caption_column"}
+    folder = table[: -len(file.name)]
+    for line, row in _lines(file):
         where = f"{table}:{line}"
         if isinstance(row, str):
             yield where, "", (), row
             continue
-        for column in (image_column, caption_column):
-            if column not in row:
-                raise DataError(
-                    f"{root / where}: no column {column!r} among {sorted(row)}, "
-                    "set data.image_column or data.caption_column"
-                )
-        name = row[image_column]
-        if not is_text(name) or not name.strip():
-            yield where, "", (), f"rows with no file name in {image_column!r}; name the picture"
-            continue
-        key = Path(os.path.normpath(Path(table).parent / name.strip())).as_posix()
-        captions = texts(row[caption_column])
-        if key.startswith("../") or Path(name.strip()).is_absolute():
-            wrong = "rows that point out of the folder; move the pictures into it"
-            yield f"{where} {name}", "", (), wrong
-        elif captions is None:
+        name = row.get(image_column)
+        named = name.strip() if is_text(name) else ""
+        where += f" {name}" if named else ""
+        key, wrong = root.find(folder, named) if named else ("", "")
+        captions = texts(row.get(caption_column)) or ()
+        lacking = next((column for column in options if column not in row), None)
+        if lacking is not None:
+            there = ", ".join(sorted(map(str, row))[:_NAMED]) + ", ..." * (len(row) > _NAMED)
+            what = f"rows with no column {lacking!r} (but {there or 'nothing'})"
+            wrong = f"{what}; write it, or set {options[lacking]}"
+        elif not named:
+            wrong = f"rows with no file name in {image_column!r}; name the picture"
+        elif wrong:
+            wrong = f"rows {wrong}"
+        elif not captions:
             wrong = "rows whose caption is empty or no text; caption or remove them"
-            yield f"{where} {name}", key, (), wrong
-        else:
-            yield f"{where} {name}", key, captions, ""
+        yield where, key, captions, wrong
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -107,6 +142,8 @@ def _json(line: str) -> dict[str, Any] | str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"lines that are not valid JSON ({error.msg}); {cure}"
+    except ValueError:
+        return f"lines that are not valid JSON (a number of thousands of digits); {cure}"
     except RecursionError:
         return f"lines that are not valid JSON (too deep); {cure}"
     return row if isinstance(row, dict) else f"lines that are no JSON objects; {cure}"
@@ -122,7 +159,7 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             else:
                 yield reader.line_num, row
     except csv.Error as error:  # where the next line begins is not known any more
-        raise DataError(f"{file}:{reader.line_num}: not valid CSV ({error})") from None
+        raise DataError(f"line {reader.line_num} is not valid CSV ({error})") from None
 
 
 def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -133,4 +170,4 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
                 number += 1
                 yield number, row
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable parquet file ({error})") from None
+        raise DataError(f"not a readable parquet file ({error})") from None

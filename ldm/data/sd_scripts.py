@@ -25,7 +25,8 @@ from typing import Any, Literal
 from ldm.data.captions import Grammar
 from ldm.data.folder import DOCUMENTS, natural, walk
 from ldm.data.index import Indexed, Part, state_of
-from ldm.data.metadata import read_text
+from ldm.data.metadata import lines_of, read_text
+from ldm.data.names import Names, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row
 from ldm.data.sd_scripts_config import Subset, named_folders, read_config, read_metadata
@@ -34,6 +35,7 @@ from ldm.data.source import DataError, SourceGroup
 log = logging.getLogger(__name__)
 
 _SIDECARS = (".txt", ".caption")
+_LISTED = 2  # how rows are told from files: raise it when the same files become other rows
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class SdScriptsSubset(Indexed):
         return [
             Part(
                 path=str(self.root.resolve()),
-                settings=f"sd_scripts {settings!r} {joint!r}",
+                settings=f"sd_scripts {_LISTED} {settings!r} {joint!r}",
                 files=[*states, state_of(metadata)] if metadata else states,
                 rows=rows,
                 read=self._read,
@@ -216,9 +218,7 @@ class SdScriptsSubset(Indexed):
 
     def _texts(self, text: str) -> tuple[str, ...]:
         """The captions in a text: its lines, or the first of them."""
-        lines = [" ".join(line.split()) for line in text.split("\n")]
-        found = tuple(line for line in lines if line)
-        return found if self._lines else found[:1]
+        return lines_of(text, "each" if self._lines else "first")
 
     def _beside(
         self, files: dict[str, tuple[int, int]], problems: list[Row], inner: int
@@ -236,18 +236,22 @@ class SdScriptsSubset(Indexed):
                 "%s: %d pictures in folders below it are not read, as in sd-scripts;"
                 " name each folder as a subset", self.root, inner,
             )  # fmt: skip
-        used: set[str] = set()
+        names, used = Names(files.keys()), set[str]()
+        problems += Names(set(pictures)).doubles()
+        twice = {row.key for row in problems}
         cut = other = 0
         for key in pictures:
             stem = Path(key).stem
-            mine = [stem + ending for ending in self.subset.extensions if stem + ending in files]
+            mine = [n for ending in self.subset.extensions for n in names.find(stem + ending)]
             used.update(mine)
+            if key in twice:
+                continue
             if len(mine) > 1:
                 wrong = f"pictures with several caption files ({' and '.join(mine)}); keep one"
                 problems.append(Row(key, (), problem=wrong))
                 continue
             if not mine:
-                other += any(stem + ending in files for ending in _SIDECARS)
+                other += any(names.find(stem + ending) for ending in _SIDECARS)
                 yield self._row(key, files, *self._without())
                 continue
             try:
@@ -258,7 +262,7 @@ class SdScriptsSubset(Indexed):
                 problems.append(Row(key, (), problem=wrong))
                 continue
             captions = self._texts(text)
-            cut += not self._lines and "\n" in text.strip()
+            cut += not self._lines and len(lines_of(text, "each")) > 1
             yield self._row(key, files, captions, "pictures with an empty caption file; write it")
         yield from problems
         for key in sorted(files, key=natural):
@@ -310,17 +314,20 @@ class SdScriptsSubset(Indexed):
         """One row per entry of the metadata file, then the problems."""
         assert self.subset.metadata_file is not None
         pictures = _pictures(files)
-        known = set(pictures)
+        known = Names(set(pictures))
+        problems += known.doubles()
         stems: dict[str, list[str]] = defaultdict(list)
         for key in pictures:
-            stems[key[: -len(Path(key).suffix)]].append(key)
+            stems[composed(key[: -len(Path(key).suffix)])].append(key)
         captions: dict[str, tuple[str, ...]] = {}
         twice: set[str] = set()
         for entry, about in read_metadata(self.subset.metadata_file).items():
             key = self._inside(entry)
-            fits = [key] if key in known else stems.get(key, [])
+            fits = known.find(key) or stems.get(composed(key), [])
             texts, wrong = self._entry(about)
-            if len(fits) > 1:
+            if not fits and of_windows(entry):
+                wrong = "metadata entries with a path of Windows; name the picture below image_dir"
+            elif len(fits) > 1:
                 wrong = "metadata entries that fit several pictures; write the file's whole name"
             elif not fits and (key.startswith("../") or Path(key).is_absolute()):
                 wrong = "metadata entries that point out of image_dir; move the pictures into it"

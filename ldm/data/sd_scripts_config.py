@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ldm.data.captions import Grammar
 from ldm.data.folder import natural
 from ldm.data.metadata import read_text
+from ldm.data.names import of_windows
 from ldm.data.source import DataError
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ _PLACES = {
     **{name: places for name, (_, _, places) in _OURS.items()},
     **{name: places for name, (_, places) in _OTHERS.items()},
 }
+_DIGITS = "a number of thousands of digits"
 _TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -217,6 +219,8 @@ def _tree(file: Path) -> dict[str, Any]:
         except tomllib.TOMLDecodeError as error:
             cure = ", write paths in 'single quotes'" if "\\" in str(error) else ""
             raise DataError(f"{file}: not valid TOML ({error}){cure}") from None
+        except ValueError:
+            raise DataError(f"{file}: not valid TOML ({_DIGITS})") from None
         except RecursionError:
             raise DataError(f"{file}: not valid TOML (nested too deep)") from None
     if not isinstance(tree, dict):
@@ -238,6 +242,10 @@ def _json(file: Path, text: str) -> Any:
         raise DataError(
             f"{file}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})"
         ) from None
+    except DataError:
+        raise
+    except ValueError:
+        raise DataError(f"{file}: not valid JSON ({_DIGITS})") from None
     except RecursionError:
         raise DataError(f"{file}: not valid JSON (nested too deep)") from None
 
@@ -330,6 +338,8 @@ def _existing(file: Path, where: str, name: str, value: str | None) -> Path | No
         if candidate.exists():
             return candidate
     tried = "" if path.is_absolute() else f", neither here nor in {file.parent}"
+    if of_windows(value):
+        tried = ": a path of Windows, write where it is on this machine, with / between folders"
     raise DataError(f"{file}: {where}.{name} = {_short(value)} does not exist{tried}")
 
 

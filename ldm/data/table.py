@@ -27,11 +27,13 @@ from ldm.data.captions import Grammar
 from ldm.data.files import Files
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
+from ldm.data.names import of_windows
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
 log = logging.getLogger(__name__)
 
+_LISTED = 2  # how rows are told from a file: raise it when the same file becomes other rows
 _LARGE = 64 * 2**20  # bytes of a row group from which on random access is worth a warning
 
 
@@ -99,7 +101,7 @@ class TableData(Files):
     def _part(self, file: Path, name: str) -> Part:
         return Part(
             path=str(file.resolve()),
-            settings=f"parquet {name} {self.image_column} {self.caption_column}",
+            settings=f"parquet {_LISTED} {name} {self.image_column} {self.caption_column}",
             files=itertools.chain([state_of(file)], _beside(file, self.image_column)),
             rows=partial(self._rows, file, name),
             read=partial(_read, file, self.image_column),
@@ -115,7 +117,15 @@ class TableData(Files):
             yield Row(name, (), problem=wrong)
             return
         with opened:
-            self._check(file, opened.schema_arrow)
+            try:
+                self._check(file, opened.schema_arrow)
+            except DataError as error:
+                if len(self._found[1]) == 1:
+                    raise
+                reason = str(error).removeprefix(f"{file}: ")
+                wrong = f"parquet files without the columns ({reason}); or move them away"
+                yield Row(name, (), problem=wrong)
+                return
             groups = [opened.metadata.row_group(n) for n in range(opened.num_row_groups)]
             largest = max((group.total_byte_size for group in groups), default=0)
             if largest > _LARGE:
@@ -192,6 +202,8 @@ def picture_of(cell: Any, folders: Sequence[Path]) -> bytes:
         return data
     if not path:
         raise DataError("the row has none")
+    if of_windows(path):
+        raise DataError("its path is one of Windows: write it from the folder of its file, with /")
     inside = [file for folder in folders if (file := _inside(folder, path))]
     if not inside:
         raise DataError("its path leads out of the folder of the data")

@@ -25,6 +25,7 @@ from ldm.data.captions import Grammar
 from ldm.data.files import Files, below, find
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
+from ldm.data.names import composed
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row, Rows
 from ldm.data.source import DataError
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _TEXTS = ("txt", "text", "caption")
 _COLUMNS = ("caption", "text")
+_LISTED = 2  # how rows are told from members: raise it when the same tar becomes other rows
 _LONGEST = 2**20  # bytes of a caption member; a longer one is no caption
 _PACKED = (".gz", ".tgz", ".zst", ".bz2", ".xz")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -96,7 +98,7 @@ class TarData(Files):
     def _part(self, file: Path, name: str) -> Part:
         return Part(
             path=str(file.resolve()),
-            settings=f"webdataset {name} {self.caption_column}",
+            settings=f"webdataset {_LISTED} {name} {self.caption_column}",
             files=[state_of(file)],
             rows=partial(_rows, file, name, self.caption_column, self._ignored),
             read=partial(_read, file),
@@ -147,6 +149,8 @@ def _rows(file: Path, shard: str, column: str | None, ignored: Counter[str]) -> 
             key, suffix = _split(name)
             if not key or member.isdir():
                 continue
+            if not key.isascii():  # a key is spelt as where it first stands
+                key = walk.spelt.setdefault(composed(key), key)
             if key != here:
                 yield from walk.close(here, sample)
                 here, sample = key, walk.waiting.pop(key, None) or _Sample()
@@ -174,6 +178,7 @@ class _Walk:
         # Members of a key lie apart in a tar that was packed unsorted.
         self.waiting: dict[str, _Sample] = {}
         self.done: set[str] = set()
+        self.spelt: dict[str, str] = {}
 
     def close(self, key: str, sample: _Sample) -> Iterator[Row]:
         """The row of a sample behind which another key begins, unless something is still to
@@ -230,9 +235,15 @@ class _Walk:
             return (), "captions that are not UTF-8; save them as UTF-8"
         if found is sample.tables:
             try:
-                value = _cell(json.loads(data), self.column)
+                table = json.loads(data)
             except (ValueError, RecursionError):
                 return (), "captions in a .json that is not valid JSON; repair it"
+            columns = [self.column] if self.column else _COLUMNS
+            cells = [table[c] for c in columns if c in table] if isinstance(table, dict) else []
+            if not cells:
+                named = " or ".join(map(repr, columns))
+                return (), f"pictures whose .json has no {named}; write it"
+            value = cells[0]
         captions = texts(value)
         if captions is None:
             return (), "pictures whose caption is empty or no text; caption or remove them"
@@ -242,13 +253,6 @@ class _Walk:
 def _packed(name: str) -> bool:
     stem, suffix = os.path.splitext(name.lower())
     return suffix == ".tgz" or (suffix in _PACKED and stem.endswith(".tar"))
-
-
-def _cell(table: object, column: str | None) -> object:
-    """The captions that a ``key.json`` holds, whatever they are, or None."""
-    columns = [column] if column else _COLUMNS
-    found = [table[c] for c in columns if c in table] if isinstance(table, dict) else []
-    return found[0] if found else None
 
 
 def _members(raw: BinaryIO, file: Path) -> Iterator[tarfile.TarInfo | str]:

@@ -74,7 +74,7 @@ def test_all_kinds_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     errors = {f.kind: set(f.keys) for f in result.findings if f.severity == "error"}
     assert errors == expected
     assert len(BAD) >= 40 and len(BAD) + len(ODD) >= 70
-    assert result.train == good == len(BAD) + 17
+    assert result.train == good == len(BAD) + 21
     # Whatever looks like a picture was counted as good, or was named.
     named = set().union(*errors.values())
     usable = {example.key for example in FolderData(path=str(root)).examples}
@@ -93,7 +93,6 @@ UNUSABLE = {
     "a file": (lambda folder: folder.write_text(""), "this is a file"),
     "no picture": (lambda folder: folder.mkdir(), "no picture in this folder"),
     "no caption": (lambda folder: put(folder, GOOD, photo(0), None), "1 pictures but no captions"),
-    "no column": (lambda folder: rows(folder, {"file_name": "x", "label": 3}), "no column 'text'"),
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ldm.data.images import ImageTransform
 from ldm.data.source import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 
 
 def picture(path: Path, colour: str = "red", **options: object) -> None:
@@ -84,7 +86,7 @@ def test_sidecars(tmp_path: Path) -> None:
     for name in ("a.png", "B.JPG", "c.d.png", "sub/e.jpg"):
         picture(tmp_path / name)
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfan apple\r\n")
-    (tmp_path / "B.caption").write_text("two\nlines")
+    (tmp_path / "B.caption").write_text("\n \u200b\na first line\nand another\n")
     (tmp_path / "c.d.png.txt").write_text("an égg", encoding="utf-8")
     (tmp_path / "sub/e.txt").write_text("e")
     (tmp_path / "README.txt").write_text("about these pictures")
@@ -93,10 +95,138 @@ def test_sidecars(tmp_path: Path) -> None:
     (tmp_path / "__MACOSX/x.png").write_text("")
     assert captions(tmp_path) == {
         "a.png": ("an apple",),
-        "B.JPG": ("two lines",),
+        "B.JPG": ("a first line",),
         "c.d.png": ("an égg",),
         "sub/e.jpg": ("e",),
     }
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ("first", ("a red cat",)),
+        ("each", ("a red cat", "ein rotes Tier")),
+        ("joined", ("a red cat ein rotes Tier",)),
+    ],
+)
+def test_lines_of_a_sidecar(lines: str, found: tuple[str, ...], tmp_path: Path, caplog) -> None:
+    sidecar(tmp_path, "a.png", "a red\tcat \r\n\r\n ein rotes Tier\n")
+    sidecar(tmp_path, "b.png", " one\u2028line \n")
+    assert captions(tmp_path, lines=lines) == {"a.png": found, "b.png": ("one line",)}
+    told = [r.getMessage() for r in caplog.records]
+    wrong = "of 1 caption files with several lines the first is used; data.lines=each"
+    assert [wrong in line for line in told] == ([True] if lines == "first" else [])
+
+
+def test_two_tables_that_say_the_same_do_not_double_captions(tmp_path: Path, caplog) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / name)
+    rows(tmp_path, "file_name,text", "a.png,one", "b.png,two", name="metadata.csv")
+    one, two = {"file_name": "b.png", "text": "two"}, {"file_name": "c.png", "text": "three"}
+    rows(tmp_path, {"file_name": "a.png", "text": ["one", "more"]}, one, two, two)
+    assert captions(tmp_path) == {
+        "a.png": ("one", "more"),
+        "b.png": ("two",),
+        "c.png": ("three", "three"),  # within one table a repetition is meant
+    }
+    assert "metadata.jsonl: captions of 1 pictures stand in another table as well" in caplog.text
+
+
+def test_a_row_without_a_caption_leaves_the_others(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "sub/c.png", "other/d.png"):
+        picture(tmp_path / name)
+    rows(tmp_path, {"file_name": "a.png", "text": "a"}, {"file_name": "b.png", "label": 3})
+    rows(tmp_path / "sub", "file_name,words", "c.png,red", name="metadata.csv")
+    (tmp_path / "other/metadata.parquet").write_bytes(b"PAR1")
+    data = FolderData(path=str(tmp_path), held_out_fraction=0)
+    with pytest.raises(DataError, match=r"no column 'text' \(but file_name, label\): metadata.js"):
+        Collection(data, ImageTransform())
+    collection = Collection(data, ImageTransform(), "skip")
+    assert [item.example.key for item in collection.train] == ["a.png"]
+    lacking = {p.key: p.reason for _, p in collection.skipped if "no column" in p.reason}
+    assert list(lacking) == ["metadata.jsonl:2 b.png", "sub/metadata.csv:2 c.png"]
+    assert all(r.endswith("write it, or set data.caption_column") for r in lacking.values())
+    named = {p.key for _, p in collection.skipped} - lacking.keys()
+    assert named == {"b.png", "sub/c.png", "other/d.png", "other/metadata.parquet"}
+
+
+NFC, NFD = (unicodedata.normalize(form, "ünï/café") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("disk", "written"), [(NFD, NFC), (NFC, NFD)])
+def test_names_are_compared_in_one_normal_form(disk: str, written: str, tmp_path: Path) -> None:
+    """A Mac stores ``é`` as two characters, a table that was made elsewhere has one."""
+    for number in range(3):
+        picture(tmp_path / f"{disk}{number}.png")
+    rows(tmp_path, {"file_name": f"{written}0.png", "text": "of the table"})
+    folder, name = (tmp_path / disk).parent, Path(written).name
+    (folder / f"{name}1.txt").write_text("of the text file")
+    (folder / f"{name}2.png.caption").write_text("whole name")
+    assert captions(tmp_path) == {
+        f"{disk}0.png": ("of the table",),
+        f"{disk}1.png": ("of the text file",),
+        f"{disk}2.png": ("whole name",),
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems hold one of the two")
+def test_names_that_differ_in_normal_form_only_are_said(tmp_path: Path) -> None:
+    a, b = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    for name in (a, b, "c.png", "ü.png"):
+        sidecar(tmp_path, name)
+    Path(tmp_path / unicodedata.normalize("NFD", "ü.txt")).write_text("another")
+    data = FolderData(path=str(tmp_path))
+    assert [e.key for e in data.examples] == ["c.png"]
+    reasons = {p.key: p.reason for p in data.problems}
+    assert reasons.keys() == {a, b, "ü.png"}
+    assert "differ only in how accents are stored (Unicode normal form)" in reasons[b]
+    assert reasons["ü.png"].startswith("pictures with several caption files")
+
+
+@posix
+def test_whole_paths_into_the_folder(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    names = [f"{n}.png" for n in range(6)]
+    for name in (*names, "sub/6.png"):
+        picture(root / name)
+    (tmp_path / "link").symlink_to(root)
+    (root / "below").symlink_to(root / "sub")
+    picture(tmp_path / "out.png")
+    (root / "7.png").symlink_to(tmp_path / "out.png")
+    paths = [
+        str(root / "0.png"), str(tmp_path / "link/1.png"), "../data/2.png", f"{root}/x/../3.png",
+        str(tmp_path / "link/../data/4.png"), f"{tmp_path}//data/./5.png", "below/6.png",
+        str(tmp_path / "out.png"), "../out.png", str(root / "7.png"), f"{root}/sub/../../out.png",
+        str(tmp_path), str(root), f"{root}/a\0b.png",
+    ]  # fmt: skip
+    rows(root, *({"file_name": path, "text": f"{n}"} for n, path in enumerate(paths)))
+    data = FolderData(path=str(root))
+    key = [e.key for e in data.examples if "/" in e.key]  # of the two names the walk meets one
+    assert key == ["below/6.png"]
+    found = {e.key: e.captions for e in data.examples}
+    assert found == {**{name: (f"{n}",) for n, name in enumerate(names)}, key[0]: ("6",)}
+    reasons = {p.key.split(" ")[0]: p.reason.partition(";")[0] for p in data.problems}
+    assert reasons.pop("7.png") == "links that lead out of the folder"
+    out, lost = "rows that point out of the folder", "rows without a picture"
+    assert list(reasons.items()) == [
+        ("metadata.jsonl:8", out), ("metadata.jsonl:9", out), ("metadata.jsonl:10", lost),
+        ("metadata.jsonl:11", out), ("metadata.jsonl:12", out), ("metadata.jsonl:13", out),
+        ("metadata.jsonl:14", out),
+    ]  # fmt: skip
+
+
+@posix
+def test_paths_of_windows_are_said(tmp_path: Path) -> None:
+    picture(tmp_path / "sub/a.png")
+    picture(tmp_path / r"b\c.png")  # a name like any other here
+    paths = ["C:\\pics\\sub\\a.png", "c:/pics/a.png", r"sub\a.png", r"\\server\a.png", r"b\c.png"]
+    rows(tmp_path, *({"file_name": path, "text": "x"} for path in [*paths, "sub/a.png"]))
+    data = FolderData(path=str(tmp_path))
+    assert sorted(e.key for e in data.examples) == [r"b\c.png", "sub/a.png"]
+    wrong = "rows with a path of Windows; write the path from the table's folder, with /"
+    assert [(p.key, p.reason) for p in data.problems] == [
+        (f"metadata.jsonl:{n} {path}", wrong) for n, path in enumerate(paths[:4], 1)
+    ]
 
 
 def test_rows_and_sidecars_together(tmp_path: Path) -> None:
@@ -113,9 +243,6 @@ def test_natural_order(tmp_path: Path) -> None:
     assert [e.key for e in FolderData(path=str(tmp_path)).examples] == [
         "01.png", "1.png", "2.png", "10.png", "a/3.png", "img9b.png", "img10b.png",
     ]  # fmt: skip
-
-
-posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 
 
 @posix
@@ -239,6 +366,11 @@ def ragged_csv(folder: Path) -> None:
     rows(folder, "file_name,text", "a.png,red, and round", name="metadata.csv")
 
 
+def latin_table(folder: Path) -> None:
+    picture(folder / "a.png")
+    (folder / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "caf\xe9"}')
+
+
 def odd_name(folder: Path) -> None:
     sidecar(folder, "a.png")
     picture(folder / "b\nc.png")
@@ -257,12 +389,15 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "hidden parent path": (one_row({"file_name": "b/../../outside.png", "text": "x"}), OUT),
     "absolute path": (one_row({"file_name": "/etc/passwd", "text": "x"}), OUT),
     "null caption": (one_row({"file_name": "a.png", "text": None}), NO_TEXT),
+    "invisible caption": (one_row({"file_name": "a.png", "text": "\u200b \ufeff"}), NO_TEXT),
     "blank caption": (one_row({"file_name": "a.png", "text": " "}), NO_TEXT),
     "no captions": (one_row({"file_name": "a.png", "text": []}), NO_TEXT),
     "blank in list": (one_row({"file_name": "a.png", "text": ["x", ""]}), NO_TEXT),
     "number": (one_row({"file_name": "a.png", "text": 3}), NO_TEXT),
     "no caption column": (one_row({"file_name": "a.png", "caption": "x"}), "no column 'text'"),
     "no file column": (one_row({"file": "a.png", "text": "x"}), "no column 'file_name'"),
+    "empty row": (one_row({}), "no column 'file_name' (but nothing): metadata.jsonl:2; write it,"),
+    "number of many digits": (one_row('{"text": ' + "1" * 5000 + "}"), "thousands of digits): met"),
     "no file name": (one_row({"file_name": None, "text": "x"}), "no file name in 'file_name': met"),
     "broken JSON": (one_row('{"file_name": "a.png", "te'), "1 lines that are not valid JSON ("),
     "JSON list": (one_row([1]), "1 lines that are no JSON objects: metadata.jsonl:2; write one"),
@@ -275,8 +410,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "not UTF-8": (not_utf8, "unreadable (byte 3 is not UTF-8, save the file as UTF-8): a.png;"),
     "empty picture": (empty_file, "1 pictures that cannot be read (the file is empty): b.png;"),
     "HEIC": (unreadable_format, "1 pictures in a format that is not read: b.HEIC; convert them"),
-    "broken parquet": (broken_parquet, "metadata.parquet: not a readable parquet file ("),
-    "broken CSV": (broken_csv, ": not valid CSV (unexpected end of data)"),
+    "broken parquet": (broken_parquet, "1 tables that cannot be read (not a readable parquet file"),
+    "broken CSV": (broken_csv, "is not valid CSV (unexpected end of data)): metadata.csv; repair"),
+    "table in Latin-1": (latin_table, "tables that cannot be read (byte 35 is not UTF-8, save the"),
     "ragged CSV": (ragged_csv, "1 lines with more columns than the header: metadata.csv:2; put"),
     "odd name": (odd_name, "1 pictures without a caption: b?c.png;"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -229,6 +230,31 @@ def test_what_detection_says(tmp_path: Path) -> None:
         detect(str(tmp_path / "b/c.zip"))
 
 
+def test_folders_named_by_repeats_are_those_of_sd_scripts(tmp_path: Path) -> None:
+    def found(*names: str) -> tuple[str, str]:
+        root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(b"")
+        return detect(str(root))
+
+    told = "all pictures are in folders named by repeats: 2_cat, 10_dog"
+    names = ("10_dog/a.png", "2_cat/b.JPG", "10_dog/a.txt", "notes.txt")
+    assert found(*names) == ("sd_scripts", told)
+    assert found("1_sks dog/a.heic")[0] == "sd_scripts"
+    for others in (
+        ["10_dog/a.png", "b.png"],
+        ["10_dog/a.png", "cats/b.png"],
+        ["10_dog/a.png", "2_cat/deep/b.png"],
+        ["10_dog/a.png", "metadata.jsonl"],
+        ["10_dog/a.png", "10_dog/metadata.csv"],
+        ["2024_dogs/a.png"],  # a year
+        ["01_dog/a.png", "02_cat/b.png"],  # numbers of classes
+        ["10_/a.png"],
+    ):
+        assert found(*others)[0] == "folder", others
+
+
 def test_patterns(tmp_path: Path) -> None:
     assert braces("{a,b}-{08..10}") == [f"{x}-{n}" for x in "ab" for n in ("08", "09", "10")]
     for name in ("x/0.tar", "x/1.tar", "x/10.tar", "x/2.tar", "y/0.tar", "y/.hidden.tar"):
@@ -304,7 +330,11 @@ BAD_MEMBERS: dict[str, tuple[list[tuple[str, bytes | str]], list[tuple[str, str]
         [("b", "captions of more than 1048576 bytes")],
     ),
     "JSON without caption": (
-        [("b.png", b""), ("b.json", '{"url": "x"}')],
+        [("b.png", b""), ("b.json", '{"url": "x"}'), ("c.png", b""), ("c.json", "[1]")],
+        [(k, "pictures whose .json has no 'caption' or 'text'") for k in "bc"],
+    ),
+    "JSON without text": (
+        [("b.png", b""), ("b.json", '{"caption": null}')],
         [("b", "pictures whose caption is empty or no text")],
     ),
     "broken JSON": (
@@ -365,6 +395,35 @@ def test_links_that_are_not_followed_have_names(kind: str, tmp_path: Path) -> No
     with pytest.raises(DataError, match="links to folders|links to nothing"):
         Collection(source, ImageTransform())
     assert pickle.loads(pickle.dumps(source)).problems == source.problems
+
+
+def test_keys_of_members_are_compared_in_one_normal_form(tmp_path: Path) -> None:
+    """As a Mac packs them: some names in form D, some in form C."""
+    (c, d), (cc, dd) = (
+        [unicodedata.normalize(form, name) for form in ("NFC", "NFD")] for name in ("é", "ö")
+    )
+    source = tar_source(
+        tmp_path,
+        *[(f"{d}.png", encoded(1)), (f"{c}.txt", "first"), (f"{cc}.txt", "later")],
+        *[("a.png", encoded(2)), ("a.txt", "a"), (f"{dd}.png", encoded(3)), ("ü.png", b"")],
+        *[(unicodedata.normalize("NFD", "ü.jpg"), b""), ("ü.txt", "two")],
+    )
+    found = {e.key: e.captions for e in source.examples}
+    assert found == {f"a.tar/{d}": ("first",), "a.tar/a": ("a",), f"a.tar/{cc}": ("later",)}
+    assert reasons(source) == [("a.tar/ü", "samples with several pictures")]
+
+
+def test_a_parquet_file_with_other_columns_leaves_the_others(tmp_path: Path) -> None:
+    parquet(tmp_path / "data")
+    pq.write_table(pa.table({"image": [encoded(1)], "words": ["x"]}), tmp_path / "data/2.parquet")
+    source = TableData(path=str(tmp_path / "data"))
+    assert len(source.examples) == 12
+    (problem,) = source.problems
+    assert problem.key == "2.parquet"
+    assert problem.reason == (
+        "parquet files without the columns (no column 'text' among ['image', 'words'], set"
+        " data.image_column or data.caption_column); or move them away"
+    )
 
 
 def test_shards_of_a_source(tmp_path: Path) -> None:
@@ -585,6 +644,7 @@ def test_bad_rows_of_a_table_are_named_and_none_is_lost(tmp_path: Path) -> None:
         ({"path": "../out.png"}, "a", "pictures that cannot be read (its path leads out of"),
         ({"path": str(tmp_path / "out.png")}, "a", "pictures that cannot be read (its path leads"),
         ({"path": "lost.png"}, "a", "pictures that cannot be read (No such file or directory)"),
+        ({"path": "C:\\p\\a.png"}, "a", "pictures that cannot be read (its path is one of Windows"),
         ({"bytes": data[:60]}, "a", "pictures that cannot be read ("),
         ({"bytes": data}, None, "rows whose caption is empty or no text; caption or remove them"),
         ({"bytes": data}, " ", "rows whose caption is empty or no text; caption or remove them"),
@@ -597,7 +657,7 @@ def test_bad_rows_of_a_table_are_named_and_none_is_lost(tmp_path: Path) -> None:
         assert problem.reason.startswith(bad[problem.key])
         assert "; " in problem.reason and "\n" not in problem.reason
     assert len(source.examples) + len(source.problems) == len(rows)
-    assert [e.key for e in source.examples] == ["a.parquet:1", "a.parquet:5", "a.parquet:12"]
+    assert [e.key for e in source.examples] == ["a.parquet:1", "a.parquet:5", "a.parquet:13"]
     assert source.load(1).size == (7, 9)
 
 

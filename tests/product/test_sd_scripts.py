@@ -2,6 +2,7 @@
 
 import json
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -251,6 +252,33 @@ def test_named_folders(tmp_path: Path, caplog) -> None:
     assert data(tmp_path / "img").sources[0].grammar is None
 
 
+def test_names_are_compared_in_one_normal_form(tmp_path: Path) -> None:
+    c, d = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    pictures(tmp_path / "a", 3, None)
+    (tmp_path / "a/0.png").rename(tmp_path / "a" / f"{d}.png")
+    (tmp_path / "a" / f"{c}.txt").write_text("of the text file")
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir='a'\ncaption_extension='.txt'\n"
+    text += "class_tokens='thing'"
+    assert captions(config(tmp_path, text))[0][f"{d}.png"] == ("of the text file",)
+    entries = {c: {"caption": "an entry"}, "1": {"tags": "x"}, r"C:\pics\2.png": {"tags": "x"}}
+    file = metadata(tmp_path, entries)
+    (tmp_path / "a/0.png").unlink()
+    (source,) = data(file).sources
+    assert {e.key: e.captions for e in source.examples} == {
+        f"{d}.png": ("an entry",), "1.png": ("x",),
+    }  # fmt: skip
+    assert {p.key: p.reason.partition(";")[0] for p in source.problems} == {
+        r"C:\pics\2.png": "metadata entries with a path of Windows",
+        "2.png": "pictures without an entry in metadata_file",
+    }
+    (tmp_path / "a/1.png").rename(tmp_path / "a" / f"{c}.png")
+    for several in (text, f"{text}\nmetadata_file='meta.json'"):
+        (source,) = data(config(tmp_path, several)).sources
+        assert not any(e.key in (f"{c}.png", f"{d}.png") for e in source.examples)
+        named = [p.key for p in source.problems if "differ only in how accents" in p.reason]
+        assert sorted(named) == [f"{d}.png", f"{c}.png"]
+
+
 ONE = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
 
 
@@ -316,6 +344,8 @@ FULL = {str(n): {"caption": "x"} for n in range(3)}
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda folder: folder / "none.toml", "this does not exist, check data.path"),
     "no TOML": (toml("a = ?\n"), "data.toml: not valid TOML (Invalid value (at line 1, column 5))"),
+    "Windows": (toml(ONE.replace("'a'", "'C:\\hoge'")), 'hoge" does not exist: a path of Windows,'),
+    "many digits": (toml("a = " + "1" * 5000), "not valid TOML (a number of thousands of digits)"),
     "backslash": (toml('image_dir = "C:\\hoge"'), "write paths in 'single quotes'"),
     "deep": (toml("a = " + "[" * 20000), "not valid TOML (nested too deep)"),
     "no UTF-8": (toml(b"a = '\xe9'"), "data.toml: byte 5 is not UTF-8"),

@@ -20,6 +20,7 @@ from typing import TextIO
 from ldm.data.audit.tables import without
 from ldm.data.folder import FolderData, sidecars, walk
 from ldm.data.metadata import TABLES, rows_of
+from ldm.data.names import Names, Root, composed
 from ldm.data.picture import READABLE
 from ldm.data.source import DataError
 
@@ -57,13 +58,15 @@ def quarantine(source: FolderData, offenders: Mapping[str, str]) -> Outcome:
     there = files.keys() | {row.key for row in strays if os.path.lexists(root / row.key)}
     moves = {key: why for key, why in offenders.items() if key in there}
     # A caption that another picture needs as well stays.
-    needed = {name for key in pictures - moves.keys() for name in sidecars(key)}
+    names = Names(files.keys())
+    needed = {composed(name) for key in pictures - moves.keys() for name in sidecars(key)}
     for key in list(moves):
         if key in pictures:
-            texts = [name for name in sidecars(key) if name in files and name not in needed]
+            places = [place for place in sidecars(key) if composed(place) not in needed]
+            texts = [name for place in places for name in names.find(place)]
             moves |= {name: f"caption of {key}" for name in texts if name not in moves}
     outcome = Outcome()
-    rows = _rows(source, files, offenders, moves)
+    rows = _rows(source, pictures, [name for name in files if name not in moves], offenders, moves)
     named = {where for dropped in rows.values() for where in dropped}
     for key in offenders.keys() - moves.keys() - named:
         outcome.left[key] = "is no file or row that can be moved"
@@ -73,13 +76,19 @@ def quarantine(source: FolderData, offenders: Mapping[str, str]) -> Outcome:
 
 
 def _rows(
-    source: FolderData, files: Iterable[str], offenders: Mapping[str, str], moved: Mapping[str, str]
+    source: FolderData,
+    pictures: set[str],
+    files: Iterable[str],
+    offenders: Mapping[str, str],
+    moved: Mapping[str, str],
 ) -> dict[str, list[str]]:
     """Tables and where their rows stand that are offenders, or whose picture is moved."""
     found: dict[str, list[str]] = {}
+    root = Root(source.root, Names(pictures))
     for table in files:
         if PurePosixPath(table).name in TABLES:
-            rows = rows_of(source.root, table, source.image_column, source.caption_column)
+            file, columns = source.root / table, (source.image_column, source.caption_column)
+            rows = rows_of(root, file, table, *columns)
             out = [where for where, key, *_ in rows if where in offenders or key in moved]
             if out:
                 found[table] = out
