@@ -92,8 +92,13 @@ def sample(
             help="One or more texts; names of a model's classes; none of an unconditional model.",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 7.5,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler; what the folder states, else 30.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale, 1 is none; what the folder states, else 7.5."),
+    ] = None,
     guidance_rescale: Annotated[
         float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
     ] = 0.0,
@@ -105,7 +110,8 @@ def sample(
         typer.Option(
             help="ddim, ddpm, dpm++, euler, euler-a, heun, dpm2, unipc, pndm; of any process:"
             " ode-euler, ode-heun, ode-adaptive, sde, ancestral, langevin, pc; or 'model': the"
-            " folder's own. By default dpm++, or ode-heun of what is not variance preserving."
+            " folder's own. What the folder states, else dpm++, or ode-heun of what is not variance"
+            " preserving."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
@@ -159,7 +165,6 @@ def sample(
     from ldm.guidance import ClassifierFree
     from ldm.interop.png import Parameters, write_png
     from ldm.pipeline import LatentDiffusionPipeline
-    from ldm.sampling import default_sampler
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -178,7 +183,10 @@ def sample(
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
             fail(f"--device {device}: {error}")
-        sampler = sampler or default_sampler(pipe.scheduler.config)
+        how = pipe.sampling_defaults.but(
+            num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
+        )
+        steps, guidance, sampler = how.num_inference_steps, how.guidance_scale, how.sampler
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
         images = pipe(
             prompts,

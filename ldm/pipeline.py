@@ -37,8 +37,17 @@ from ldm.models.lora import adapted, fused
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
-from ldm.sampling import Sampler, SchedulerSampler, own_sampler
+from ldm.sampling import (
+    Sampler,
+    SamplingDefaults,
+    SchedulerSampler,
+    default_sampler,
+    own_sampler,
+)
 from ldm.sampling import sampler as named_sampler
+from ldm.sampling.defaults import KEY, stated, stated_by
+
+_AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
 class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoader, LoraLoader):
@@ -62,6 +71,8 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         image_encoder: kept for the folder's sake, not used.
         requires_safety_checker: written to the folder.
         classes: of a U-Net with labels, of which the last is that of no class.
+        sampling: steps, guidance and sampler that suit the model, as ``model_index.json`` states
+            them (``ldm.sampling.defaults``).
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -83,6 +94,7 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         image_encoder: Any = None,
         requires_safety_checker: bool = False,
         classes: Sequence[str] | None = None,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -103,7 +115,11 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
-        self.register_to_config(requires_safety_checker=requires_safety_checker, classes=classes)
+        self.register_to_config(
+            requires_safety_checker=requires_safety_checker,
+            classes=classes,
+            sampling=stated({KEY: sampling or {}}),
+        )
         self.image_processor = VaeImageProcessor(vae_scale_factor=codec_of(vae).factor)
 
     @classmethod
@@ -119,11 +135,15 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe.register_to_config(sampling=stated_by(pretrained_model_name_or_path))
+        return pipe
 
     def to_json_string(self) -> str:
         """The text of ``model_index.json``, which names the stock class where there is one."""
-        index = stock_index(json.loads(super().to_json_string()))
+        index = json.loads(super().to_json_string())
+        sampling = index.pop("sampling")
+        index = stock_index(index) | ({KEY: sampling} if sampling else {})
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -153,7 +173,10 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
             )
         if loaded:
             plain = type(self)(**{**self.components, **copy.deepcopy(loaded)})
-            plain.register_to_config(requires_safety_checker=self.config.requires_safety_checker)
+            plain.register_to_config(
+                requires_safety_checker=self.config.requires_safety_checker,
+                sampling=self.config.sampling,
+            )
             plain.unload_lora_weights()
             return plain.save_pretrained(save_directory, **kwargs)
         super().save_pretrained(save_directory, **kwargs)
@@ -175,10 +198,10 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         prompt: str | list[str] = "",
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -213,10 +236,12 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
                 model nothing.
             height: pixels; by default the U-Net's ``sample_size``.
             width: pixels.
-            num_inference_steps: steps of the sampler.
+            num_inference_steps: steps of the sampler; by default those that the folder states, else
+                50, as in stock.
             timesteps: of the scheduler, in place of a number of steps, where it takes them.
             sigmas: the same.
-            guidance_scale: 1 or less is no guidance, at half the cost.
+            guidance_scale: 1 or less is no guidance, at half the cost; by default what the folder
+                states, else 7.5, as in stock.
             negative_prompt: steered away from; one for all or one per prompt; by default "".
             num_images_per_prompt: pictures of every prompt.
             eta: of DDIM.
@@ -264,6 +289,9 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
             callback=callback,
             callback_steps=callback_steps,
         )
+        how = _AS_STOCK.but(**self.config.sampling).but(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
         unet = bare(self.unet)
         if unet.config.get("time_cond_proj_dim") is not None:
             raise ValueError(
@@ -280,7 +308,7 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         )
         call = Call(
             self,
-            number("guidance_scale", guidance_scale) if self._is_told() else 1.0,
+            number("guidance_scale", how.guidance_scale) if self._is_told() else 1.0,
             number("guidance_rescale", guidance_rescale),
             guidance,
             callback_on_step_end,
@@ -299,7 +327,7 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
             device,
         )
         with running(call):
-            steps = walk(call, stepper, device, num_inference_steps, timesteps, sigmas)
+            steps = walk(call, stepper, device, how.num_inference_steps, timesteps, sigmas)
             x = noise(pictures, codec, unet.config, height, width, latents, device)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:
@@ -313,6 +341,14 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         if not return_dict:
             return images, flagged
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """How the command line, validations and evaluations draw where nothing else is asked for:
+        as the folder states, else in 30 steps of ``default_sampler`` at a guidance of 7.5.
+        """
+        named = default_sampler(self.scheduler.config)
+        return SamplingDefaults(sampler=named).but(**self.config.sampling)
 
     def _is_told(self) -> bool:
         """Whether there is something to guide by."""

@@ -112,7 +112,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             watched = accelerator.is_main_process and sys.stderr.isatty()
             pipe.set_progress_bar_config(disable=not watched, leave=False)
         with writing("the score", Path(config.run), "the same command draws it again"):
-            scores = score(pipes, config, collection.train, Path(config.run), accelerator)
+            how = parts.drawn_with(config.score)
+            scores = score(pipes, config, collection.train, Path(config.run), accelerator, how)
         accelerator.print("nearest training picture (pixels) is the one asked for:")
         for source, models in scores.items():
             for model, hits in models.items():

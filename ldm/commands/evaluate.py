@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,9 +65,17 @@ def evaluate(
             " picture tower if it has one."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 30,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 is none.")] = 3.0,
-    sampler: Annotated[str, typer.Option(help="Named sampler.")] = "ddim",
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler; what the folder states, else 30.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale, 1 is none; what the folder states, else 7.5."),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="Named sampler; what the folder states, else dpm++ or ode-heun."),
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="steps=4,8,16,50 or guidance=1,2,3,5: one column each.")
     ] = None,
@@ -100,7 +109,7 @@ def evaluate(
     asked for. likelihood: bits/dim of held-out digits.
     """
     name, values = _sweep(sweep)
-    sampler = named_sampler(sampler)
+    sampler = named_sampler(sampler) if sampler else None
     if not (model / "model_index.json").is_file():
         fail(f"{model} holds no model_index.json: it is not a pipeline folder")
     if count is not None and count < 8:
@@ -123,11 +132,6 @@ def evaluate(
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     reports: dict[str, list[Report]] = {}
-    drawings = [
-        Drawing(**{"steps": steps, "guidance": guidance, "sampler": sampler, "seed": seed,
-                   "batch": batch, **({name: value} if name else {})})
-        for value in values
-    ]  # fmt: skip
     try:
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
@@ -139,6 +143,11 @@ def evaluate(
         spaces = [features.space(spec, device) for spec in named] if compares else []
         pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
         pipe.set_progress_bar_config(disable=True)
+        how = pipe.sampling_defaults.but(
+            num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
+        )
+        once = Drawing.of(how, seed, batch)
+        drawings = [replace(once, **({name: value} if name else {})) for value in values]
         size = pipe.unet.config.sample_size * codec_of(pipe.vae).factor
         judge = None
         if own and compares & {"quality", "prompts"} and not any(each.judge for each in spaces):

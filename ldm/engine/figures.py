@@ -16,6 +16,7 @@ from ldm.evaluation import charts
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.suites import Report
+from ldm.sampling import SamplingDefaults
 
 _SHOWN = 32
 
@@ -37,6 +38,12 @@ class Drawing:
     sampler: str
     seed: int
     batch: int
+
+    @classmethod
+    def of(cls, how: SamplingDefaults, seed: int, batch: int) -> Drawing:
+        """As ``how`` says, with a sampler that it names."""
+        assert how.sampler is not None
+        return cls(how.num_inference_steps, how.guidance_scale, how.sampler, seed, batch)
 
 
 def write(

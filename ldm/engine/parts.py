@@ -20,13 +20,14 @@ from ldm.engine.adapt import adapt
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.engine.noise import process_and_objective, saved
-from ldm.engine.schema import TrainConfig, UNetShape, VaeShape
+from ldm.engine.schema import Score, TrainConfig, UNetShape, VaeShape, Validation
 from ldm.engine.text import make_text, read_tokenizer
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import ClipConditioner, Conditioner
 from ldm.models.labels import LabelConditioner
 from ldm.models.tokenizer import settings_of
-from ldm.sampling import sampler
+from ldm.sampling import SamplingDefaults, default_sampler, sampler
+from ldm.sampling.defaults import stated_by
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Parts:
     # alone, on the meta device.
     stored: Path | None = None
     classes: tuple[str, ...] | None = None  # see ``ldm.engine.reads.classes``
+    sampling: dict[str, Any] = field(default_factory=dict)  # what its folder states
 
     def all(self) -> dict[str, nn.Module]:
         """The networks that there are, by name."""
@@ -65,6 +67,11 @@ class Parts:
             return LabelConditioner(self.classes or ())
         assert self.tokenizer is not None
         return ClipConditioner(self.tokenizer, self.text_encoder)
+
+    def drawn_with(self, asked: Validation | Score) -> SamplingDefaults:
+        """What ``asked`` gives, over what the folder of the model states, over the defaults."""
+        named = SamplingDefaults(sampler=default_sampler(self.scheduler_config()))
+        return named.but(**self.sampling).but(**_given(asked))
 
     def scheduler_config(self) -> dict[str, Any]:
         """What a saved folder says of noise and target."""
@@ -111,13 +118,18 @@ def build(
         parts.origin = _origin(config, {**frozen, "unet": digest(unet)})
     unet.register_to_config(sample_size=latent_side(vae, config.images))
     parts.stored = held and held.folder
+    with described("model"):
+        parts.sampling = stated_by(config.model) if config.model and config.unet is None else {}
+    for drawing in (config.score, config.validation):  # the latter, where both say something
+        parts.sampling |= _given(drawing) if drawing else {}
     for key in ("validation", "score"):
         drawing = getattr(config, key)
         # A validation without prompts or suites draws nothing.
         asked = (getattr(drawing, what, True) for what in ("prompts", "captions", "suites"))
         if drawing is not None and any(asked):
             with described(key):
-                sampler(drawing.sampler, parts.scheduler_config()).evaluations(drawing.steps)
+                how = parts.drawn_with(drawing)
+                sampler(how.sampler, parts.scheduler_config()).evaluations(how.num_inference_steps)
     if classes is not None and config.validation:
         with described("validation.prompts"):
             parts.conditioner.tokenize(config.validation.prompts)
@@ -125,6 +137,16 @@ def build(
                 raise ValueError("this model is unconditional: it reads no prompt but ''")
     adapt(parts, config, meta=meta)
     return parts
+
+
+def _given(asked: Validation | Score) -> dict[str, Any]:
+    """What a config says of drawing, by the arguments of ``SamplingDefaults``."""
+    told = {
+        "num_inference_steps": asked.steps,
+        "guidance_scale": asked.guidance,
+        "sampler": asked.sampler,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def frozen_origin(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from accelerate import Accelerator
 from PIL import Image
@@ -84,9 +84,7 @@ class Previews:
             accelerator,
             seed=asked.seed,
             batch=4,  # few, so that many processes have some
-            num_inference_steps=asked.steps,
-            guidance_scale=asked.guidance,
-            sampler=asked.sampler,
+            **asdict(self._parts.drawn_with(asked)),
             height=self.size,
             width=self.size,
         )

@@ -105,9 +105,11 @@ class Validation:
             picture of an unconditional model is drawn from.
         count: pictures of each prompt.
         seed: of the noise, the same at every validation.
-        steps: sampler steps.
-        guidance: guidance scale.
-        sampler: named sampler.
+        steps: sampler steps; None: those that ``model`` states, else 30.
+        guidance: guidance scale; None: that which ``model`` states, else 7.5. What a run gives here
+            its folder states.
+        sampler: named sampler; None: that which ``model`` states, else ``dpm++``, or ``ode-heun``
+            where no scheduler runs the process.
     """
 
     every: Interval = "5k steps"
@@ -116,9 +118,9 @@ class Validation:
     prompts: tuple[str, ...] = ()
     count: Positive = 1
     seed: int = 0
-    steps: Positive = 30
-    guidance: float = 4.0
-    sampler: SamplerName = "ddim"
+    steps: Positive | None = None
+    guidance: float | None = None
+    sampler: SamplerName | None = None
 
 
 DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "quality", "digits"]
@@ -153,18 +155,20 @@ class Score:
         shown: how many of them go into ``samples.png``.
         before: score ``model`` as well, which the run started from.
         seed: image i is drawn from seed + i.
-        steps: sampler steps.
-        guidance: guidance scale.
-        sampler: named sampler.
+        steps: sampler steps; None: those that ``model`` states, else 30.
+        guidance: guidance scale; None: that which ``model`` states, else 7.5. What a run gives here
+            its folder states.
+        sampler: named sampler; None: that which ``model`` states, else ``dpm++``, or ``ode-heun``
+            where no scheduler runs the process.
     """
 
     captions: Positive = 256
     shown: Positive = 16
     before: bool = False
     seed: int = 0
-    steps: Positive = 30
-    guidance: float = 3.0
-    sampler: SamplerName = "ddim"
+    steps: Positive | None = None
+    guidance: float | None = None
+    sampler: SamplerName | None = None
 
 
 @config_class

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ldm.engine import pictures
 from ldm.engine.schema import Score, TrainConfig
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.sampling import SamplingDefaults
 
 Scores = dict[str, dict[str, Proportion]]
 """Share of hits by source, and there by model."""
@@ -27,6 +29,7 @@ def score(
     items: Items,
     run: Path,
     accelerator: Accelerator,
+    how: SamplingDefaults,
 ) -> Scores:
     """Draws first captions of every source of ``items`` and counts whose nearest picture is their
     own.
@@ -37,11 +40,12 @@ def score(
 
     Args:
         pipes: the models by name; all draw the same captions from the same seeds.
-        config: sampler and counts are those of ``config.score``.
+        config: counts and seed are those of ``config.score``.
         items: what was trained on.
         run: folder of the run.
         accelerator: the processes, which all draw; the main one counts and writes, and for the
             others the result is empty.
+        how: all of them draw.
     """
     settings = config.score or Score()
     numbers = {
@@ -58,9 +62,7 @@ def score(
             accelerator,
             seed=settings.seed,
             batch=config.micro_batch_size or 64,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            sampler=settings.sampler,
+            **asdict(how),
             height=config.images.size,
             width=config.images.size,
         )

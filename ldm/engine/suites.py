@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Suites:
     ) -> None:
         assert config.validation is not None
         self.settings, self.size, self.batch = config.validation, config.images.size, batch
+        self.how = parts.drawn_with(config.validation)
         asked = self.settings.suites
         _refuse_unread(asked, parts)
         if self.size % parts.codec.factor:
@@ -87,9 +88,7 @@ class Suites:
                 accelerator,
                 seed=asked.seed,
                 batch=self.batch,
-                num_inference_steps=asked.steps,
-                guidance_scale=asked.guidance,
-                sampler=asked.sampler,
+                **asdict(self.how),
                 height=self.size,
                 width=self.size,
             )
@@ -103,8 +102,7 @@ class Suites:
 
     def write(self, reports: dict[str, Report], table: Path) -> None:
         """A Markdown file with all figures and their intervals."""
-        asked = self.settings
-        drawing = Drawing(asked.steps, asked.guidance, asked.sampler, asked.seed, self.batch)
+        drawing = Drawing.of(self.how, self.settings.seed, self.batch)
         told = {name: [report] for name, report in reports.items()}
         write_text(table, markdown(told, [drawing], ""))
 

@@ -212,6 +212,7 @@ def pipeline(parts: Parts) -> LatentDiffusionPipeline:
         parts.unet,
         scheduler,
         classes=parts.classes,
+        sampling=parts.sampling,
     )
 
 

@@ -6,6 +6,7 @@ from ldm.lazy import front
 
 if TYPE_CHECKING:
     from ldm.sampling.bridge import SchedulerSampler
+    from ldm.sampling.defaults import SamplingDefaults
     from ldm.sampling.ode import Adaptive, Heun, slerp
     from ldm.sampling.process_sampler import ProcessSampler
     from ldm.sampling.samplers import (
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin", "Named",
-    "ProcessSampler", "ReverseSde", "Sampler", "SchedulerSampler", "default_sampler",
-    "own_sampler", "sampler", "slerp",
+    "ProcessSampler", "ReverseSde", "Sampler", "SamplingDefaults", "SchedulerSampler",
+    "default_sampler", "own_sampler", "sampler", "slerp",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
     __name__,
     {
         "ldm.sampling.bridge": "SchedulerSampler",
+        "ldm.sampling.defaults": "SamplingDefaults",
         "ldm.sampling.ode": "Adaptive Heun slerp",
         "ldm.sampling.process_sampler": "ProcessSampler",
         "ldm.sampling.samplers": "PROCESS_SAMPLERS SAMPLERS Named Sampler default_sampler"

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from launched import digests
-from ldm.engine.config import ConfigError
 from runs import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -52,8 +51,3 @@ def test_captions_of_the_data_are_drawn_beside_their_pictures(tmp_path, data):
     assert page.size == (8 * 40, 62 + 62)
     below = page.crop((0, 62, sheet.width, 124))
     assert np.array_equal(np.asarray(below), np.asarray(sheet))
-
-
-def test_a_sampler_that_previews_cannot_be_drawn_with_is_told_at_once(tmp_path, data):
-    with pytest.raises(ConfigError, match="validation: unknown sampler"):
-        train(tmp_path, **SETTINGS, data=data, validation=HOW | {"captions": 1, "sampler": "quick"})
