@@ -7,3 +7,7 @@ class UserError(Exception):
     """
 
     several = False
+
+
+class ConfigError(UserError, ValueError):
+    """The config cannot be used; the message is one line."""

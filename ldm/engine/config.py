@@ -11,13 +11,12 @@ import dataclasses
 import difflib
 import math
 import re
-import types
+import reprlib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -27,14 +26,16 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from ldm.errors import UserError
+from ldm.engine.fields import dataclasses_in, kind_of, meant
+from ldm.engine.overrides import put
+from ldm.engine.yaml_tree import read
+from ldm.errors import ConfigError
 
 T = TypeVar("T")
 
-
-class ConfigError(UserError, ValueError):
-    """The config cannot be used; the message is one line."""
-
+_short = reprlib.Repr()
+_short.maxlist = _short.maxtuple = _short.maxdict = 8
+_short.maxstring = _short.maxother = _short.maxlong = 120
 
 _UNITS = {"images", "steps", "epochs"}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kM]?)\s*([a-z]+)\s*")
@@ -97,48 +98,11 @@ def config_class(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, in which a key that stands twice is an error: one of the two would be lost."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys differ."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    problem="a key is a list or a mapping", problem_mark=key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load(cls: type[T], file: str | Path | None, overrides: Sequence[str] = ()) -> T:
     """``cls`` from a YAML file and ``a.b=c`` overrides; ``ConfigError`` in one line otherwise."""
-    tree: dict[str, Any] = {}
-    if file is not None:
-        try:
-            tree = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"config file {file} does not exist") from None
-        except OSError as error:
-            raise ConfigError(f"config file {file} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"config file {file} is not UTF-8 text") from None
-        except RecursionError:
-            raise ConfigError(f"config file {file} cannot be used: nested too deep") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" line {mark.line + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or "cannot be parsed"
-            raise ConfigError(f"config file {file}{where} cannot be used: {problem}") from None
-        if not isinstance(tree, dict):
-            raise ConfigError(f"config file {file} must hold keys and values")
+    tree = {} if file is None else read(file)
     for text in overrides:
-        _override(tree, text)
+        put(tree, cls, text)
     return validate(cls, tree, where=str(file or "command line"))
 
 
@@ -147,8 +111,6 @@ def validate(cls: type[T], tree: dict[str, Any], where: str = "config") -> T:
     try:
         _refuse_unknown(cls, tree)
         return TypeAdapter(cls).validate_python(tree)
-    except RecursionError:  # an anchor that holds itself
-        raise ConfigError(f"{where}: nested too deep") from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
@@ -166,25 +128,6 @@ def plain(config: Any) -> Any:
     return config
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"{text!r} is no override: write key=value, for instance batch_size=16")
-    *parents, last = path.split(".")
-    node = tree
-    for parent in parents:
-        child = node.get(parent)
-        if isinstance(child, list):
-            raise ConfigError(f"{text!r}: {parent} is a list; give all of it, {parent}=[...]")
-        if not isinstance(child, dict):  # a path or null gives way to described fields
-            child = node[parent] = {}
-        node = child
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        node[last] = value
-
-
 def _explain(tree: Any, error: ValidationError) -> str:
     """The first of the deepest problems: where a union failed, that of the kind that was meant."""
     problems = [(_path(tree, problem), problem) for problem in error.errors(include_url=False)]
@@ -195,7 +138,9 @@ def _explain(tree: Any, error: ValidationError) -> str:
         context = problem["ctx"]
         return f"key '{key}.kind' is {context['tag']!r}: known kinds: {context['expected_tags']}"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
-        return f"key {'.'.join(path[:-1])!r} has too few values: {list(problem['input'])}"
+        return (
+            f"key {'.'.join(path[:-1])!r} has too few values: {_short.repr(list(problem['input']))}"
+        )
     if problem["type"] == "missing":
         return f"key {key!r} is required"
     if problem["type"] == "value_error":
@@ -203,7 +148,8 @@ def _explain(tree: Any, error: ValidationError) -> str:
     if problem["type"].startswith(("dataclass", "dict")):
         message = "input should be keys and values"
     message = message.replace("a valid tuple", "a list")
-    return f"key {key!r} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    value = _short.repr(problem["input"])
+    return f"key {key!r} is {value}: {message[0].lower()}{message[1:]}"
 
 
 def _path(tree: Any, problem: Any) -> list[str]:
@@ -228,12 +174,10 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
     if isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             _refuse_unknown(annotation, item, (*path, str(number)))
-    kinds = _dataclasses_in(annotation)
+    kinds = dataclasses_in(annotation)
     if not isinstance(value, dict) or not kinds:
         return
-    cls, asked = kinds[0], value.get("kind")
-    if len(kinds) > 1 and asked is not None:
-        cls = next((c for c in kinds if _kind(c) == asked), None)
+    cls = meant(kinds, value.get("kind"))
     if cls is None:
         return  # pydantic lists the kinds
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -244,39 +188,21 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
             _refuse_unknown(hints[name], item, key)
             continue
         near = difflib.get_close_matches(str(name), fields, 1)
-        other = [_kind(c) for c in kinds if name in {f.name for f in dataclasses.fields(c)}]
+        other = [kind_of(c) for c in kinds if name in {f.name for f in dataclasses.fields(c)}]
         hint = f"known keys: {', '.join(fields)}"
         if nested := _nested(cls, str(name)):
             hint = f"did you mean {'.'.join((*path, *nested))!r}?"
         elif near:
             hint = f"did you mean {'.'.join((*path, near[0]))!r}?"
         elif other:
-            hint = f"kind {_kind(cls)!r} does not have it, kind {other[0]!r} does"
+            hint = f"kind {kind_of(cls)!r} does not have it, kind {other[0]!r} does"
         raise ConfigError(f"unknown key {'.'.join(key)!r}; {hint}")
-
-
-def _kind(cls: Any) -> str:
-    """What ``kind`` of a dataclass says, also where it may be left out (None)."""
-    return cls.kind or typing.get_args(typing.get_args(typing.get_type_hints(cls)["kind"])[0])[0]
 
 
 def _nested(cls: Any, name: str) -> tuple[str, ...]:
     """Where a part of ``cls`` has the field ``name`` (``lr`` is in ``optimizer``), else ()."""
     for field, hint in typing.get_type_hints(cls, include_extras=True).items():
-        for part in _dataclasses_in(hint):
+        for part in dataclasses_in(hint):
             if name in {f.name for f in dataclasses.fields(part)}:
                 return field, name
     return ()
-
-
-def _dataclasses_in(annotation: Any) -> list[Any]:
-    """Every dataclass that a field's annotation admits."""
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return [annotation]
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:  # what follows the type is no type (and may be a dataclass)
-        return _dataclasses_in(typing.get_args(annotation)[0])
-    if origin in (Union, types.UnionType, tuple, list):
-        found = [d for a in typing.get_args(annotation) for d in _dataclasses_in(a)]
-        return list(dict.fromkeys(found))
-    return []

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ldm.data.collection import Collection
 from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import ConfigError, plain
+from ldm.engine.config import ConfigError, images, plain
+from ldm.engine.optimizer import learning_rate
 from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like, whole
 
@@ -128,10 +129,9 @@ def _counters(folder: Path, *needed: str) -> dict[str, Any]:
 
 
 # What may change between a checkpoint and going on from it: where things lie, how often something
-# is looked at, how the work is split, what a fault leads to, and the end (which moves the learning
-# rate towards it).
+# is looked at, how the work is split, and what a fault leads to.
 _FREE = {
-    "run", "duration", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
+    "run", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
     "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score", "on_bad_sample",
     "gradient_checkpointing",
     "trackers",
@@ -141,6 +141,12 @@ _CONTENT = "data.content"  # stands beside the settings of ``data``: what was fo
 _CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
     ["model.unet", "model.text", "model.vae", "vae.folder", "text.folder"],
     "the weights (or config) that the folder holds",
+)
+# The end may move as long as the learning rate has not begun to fall towards it.
+_DURATION = "duration"
+_FALLS = (
+    " images, towards the end of which the learning rate falls already; with optimizer.cooldown it"
+    " is constant before, and a checkpoint of that time goes on to any end"
 )
 
 
@@ -165,6 +171,7 @@ def identity(
     for key, value in plain(config).items():
         if key not in _FREE:
             flat |= _flat(key, value)
+    flat[_DURATION] = json.dumps(images(config.duration, config.batch_size, collection.epoch))
     if config.ema and config.validation and len(config.ema.half_lives) > 1:
         # A validation that chooses the model is part of the run.
         for key in ("every", "images", "levels", "seed"):
@@ -237,7 +244,11 @@ def _defaults(config: Any, prefix: str, found: Mapping[str, str]) -> dict[str, s
 
 
 def changes(
-    folder: Path, config: RunConfig, expected: Mapping[str, str], allowed: Sequence[str]
+    folder: Path,
+    config: RunConfig,
+    expected: Mapping[str, str],
+    allowed: Sequence[str],
+    epoch: int | None = None,
 ) -> list[dict[str, Any]]:
     """How the run that goes on from ``folder`` differs from before: ``key``, ``was``, ``now``.
 
@@ -246,20 +257,28 @@ def changes(
         config: the run that is to go on.
         expected: its ``identity``.
         allowed: keys that may change, with all below them (``optimizer`` for ``optimizer.lr``).
+        epoch: images of one epoch.
 
     Raises:
         OtherRunError: naming every key that changed but is not allowed to.
         ConfigError: ``allowed`` names what is no key.
     """
     found = _told_before(folder, config, expected)
+    found.setdefault(_DURATION, expected[_DURATION])  # not kept once
     every = sorted(found.keys() | expected.keys())
     for name in allowed:
+        if name.partition(".")[0] in _FREE:
+            continue  # it may change anyway
         if not any(_within(key, name) for key in every):
             near = difflib.get_close_matches(name, every, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(every)}"
             raise ConfigError(f"resume.allow: {name!r} is no key that a run is held to; {hint}")
     # To be null and not to be there is the same.
     differing = [key for key in every if found.get(key, "null") != expected.get(key, "null")]
+    if _DURATION in differing:
+        ends = [json.loads(kept[_DURATION]) for kept in (found, expected)]
+        if not _falls(config, epoch, _counters(folder).get("images", 0), ends):
+            differing.remove(_DURATION)
     refused = [key for key in differing if not any(_within(key, name) for name in allowed)]
     if refused:
         number = "1 key differs" if len(refused) == 1 else f"{len(refused)} keys differ"
@@ -267,6 +286,7 @@ def changes(
             f"  {key}: {_CHANGED[key]} changed"
             if key in _CHANGED and key in found and key in expected
             else f"  {key} was {_told(found, key)} and is now {_told(expected, key)}"
+            + (_FALLS if key == _DURATION else "")
             for key in refused
         ]
         raise OtherRunError(
@@ -281,6 +301,15 @@ def changes(
     return [
         {"key": key, "was": _value(found, key), "now": _value(expected, key)} for key in differing
     ]
+
+
+def _falls(config: RunConfig, epoch: int | None, seen: int, ends: Sequence[int]) -> bool:
+    """Whether the last of ``seen`` images had another learning rate if the run ended elsewhere."""
+    lengths = config.optimizer.warmup, config.optimizer.cooldown
+    warmup, cooldown = (each and images(each, config.batch_size, epoch) for each in lengths)
+    last = seen - config.batch_size
+    rates = {learning_rate(config.optimizer, last, warmup, end, cooldown) for end in ends}
+    return seen > 0 and len(rates) > 1
 
 
 def _within(key: str, name: str) -> bool:

@@ -377,7 +377,9 @@ class Trainer:
     def _load(self, folder: Path) -> None:
         resume = self.config.resume
         allowed = resume.allow if isinstance(resume, Resume) else ()
-        changes = state.changes(folder / "training", self.config, self.identity, allowed)
+        changes = state.changes(
+            folder / "training", self.config, self.identity, allowed, self.epoch
+        )
         counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
             averaged, half_lives = self.task.read(folder), self.ema.members

@@ -1,6 +1,7 @@
 """A config is read whole and right, or refused in one line that says which key is wrong."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -237,7 +238,7 @@ def test_a_key_of_another_kind_names_that_kind(file):
         ("duration=soon", "duration: 'soon' is no duration: write '20k steps', '2M images' or"),
         ("duration=3 parsecs", "duration: '3 parsecs' is no duration: write '20k steps'"),
         ("duration=-3 steps", "duration: '-3 steps' is no duration: write '20k steps'"),
-        ("duration=300", "duration: 300 is no duration: write '20k steps', '2M images' or"),
+        ("duration=300", "duration: '300' is no duration: write '20k steps', '2M images' or"),
         ("checkpoints.every=0 steps", "checkpoints.every: '0 steps' is no interval"),
         ("data=null", "key 'data' is None: input should be keys and values"),
     ],
@@ -259,6 +260,12 @@ def test_missing_required_key_inside_a_part(file):
     assert refusal(file, "data=[{caption_column: x}]") == "key 'data.0.path' is required"
 
 
+ANCHORS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{name}'] * 10)}]\n"
+    for name, after in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -266,7 +273,24 @@ def test_missing_required_key_inside_a_part(file):
         ("- 1\n- 2\n", r"must hold keys and values"),
         ("just text", r"must hold keys and values"),
         ("", r": key '\w+' is required"),
+        ("[" * 10_000, "cannot be used: nested too deep"),
+        ("run: " + "{a: " * 3000, "cannot be used: nested too deep"),
+        ("run: &a [*a]", "cannot be used: nested too deep"),
+        (ANCHORS, "cannot be used: it holds more than 100,000 values"),
+        (
+            "batch_size: " + "9" * 5000,
+            r"line 1 cannot be used: '9{40}\.\.\.' cannot be read as int",
+        ),
+        ("run: a\nrun: b", "line 2 cannot be used: key 'run' stands twice"),
+        ("? [1]\n: 2", "line 1 cannot be used: a key is a list or a mapping"),
+        ("a: 1\n---\nb: 2\n", "cannot be used: but found another document"),
+        ("run: a\0b", "cannot be used: special characters are not allowed"),
+        ("run: !!python/name:os.system", "line 1 cannot be used: !!python/name:os.system is no"),
+        ("run: !!bool x", "line 1 cannot be used: 'x' cannot be read as bool"),
+        ("run: !!set {a}", "line 1 cannot be used: !!set is no plain value"),
+        ("#" * (2**20 + 1), "is no config: 1,048,577 bytes long"),
     ],
+    ids=lambda text: text[:30],
 )
 def test_broken_files(tmp_path, content, message):
     file = tmp_path / "run.yaml"
@@ -276,11 +300,22 @@ def test_broken_files(tmp_path, content, message):
     assert "\n" not in str(caught.value) and str(file) in str(caught.value)
 
 
+def test_dates_and_odd_numbers_are_not_made_something_else(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("run: 2024-99-99\nduration: 3 steps\ndata: {kind: shapes}\nbatch_size: 010\n")
+    config = load(TrainConfig, file)
+    assert (config.run, config.batch_size) == ("2024-99-99", 10)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         load(TrainConfig, tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(TrainConfig, tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ConfigError, match="is no regular file: write the config into one"):
+            load(TrainConfig, special)
     (tmp_path / "latin.yaml").write_bytes("run: caf\xe9".encode("latin-1"))
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load(TrainConfig, tmp_path / "latin.yaml")

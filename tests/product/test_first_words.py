@@ -53,7 +53,7 @@ SAID = {
     ("train", *FINETUNE, "batch_size"): "'batch_size' is no override: write key=value",
     ("train", "--config", "none.yaml"): "config file none.yaml does not exist",
     ("train_autoencoder", *FINETUNE): "unknown key 'model'",
-    ("train_clip", "--config", CLIP, "clip.patch=7"): "size=32 is no multiple of patch=7",
+    ("train_clip", "--config", CLIP, "clip.patch=7"): "size=64 is no multiple of patch=7",
     ("train_classifier", "--config", CLASSIFIER, "labels.a=("): "'(' is no regular expression",
     (LDM, "data", "cache", *FINETUNE, "--out", "x", "batchsize=3"): "unknown key 'batchsize'",
 }

@@ -119,6 +119,36 @@ def test_allowing_what_is_no_key(command, run):
     assert message.endswith("key 'resume' is 'sometimes': input should be 'auto' or 'never'")
 
 
+def test_a_duration_is_held_to_once_the_rate_falls_towards_the_end(command, tmp_path):
+    """Before that a longer run has the same past, and after that only by name."""
+    falling = {"lr": 1e-4, "schedule": "linear", "cooldown": "2 steps"}
+    config = tree(
+        tmp_path / "run", duration="4 steps", optimizer=falling,
+        checkpoints={"every": "1 step", "keep": 9},
+    )  # fmt: skip
+    assert command(config)[0] == 0
+    line = told(*command(config, "duration=6 steps"), lines=2).splitlines()[1]
+    assert line.startswith("  duration was 64 and is now 96 images, towards the end of which")
+    assert "optimizer.cooldown" in line
+    for folder in checkpoint.folders(tmp_path / "run" / "checkpoints"):
+        if folder.name > checkpoint.name_of(3 * 16):  # the rate of the third step is not lower yet
+            shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert command(config, "duration=80 images")[0] == 0  # another way to say 5 steps
+
+    def rates(name: str) -> list[float]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["learning_rate"] for line in lines]
+
+    assert rates("run") == [1e-4, 1e-4, 1e-4, 1e-4, 5e-5]
+    config["run"] = str(tmp_path / "other")
+    assert command(config)[0] == 0
+    assert command(config, "duration=6 steps", "resume.allow=[duration, workers]")[0] == 0
+    assert rates("other") == [1e-4, 1e-4, 1e-4, 5e-5, 1e-4, 5e-5]
+    recorded = json.loads((tmp_path / "other" / "environment.json").read_text())["changes"]
+    assert recorded == [{"images": 64, "key": "duration", "was": 64, "now": 96}]
+
+
 def test_processes_and_micro_batch_are_free(command, run):
     assert command(going_on(run, micro_batch_size=4))[0] == 0
 
@@ -264,6 +294,8 @@ def differing(run: Path, **changes) -> list[str]:
 
 
 class Pictures:
+    epoch = None
+
     def summary(self) -> str:
         return "the same"
 
