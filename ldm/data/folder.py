@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,7 +20,7 @@ from typing import Literal
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, is_text, read_text, rows_of
-from ldm.data.picture import READABLE, UNREADABLE
+from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
@@ -76,6 +77,7 @@ class FolderData(Indexed):
     def parts(self) -> Sequence[Part]:
         """The folder as a whole."""
         files, strays = walk(self.root, self.links)
+        vars(self)["passed_by"] = passed_by(files, DOCUMENTS)  # here, where they are listed anyway
         return [
             Part(
                 path=str(self.root.resolve()),
@@ -87,21 +89,26 @@ class FolderData(Indexed):
             )
         ]
 
+    @cached_property
+    def passed_by(self) -> Counter[str]:
+        """How many files of which suffix are neither pictures nor captions."""
+        return passed_by(walk(self.root, self.links)[0], DOCUMENTS)
+
     def _rows(self, files: dict[str, tuple[int, int]], strays: list[Row]) -> Iterator[Row]:
         """One row per picture in natural order (``2.png`` before ``10.png``), then the problems."""
         pictures = {key for key in files if key.lower().endswith(READABLE)}
-        if not pictures and not strays:
+        unread = [key for key in files if key.lower().endswith(UNREADABLE)]
+        if not pictures and not strays and not unread:
             raise DataError(
                 f"{self.root}: no picture in this folder or below it, "
                 f"put {', '.join(READABLE[:5])} ... there with captions as {LAYOUTS}"
             )
         captions, problems, tabled = self._tables(files, pictures)
         problems = [*strays, *problems, *self._sidecars(files, pictures, captions, tabled)]
-        problems += [
-            Row(key, (), problem="pictures in a format that is not read; convert them")
-            for key in files
-            if key.lower().endswith(UNREADABLE)
-        ]
+        # What is wrong with a picture comes first, and its caption is not to blame.
+        beside = {text for key in unread for text in sidecars(key)}
+        problems = [row for row in problems if row.key not in beside]
+        problems[:0] = [Row(key, (), problem=not_read(key)) for key in unread]
         if not captions and not problems:
             raise DataError(
                 f"{self.root}: {len(pictures)} pictures but no captions, write them as {LAYOUTS}"

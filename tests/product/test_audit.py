@@ -197,7 +197,7 @@ def test_a_second_check_opens_no_picture(folder: Path, monkeypatch: pytest.Monke
     original = Image.open
     monkeypatch.setattr(Image, "open", lambda *a: opened.append(a) or original(*a))
     assert report(folder).train == 8
-    assert len(opened) == 3  # by the index; for the pixels; for what the header says
+    assert len(opened) == 2  # by the index; for what the check asks
 
 
 def test_near_duplicates_recall_and_precision() -> None:
