@@ -248,9 +248,8 @@ def _reason(error: Exception, data: bytes) -> str:
     text = " ".join(text.split()) or type(error).__name__
     for name, beginning in _BEGINNINGS.items():
         if name not in _FORMATS and re.match(beginning, data[:512], re.DOTALL):
-            return f"{text}: it is {name}" + (
-                f", {_NOT_READ[name][1]}" if name in _NOT_READ else ""
-            )
+            cure = f", {_NOT_READ[name][1]}" if name in _NOT_READ else ""
+            return f"{text}: it is {name}{cure}"
     return text
 
 
