@@ -8,6 +8,7 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import icc
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -146,6 +147,24 @@ def turned() -> bytes:
     return encoded(photo(5), "JPEG", exif=exif)
 
 
+def inserted(png: bytes, *chunks: bytes) -> bytes:
+    """A PNG with ``chunks`` behind its header."""
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def talkative() -> bytes:
+    """A PNG with a text that its decoder refuses."""
+    text = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2**20 + 1)))
+    return inserted(encoded(photo(5), "PNG"), text)
+
+
+def scanned(times: int) -> bytes:
+    """A progressive JPEG whose last scan stands ``times`` times."""
+    whole = encoded(photo(5, 32, 32), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * times + whole[-2:]
+
+
 def see_through() -> Image.Image:
     image = photo(5).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -156,6 +175,7 @@ def deep() -> Image.Image:
     return Image.fromarray(np.asarray(photo(5).convert("L")).astype(np.uint16) * 257)
 
 
+ADOBE = icc.rgb(icc.ADOBE, icc.GAMMA[icc.ADOBE])
 CUT = "pictures-that-cannot-be-read"
 FORMAT = "pictures-in-a-format-that-is-not-read"
 NO_TEXT = "rows-whose-caption-is-empty-or-no-text"
@@ -197,9 +217,18 @@ BAD = {
     "SVG as PNG": (file(X, b"<svg xmlns='http://www.w3.org/2000/svg'/>"), CUT, [X], ""),
     "archive": (file(X, b"PK\x03\x04" + bytes(60)), CUT, [X], "cannot identify"),
     "LAB": (file("x.tif", Image.new("LAB", (64, 64))), CUT, ["x.tif"], "mode LAB"),
-    "HEIC": (file("x.HEIC", b"...", None), FORMAT, ["x.HEIC"], ""),
-    "SVG": (file("x.svg", b"<svg/>", None), FORMAT, ["x.svg"], ""),
-    "camera raw": (file("x.nef", b"...", None), FORMAT, ["x.nef"], ""),
+    "SVG": (file("x.svg", b"<svg/>", None), FORMAT, ["x.svg"], "SVG"),
+    "SVG with a caption": (file("x.SVG", b"<svg/>"), FORMAT, ["x.SVG"], "SVG"),
+    "camera raw": (file("x.nef", b"...", None), FORMAT, ["x.nef"], "camera raw"),
+    "JPEG XL as JPEG": (file("x.jpg", b"\xff\x0a" + bytes(99)), CUT, ["x.jpg"], ": it is JPEG XL,"),
+    "thousands of scans": (file("x.jpg", scanned(2000)), CUT, ["x.jpg"], "more than 500 scans"),
+    "whole numbers of millions": (
+        file("x.tif", Image.new("I", (90, 90), 10**6)), CUT, ["x.tif"], "1e+06 do not say what",
+    ),
+    "light of 3.5": (file("x.tif", Image.new("F", (90, 90), 3.5)), CUT, ["x.tif"], "0 ... 3.5 are"),
+    "values that are no numbers": (
+        file("x.tif", Image.new("F", (90, 90), float("nan"))), CUT, ["x.tif"], "not finite",
+    ),
     "no caption": (file(X, photo(5), None), "pictures-without-a-caption", [X], ""),
     "blank caption": (file(X, photo(5), " \n"), "pictures-with-an-empty-caption-file", [X], ""),
     "Latin-1 caption": (
@@ -272,8 +301,37 @@ ODD = {
     "one colour": (file(X, Image.new("RGB", (90, 90), "teal")), "blank", [X], ""),
     "floating point": (file("x.tif", photo(5).convert("F")), "float", ["x.tif"], ""),
     "CMYK": (file("x.jpg", photo(5).convert("CMYK")), "cmyk", ["x.jpg"], ""),
-    "colour profile": (
-        file(X, encoded(photo(5), "PNG", icc_profile=profile())), "colour-profile", [X], "",
+    "Adobe RGB": (
+        file(X, encoded(photo(5), "PNG", icc_profile=ADOBE)), "colour-profile", [X], "",
+    ),
+    "CMYK of a press": (
+        file("x.jpg", encoded(photo(5).convert("CMYK"), "JPEG", icc_profile=icc.cmyk())),
+        "colour-profile", ["x.jpg"], "",
+    ),
+    "profile of something else": (
+        file(X, encoded(photo(5), "PNG", icc_profile=profile())),
+        "unused-profile", [X], "it is for XYZ",
+    ),
+    "profile of CMYK on RGB": (
+        file(X, encoded(photo(5), "PNG", icc_profile=icc.cmyk())),
+        "unused-profile", [X], "it is for CMYK, the picture is RGB",
+    ),
+    "damaged profile": (
+        file(X, encoded(photo(5), "PNG", icc_profile=ADOBE[:300])),
+        "unused-profile", [X], "it is damaged",
+    ),
+    "PNG of gamma 1": (
+        file(X, inserted(encoded(photo(5), "PNG"), chunk(b"gAMA", struct.pack(">I", 100_000)))),
+        "other-gamma", [X], "",
+    ),
+    "text of a megabyte": (file(X, talkative()), "left-out", [X], "text or metadata"),
+    "broken EXIF": (
+        file(X, inserted(encoded(photo(5), "PNG"), chunk(b"eXIf", b"nonsense"))),
+        "left-out", [X], "EXIF",
+    ),
+    "32 bits": (
+        file("x.tif", Image.fromarray(np.asarray(photo(5).convert("L"), np.int32))),
+        "32-bit", ["x.tif"], "",
     ),
     "16 bits": (file(X, deep()), "16-bit", [X], ""),
     "grey": (file(X, photo(5).convert("L")), "grey", [X], ""),

@@ -74,7 +74,9 @@ def _cells(
 
 def _thumbnail(source: Source, index: int) -> Image.Image:
     picture = flatten(source.load(index), (255, 255, 255))
-    fitted = ImageOps.contain(picture, (_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    scale = _SIDE / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)  # strips keep a pixel
+    fitted = picture.resize((width, height), Image.Resampling.LANCZOS)
     return ImageOps.pad(fitted, (_SIDE, _SIDE), color=_PAPER)
 
 

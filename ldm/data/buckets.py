@@ -3,7 +3,8 @@
 A bucket is a width and a height, multiples of ``step`` pixels, of at most the area ``size`` x
 ``size``. A picture goes to the bucket of the nearest aspect ratio (distance of logarithms, so that
 wide and tall are treated alike), is scaled to cover it and cut to it. A picture that is smaller
-than its bucket is not enlarged: its bucket is its own size, rounded down to steps.
+than its bucket is not enlarged: its bucket is its own size, rounded down to steps. No bucket is
+longer than ``max_aspect`` : 1, so what a longer picture shows beyond that is not seen.
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ class Buckets:
         if self.upscale:
             return chosen
         small = (pictures < chosen).any(1)
-        # Its own size, but no longer than the longest ratio allows.
-        longest = np.ceil(pictures.min(1) * self.max_aspect).astype(np.int64)
-        own = np.minimum(pictures, longest[:, None]) // self.step * self.step
-        return np.where(small[:, None], np.minimum(own, chosen), chosen).astype(np.int32)
+        # Its own size in steps, but no longer than the longest ratio allows.
+        own = np.minimum(pictures // self.step, chosen // self.step)
+        longest = (own.min(1) * self.max_aspect).astype(np.int64)
+        own = np.minimum(own, longest[:, None]) * self.step
+        return np.where(small[:, None], own, chosen).astype(np.int32)
 
 
 @lru_cache(maxsize=32)

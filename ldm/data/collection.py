@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload
@@ -12,9 +13,13 @@ from PIL import Image
 
 from ldm.data.content import Captions, Content
 from ldm.data.images import ImageTransform, Shape
+from ldm.data.index import Indexed
+from ldm.data.picture import listed
 from ldm.data.plan import Plan
 from ldm.data.retold import Retold
 from ldm.data.source import Contrary, DataError, Example, Problem, Source, SourceGroup, printable
+
+log = logging.getLogger(__name__)
 
 TOO_SMALL = (
     "pictures smaller than a step of the buckets; remove them, or set images.buckets.upscale"
@@ -199,6 +204,11 @@ class Collection:
             if problems and on_bad_sample == "error":
                 raise DataError(describe(source.name, problems))
             self.skipped += [(source.name, problem) for problem in problems]
+            if isinstance(source, Indexed) and (others := source.passed_by):
+                log.info(
+                    "%s: %d files are neither pictures that are read nor captions: %s",
+                    source.name, others.total(), listed(others),
+                )  # fmt: skip
             columns.append((np.full(count, number, np.int16), np.arange(count), shapes))
         number, index, shapes = (np.concatenate(part) for part in zip(*columns, strict=True))
         every = Items(self.sources, number, index, shapes)

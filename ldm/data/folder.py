@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,7 +23,7 @@ from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
 from ldm.data.names import Names, Root
-from ldm.data.picture import READABLE, UNREADABLE
+from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
@@ -85,6 +86,7 @@ class FolderData(Indexed):
     def parts(self) -> Sequence[Part]:
         """The folder as a whole."""
         files, strays = walk(self.root, self.links)
+        vars(self)["passed_by"] = passed_by(files, DOCUMENTS)  # here, where they are listed anyway
         return [
             Part(
                 path=str(self.root.resolve()),
@@ -100,10 +102,16 @@ class FolderData(Indexed):
     def _columns(self) -> tuple[str, str]:
         return self.image_column, self.caption_column
 
+    @cached_property
+    def passed_by(self) -> Counter[str]:
+        """How many files of which suffix are neither pictures nor captions."""
+        return passed_by(walk(self.root, self.links)[0], DOCUMENTS)
+
     def _rows(self, files: dict[str, tuple[int, int]], strays: list[Row]) -> Iterator[Row]:
         """One row per picture in natural order (``2.png`` before ``10.png``), then the problems."""
         pictures = {key for key in files if key.lower().endswith(READABLE)}
-        if not pictures and not strays:
+        unread = [key for key in files if key.lower().endswith(UNREADABLE)]
+        if not pictures and not strays and not unread:
             raise DataError(
                 f"{self.root}: no picture in this folder or below it, "
                 f"put {', '.join(READABLE[:5])} ... there with captions as {LAYOUTS}"
@@ -111,13 +119,13 @@ class FolderData(Indexed):
         names = Names(pictures)
         doubles = names.doubles()
         captions, problems, tabled = self._tables(files, names)
-        problems = [*strays, *doubles, *problems]
         single = pictures - {row.key for row in doubles}
         problems += self._sidecars(files, pictures, single, captions, tabled)
-        problems += [
-            Row(key, (), problem="pictures in a format that is not read; convert them")
-            for key in files
-            if key.lower().endswith(UNREADABLE)
+        # What is wrong with a picture comes first, and its caption is not to blame.
+        beside = {text for key in unread for text in sidecars(key)}
+        problems = [
+            *(Row(key, (), problem=not_read(key)) for key in unread),
+            *(row for row in (*strays, *doubles, *problems) if row.key not in beside),
         ]
         if not captions and not problems:
             raise DataError(

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.buckets import Buckets
+from ldm.data.depth import eight_bits
 from ldm.data.source import DataError
 
 if TYPE_CHECKING:  # the transform is its own config, which is read before torch is imported
@@ -149,15 +150,11 @@ def coordinates(size: Shape, view: View, shape: Shape) -> tuple[int, int, int, i
 def flatten(image: Image.Image, background: Colour) -> Image.Image:
     """``image`` of any mode as 8-bit RGB, its transparent parts over ``background``.
 
-    Grey values of 16 bits are scaled to 8; Pillow alone would clip them.
-
     Raises:
-        DataError: Pillow cannot bring the mode to RGB (LAB).
+        DataError: nothing says what white is, or Pillow cannot bring the mode to RGB (LAB).
     """
-    if image.mode.startswith("I"):  # PNGs and TIFFs of 16 bits, which some Pillows open as 32
-        grey = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("LAB", "La"):  # Pillow takes these for what they are not
+    image, _ = eight_bits(image, image)
+    if image.mode == "LAB":  # Pillow takes it for what it is not
         raise DataError(f"pictures of mode {image.mode} are not read, save them as RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")

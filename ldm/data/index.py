@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,14 +31,14 @@ from rich.progress import Progress
 
 from ldm.data.captions import Grammar
 from ldm.data.console import PipeConsole
-from ldm.data.picture import Facts, decode, look, unreadable
+from ldm.data.picture import HEIF, Facts, decode, look, unreadable
 from ldm.data.rows import SCHEMA, Mapped, Row, Rows
 from ldm.data.source import DataError, Example, Problem, cache_root
 from ldm.diffusion import stream
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when the meaning of a column changes
+_FORMAT = 2  # raise it when the meaning of a column changes
 _CHUNK = 512
 _FACTS = ("key", "a", "b", "c", "digest", "width", "height", "problem")
 
@@ -73,7 +74,7 @@ def state_of(path: Path) -> tuple[str, int, int]:
 
 def index(part: Part) -> Mapped:
     """The table of ``part``, ``ldm.data.rows.SCHEMA``, memory-mapped; made if it is not there."""
-    about = f"{_FORMAT} {PIL.__version__} {Image.MAX_IMAGE_PIXELS} {part.settings}"
+    about = f"{_FORMAT} {PIL.__version__} {HEIF} {Image.MAX_IMAGE_PIXELS} {part.settings}"
     lineage = hashlib.sha256(f"{about} {part.path}".encode()).hexdigest()[:24]
     digest = hashlib.sha256(lineage.encode())
     for entry in part.files:
@@ -193,8 +194,15 @@ class Indexed(Captioned):
         """None: each picture is a file, unless a layout says otherwise."""
         return None
 
+    @property
+    def passed_by(self) -> Counter[str]:
+        """How many files of which suffix a layout takes for nothing of its own; of tars and tables
+        none.
+        """
+        return Counter()
+
     def digest(self, index: int) -> str:
-        """SHA-256 of the file's bytes."""
+        """SHA-256 of the file's bytes, and of what is done with its colours if anything is."""
         return self.examples.digest(index)
 
     @property
@@ -214,7 +222,7 @@ class Indexed(Captioned):
             ) from error
 
     def load(self, index: int) -> Image.Image:
-        """The picture, turned upright as its EXIF says; of an animation the first frame.
+        """The picture, upright and in sRGB; of an animation the first frame.
 
         Raises:
             DataError: it cannot be read any more.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ from ldm.data.folder import DOCUMENTS, natural, walk
 from ldm.data.index import Indexed, Part, state_of
 from ldm.data.metadata import lines_of, read_text
 from ldm.data.names import Names, composed, of_windows
-from ldm.data.picture import READABLE, UNREADABLE
+from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.rows import Row
 from ldm.data.sd_scripts_config import Subset, named_folders, read_config, read_metadata
 from ldm.data.source import DataError, SourceGroup
@@ -209,6 +209,16 @@ class SdScriptsSubset(Indexed):
             )
         ]
 
+    @cached_property
+    def passed_by(self) -> Counter[str]:
+        """How many files of which suffix are neither pictures nor captions."""
+        if self.subset.image_dir is None:
+            return Counter()
+        files, endings = walk(self.root, self.data.links)[0], self.subset.extensions
+        inner = self.subset.metadata_file is not None  # else folders in it are not part of it
+        mine = (name for name in files if inner or "/" not in name)
+        return passed_by((name for name in mine if not name.endswith(endings)), DOCUMENTS)
+
     @property
     def _lines(self) -> bool:
         return self.grammar is not None and self.grammar.wildcards
@@ -264,12 +274,13 @@ class SdScriptsSubset(Indexed):
             captions = self._texts(text)
             cut += not self._lines and len(lines_of(text, "each")) > 1
             yield self._row(key, files, captions, "pictures with an empty caption file; write it")
-        yield from problems
+        unread = _unreadable(files)
+        used |= {Path(row.key).stem + ending for row in unread for ending in self.subset.extensions}
+        yield from (*unread, *problems)
         for key in sorted(files, key=natural):
             orphan = key.endswith(self.subset.extensions) and key not in used
             if orphan and not Path(key).stem.lower().startswith(DOCUMENTS):
                 yield Row(key, (), problem="caption files without a picture; add it or remove them")
-        yield from _unreadable(files)
         if cut:
             log.warning(
                 "%s: of %d caption files with several lines the first is used, as in sd-scripts;"
@@ -346,8 +357,7 @@ class SdScriptsSubset(Indexed):
                 problems.append(Row(key, (), problem=wrong))
             elif captions.get(key) and key not in twice:
                 yield Row(key, captions[key], place=(*files[key], 0))
-        yield from problems
-        yield from _unreadable(files)
+        yield from (*_unreadable(files), *problems)
 
     def _inside(self, entry: str) -> str:
         """An entry's name as a key: with ``/``, and relative to the folder if it lies there."""
@@ -377,7 +387,6 @@ def _pictures(files: dict[str, tuple[int, int]]) -> list[str]:
     return sorted((key for key in files if key.lower().endswith(READABLE)), key=natural)
 
 
-def _unreadable(files: dict[str, tuple[int, int]]) -> Iterator[Row]:
-    for key in files:
-        if key.lower().endswith(UNREADABLE):
-            yield Row(key, (), problem="pictures in a format that is not read; convert them")
+def _unreadable(files: dict[str, tuple[int, int]]) -> list[Row]:
+    unread = (key for key in files if key.lower().endswith(UNREADABLE))
+    return [Row(key, (), problem=not_read(key)) for key in unread]

@@ -26,7 +26,7 @@ from ldm.data.files import Files, below, find
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.names import composed
-from ldm.data.picture import READABLE, UNREADABLE
+from ldm.data.picture import READABLE, UNREADABLE, listed, not_read
 from ldm.data.rows import Row, Rows
 from ldm.data.source import DataError
 
@@ -109,8 +109,10 @@ class TarData(Files):
         """One example per picture that can be trained on."""
         found = super().examples
         if self._ignored:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in self._ignored.most_common(8))
-            log.info("%s: members beside the pictures that are not read: %s", self.name, kinds)
+            log.info(
+                "%s: members beside the pictures that are not read: %s",
+                self.name, listed(self._ignored),
+            )  # fmt: skip
         return found
 
     @cached_property
@@ -208,7 +210,7 @@ class _Walk:
             wrong = "pictures with a dot in their name, where a key ends; rename them"
             yield from (self._bad(name, wrong) for name in sample.dotted)
         elif sample.unreadable:
-            yield self._bad(key, "pictures in a format that is not read; convert them")
+            yield self._bad(key, not_read(sample.unreadable[0]))
         else:
             yield self._bad(key, "samples without a picture; add it or remove them")
 

@@ -91,6 +91,18 @@ def test_nothing_is_enlarged_unless_asked():
     assert np.array_equal(found[large], enlarged.assign(sizes, 64)[large])
 
 
+def test_no_bucket_is_flat_or_longer_than_the_limit():
+    sizes = np.random.default_rng(2).integers(1, 900, (3000, 2))
+    sizes = np.concatenate([sizes, [[1, 1], [1, 30000], [30000, 1], [600, 80], [240, 60]]])
+    for buckets in (Buckets(step=64), Buckets(step=8, max_aspect=3.5), Buckets(max_aspect=1)):
+        found = buckets.assign(sizes, 512)
+        small = sizes.min(1) < buckets.step
+        assert ((found > 0).all(1) == ~small).all() and (found[small] == 0).all()
+        assert (found.max(1) <= buckets.max_aspect * found.min(1)).all()
+        assert table(found).count("too small") == 1
+    assert Buckets(step=64).assign(np.array([[600, 80]]), 512).tolist() == [[128, 64]]
+
+
 def test_table_counts():
     text = table(np.array([[64, 64], [64, 64], [96, 40], [0, 0]]))
     assert "64x64    1.00         2" in text

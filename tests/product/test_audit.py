@@ -17,7 +17,9 @@ from ldm.data.audit.check import Expected, check
 from ldm.data.audit.quarantine import quarantine, undo
 from ldm.data.audit.report import Report
 from ldm.data.buckets import Buckets
+from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
+from ldm.data.images import ImageTransform
 from ldm.data.shapes import ShapesData
 from ldm.data.source import DataError
 from ldm.models.tokenizer import save_tokenizer, train_tokenizer
@@ -196,7 +198,7 @@ def test_a_second_check_opens_no_picture(folder: Path, monkeypatch: pytest.Monke
     original = Image.open
     monkeypatch.setattr(Image, "open", lambda *a: opened.append(a) or original(*a))
     assert report(folder).train == 8
-    assert len(opened) == 3  # by the index; for the pixels; for what the header says
+    assert len(opened) == 2  # by the index; for what the check asks
 
 
 def test_near_duplicates_recall_and_precision() -> None:
@@ -496,6 +498,27 @@ def test_the_sheet(folder: Path, tmp_path: Path) -> None:
     page = Image.open(tmp_path / "sheets/sheet.png")
     assert page.width == 8 * 136
     assert page.height == 2 * (128 + 30) + 8 + 158 + 8
+
+
+def test_strips_are_in_a_bucket_or_named(folder: Path, tmp_path: Path) -> None:
+    for width, height in ((240, 60), (60, 240), (600, 80), (30000, 1), (1, 3000)):
+        put(folder, f"{width}x{height}.png", photo(width, max(width, 2), max(height, 2)))
+        if 1 in (width, height):
+            put(folder, f"{width}x{height}.png", Image.new("RGB", (width, height), "teal"))
+    sheet = tmp_path / "sheet.png"
+    options = ["--size", "80", "--sheet", str(sheet), "--fix", "quarantine", "--also", "small"]
+    result = CliRunner().invoke(app, ["data", "check", str(folder), *options])
+    assert result.exit_code == 0 and result.exception.code == 0 and sheet.is_file()
+    for line in (
+        "5 pictures longer than 2 : 1",
+        "4 pictures smaller than 64 pixels along a side, a step of the buckets",
+        "       64x64    1.00         2",
+        "   too small                 4",
+    ):
+        assert line in result.stdout
+    with pytest.raises(DataError, match="4 pictures smaller than a step of the buckets: 1x3000"):
+        transform = ImageTransform(80, buckets=Buckets(64))
+        Collection(FolderData(path=str(folder)), transform)
 
 
 def test_pictures_that_are_drawn() -> None:

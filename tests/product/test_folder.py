@@ -409,7 +409,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "row and sidecar": (row_and_sidecar, "a metadata row and also a text file: a.png; keep one"),
     "not UTF-8": (not_utf8, "unreadable (byte 3 is not UTF-8, save the file as UTF-8): a.png;"),
     "empty picture": (empty_file, "1 pictures that cannot be read (the file is empty): b.png;"),
-    "HEIC": (unreadable_format, "1 pictures in a format that is not read: b.HEIC; convert them"),
+    "HEIC": (unreadable_format, "in a format that is not read (HEIF): b.HEIC; pip install"),
     "broken parquet": (broken_parquet, "1 tables that cannot be read (not a readable parquet file"),
     "broken CSV": (broken_csv, "is not valid CSV (unexpected end of data)): metadata.csv; repair"),
     "table in Latin-1": (latin_table, "tables that cannot be read (byte 35 is not UTF-8, save the"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from ldm.data.audit.report import Finding, Report, of_problems, ordered
 from ldm.data.audit.texts import Count, check_captions
 from ldm.data.audit.traits import traits_of
 from ldm.data.buckets import Buckets
+from ldm.data.index import Indexed
 from ldm.data.rows import Rows
 from ldm.data.source import DataError, Source
 
@@ -66,7 +68,7 @@ def check(source: Source, kind: str, expected: Expected) -> Report:
 
 
 def _check(source: Source, kind: str, expected: Expected, settings: dict) -> Report:
-    findings = of_problems(source.problems)
+    findings = [*of_problems(source.problems), *_passed_by(source)]
     unchecked = []
     if expected.count is None:
         unchecked.append("the length of the captions: no --tokenizer is given")
@@ -93,6 +95,14 @@ def _check(source: Source, kind: str, expected: Expected, settings: dict) -> Rep
         aspects(sizes),
         buckets,
     )
+
+
+def _passed_by(source: Source) -> Iterator[Finding]:
+    others = source.passed_by if isinstance(source, Indexed) else None
+    if others:
+        what = "kinds of files that are neither pictures that are read nor captions"
+        details = {kind: f"{count} files" for kind, count in others.most_common()}
+        yield Finding("passed-by", "note", what, "they are passed by", list(details), details)
 
 
 def _columns(source: Source) -> tuple[list[str], list[tuple[str, ...]], list[bytes]]:

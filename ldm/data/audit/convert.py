@@ -1,4 +1,4 @@
-"""A copy of a source that every program reads alike: upright RGB PNGs and ``metadata.jsonl``."""
+"""A copy of a source that every program reads alike: upright sRGB PNGs and ``metadata.jsonl``."""
 
 from __future__ import annotations
 

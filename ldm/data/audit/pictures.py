@@ -14,8 +14,9 @@ from ldm.data.buckets import Buckets
 
 HUGE = 4096
 """Pixels along a side from which a picture costs more to decode than to train on."""
+_DETAILS = {"unused-profile": "profile", "left-out": "left_out"}  # findings: columns of traits
 _GREY = ("1", "L", "LA", "La")
-_DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 _EDGES = (1 / 3, 1 / 2, 2 / 3, 9 / 10, 10 / 9, 3 / 2, 2, 3)
 _RANGES = (
     "taller than 1:3",
@@ -101,22 +102,51 @@ def check_traits(keys: Sequence[str], traits: pa.Table) -> Iterator[Finding]:
             "float",
             "warning",
             "pictures of floating-point values",
-            "all is cut to 0 ... 255 as it stands: save them with 8 bits",
+            "0 ... 1 is taken for 0 ... 255, and what goes further as it stands: save them with"
+            " 8 bits",
             modes == "F",
+        ),
+        (
+            "32-bit",
+            "warning",
+            "pictures of whole numbers of 32 bits",
+            "taken for 8 bits where none is above 255, else for 16: save them with 8 bits",
+            modes == "I",
         ),
         (
             "cmyk",
             "warning",
-            "pictures in CMYK",
-            "converted without their profile, colours shift: save them as sRGB",
-            modes == "CMYK",
+            "pictures in CMYK without a colour profile",
+            "converted without one, colours shift: save them as sRGB",
+            (modes == "CMYK") & ~column("converted"),
+        ),
+        (
+            "unused-profile",
+            "warning",
+            "pictures whose colour profile cannot be used",
+            "read as without it: save them as sRGB",
+            _said(traits, "profile"),
         ),
         (
             "colour-profile",
             "note",
             "pictures with a colour profile other than sRGB",
-            "profiles are not applied: save them as sRGB if colours matter",
-            column("profiled"),
+            "converted to sRGB",
+            column("converted"),
+        ),
+        (
+            "other-gamma",
+            "note",
+            "PNGs that name another gamma or other primaries than those of sRGB, and no profile",
+            "read as sRGB, as by most programs: save them as sRGB if colours matter",
+            column("declared"),
+        ),
+        (
+            "left-out",
+            "note",
+            "pictures with text, EXIF or a profile that cannot be read",
+            "the pixels are read and the rest is left out",
+            _said(traits, "left_out"),
         ),
         ("16-bit", "note", "pictures of 16 bits", "scaled to 8 bits", np.isin(modes, _DEEP)),
         ("grey", "note", "grey pictures", "become RGB", np.isin(modes, _GREY)),
@@ -139,9 +169,17 @@ def check_traits(keys: Sequence[str], traits: pa.Table) -> Iterator[Finding]:
         ),
     ]
     for kind, severity, what, cure, which in checks:
-        found = [keys[i] for i in np.flatnonzero(which)]
-        if found:
-            yield Finding(kind, severity, what, cure, found)
+        numbers = np.flatnonzero(which).tolist()
+        if numbers:
+            found = [keys[i] for i in numbers]
+            column_of = _DETAILS.get(kind)
+            told = traits[column_of].take(numbers).to_pylist() if column_of else ()
+            yield Finding(kind, severity, what, cure, found, dict(zip(found, told, strict=False)))
+
+
+def _said(traits: pa.Table, name: str) -> np.ndarray:
+    """Where a column of texts is not empty, bool ``n``."""
+    return np.array([bool(text) for text in traits[name].to_pylist()], bool)
 
 
 def _misnamed(key: str, kept: str) -> bool:

@@ -8,7 +8,6 @@ pixels, and a look that similar pictures share).
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Iterable
@@ -23,17 +22,17 @@ from PIL import Image, ImageStat
 from rich.progress import Progress
 
 from ldm.data.audit.alike import look_of
+from ldm.data.colour import declares_other
 from ldm.data.console import PipeConsole
 from ldm.data.images import flatten
 from ldm.data.index import Indexed
-from ldm.data.picture import decode
+from ldm.data.picture import HEIF, read
 from ldm.data.source import Source, cache_root
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when the meaning of a column changes
+_FORMAT = 2  # raise it when the meaning of a column changes
 _CHUNK = 512
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _WHITE = (255, 255, 255)
 _BLANK = 1.0  # levels of 255 that the colours of a blank picture deviate, where JPEG is its reason
 
@@ -45,7 +44,10 @@ _SCHEMA = pa.schema(
         ("animated", pa.bool_()),
         ("turned", pa.bool_()),
         ("transparent", pa.bool_()),
-        ("profiled", pa.bool_()),
+        ("converted", pa.bool_()),
+        ("profile", pa.string()),
+        ("left_out", pa.string()),
+        ("declared", pa.bool_()),
         ("blank", pa.bool_()),
         ("pixels", pa.binary(16)),
         ("bits", pa.uint64()),
@@ -63,7 +65,10 @@ class Traits(NamedTuple):
         animated: whether there are frames behind the first.
         turned: whether EXIF turns it.
         transparent: whether any pixel is not opaque.
-        profiled: whether its colours have a profile other than sRGB.
+        converted: whether its colours have a profile other than sRGB, which was applied.
+        profile: why its profile is not used, or "".
+        left_out: what of its file cannot be read besides pixels, or "".
+        declared: whether it is a PNG that says, without a profile, that it is not sRGB.
         blank: whether it has a single colour.
         pixels: hash of the size and the upright RGB pixels over white: what training sees.
         bits: of its look, see ``ldm.data.audit.alike``.
@@ -75,7 +80,10 @@ class Traits(NamedTuple):
     animated: bool
     turned: bool
     transparent: bool
-    profiled: bool
+    converted: bool
+    profile: str
+    left_out: str
+    declared: bool
     blank: bool
     pixels: bytes
     bits: int
@@ -95,7 +103,7 @@ def traits_of(source: Source, digests: list[bytes]) -> pa.Table:
     Raises:
         DataError: a picture cannot be read any more.
     """
-    about = f"{_FORMAT} {PIL.__version__} {source.name}"
+    about = f"{_FORMAT} {PIL.__version__} {HEIF} {source.name}"
     name = hashlib.sha256(about.encode(errors="backslashreplace")).hexdigest()[:24]
     file = cache_root() / "audit" / f"{name}.arrow"
     known = _read(file) if file.exists() else _SCHEMA.empty_table()
@@ -159,16 +167,15 @@ def _write(table: pa.Table, file: Path) -> None:
 
 
 def _traits(source: Source, index: int) -> Traits:
-    kept, animated, turned, profiled = "", False, False, False
+    kept, animated, turned, converted, profile, left_out, declared = "", *[False] * 3, "", "", False
     if isinstance(source, Indexed):
-        data = source.file(index)
-        image = decode(data, source.where(source.examples.key(index)))
-        with Image.open(io.BytesIO(data)) as header:
-            kept, mode = header.format or "", header.mode
-            # The further pictures in a photograph of a telephone are previews.
-            animated = kept != "MPO" and bool(getattr(header, "is_animated", False))
-            turned = header.getexif().get(_ORIENTATION, 1) in range(2, 9)
-            profiled = _profiled(header)
+        found = read(source.file(index), source.where(source.examples.key(index)))
+        image, file, turned = found.picture, found.file, found.turned
+        kept, mode = file.format or "", file.mode
+        # The further pictures in a photograph of a telephone are previews.
+        animated = kept != "MPO" and bool(getattr(file, "is_animated", False))
+        converted, profile, left_out = found.converted, found.profile, found.left_out
+        declared = kept == "PNG" and declares_other(file.info)
     else:
         image = source.load(index)
         mode = image.mode
@@ -179,19 +186,11 @@ def _traits(source: Source, index: int) -> Traits:
     blank = max(ImageStat.Stat(rgb).stddev) < _BLANK
     look = look_of(rgb)
     return Traits(
-        kept, mode, animated, turned, transparent, profiled, blank, pixels.digest(), *look
-    )
+        kept, mode, animated, turned, transparent, converted, profile, left_out, declared, blank,
+        pixels.digest(), *look,
+    )  # fmt: skip
 
 
 def _see_through(image: Image.Image) -> bool:
     lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
     return isinstance(lowest, (int, float)) and lowest < 255
-
-
-def _profiled(image: Image.Image) -> bool:
-    """Whether colours would have to be converted; grey has none."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "P", "CMYK"):
-        return False
-    # Profiles name themselves in one byte a character (version 2) or in two (version 4).
-    return b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile
