@@ -146,6 +146,9 @@ class Batches:
                 x = walk(guided, noise[part], call.cond, generators=draws, callback=after)
             except Interrupted as interrupted:
                 x = interrupted.latent
+            except ValueError:
+                call.watch.check()  # what is not finite is why a sampler cannot go on
+                raise
             if latent:
                 found.append(x.to(call.dtype))
             else:

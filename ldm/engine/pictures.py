@@ -12,7 +12,9 @@ from accelerate.utils import gather_object
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ldm.calls.running import NotFiniteError
 from ldm.engine.disk import in_one_step
+from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.pipeline import LatentDiffusionPipeline
 
 
@@ -43,15 +45,25 @@ def drawn(
         seed: of the first picture.
         batch: pictures at a time.
         settings: further arguments of ``pipe``.
+
+    Raises:
+        RunError: what was drawn, by whichever process, is not finite.
     """
     starts = range(0, len(prompts), batch)
-    mine: list[tuple[int, Tensor]] = []
+    mine: list[tuple[int, Tensor | str]] = []
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         part = list(prompts[start : start + batch])
-        images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+        try:
+            images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+        except NotFiniteError as error:
+            mine.append((start, f"{part[0]!r} was drawn as {error}"))  # the others wait
+            break
         # A picture of its own: what is sent of a part of a tensor is all of it.
         mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
-    return [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
+    whole = [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
+    if wrong := [told for told in whole if isinstance(told, str)]:
+        raise (RunError if accelerator.is_main_process else ToldElsewhere)(wrong[0])
+    return [picture for picture in whole if isinstance(picture, Tensor)]
 
 
 def sheet(

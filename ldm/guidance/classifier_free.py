@@ -11,6 +11,7 @@ Interval: Kynkaanniemi et al. 2024. Projection: Sadat et al. 2024.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,12 +67,20 @@ class ClassifierFree:
             evaluation. None: all.
         projection: of the difference; None: all of it.
 
+    Raises:
+        ValueError: scale or rescale is no finite number.
+
     """
 
     scale: float = 7.5
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     projection: Projection | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("scale", self.scale), ("rescale", self.rescale)):
+            if not math.isfinite(value):
+                raise ValueError(f"guidance: {name} must be a finite number, not {value}")
 
     def __call__(self, predict: Predictor, null: Condition) -> Predictor:
         """The guided predictor: one evaluation of [null, cond] as a batch of ``2b``.

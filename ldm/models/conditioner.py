@@ -12,12 +12,12 @@ import itertools
 import logging
 import re
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from ldm.diffusion import Condition
 
@@ -49,13 +49,14 @@ class ClipConditioner:
 
     Args:
         tokenizer: its ``model_max_length`` is the length of every condition.
-        text_encoder: gradients flow through it unless it is frozen or called under ``no_grad``.
+        text_encoder: a ``CLIPTextModel``, also compiled; gradients flow through it unless it is
+            frozen or called under ``no_grad``.
 
     Raises:
         ValueError: the two do not belong together (length, vocabulary or end-of-text id).
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: Any) -> None:
         config = text_encoder.config
         if tokenizer.model_max_length > config.max_position_embeddings:
             raise ValueError(

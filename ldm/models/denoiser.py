@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -16,10 +16,10 @@ class UNetDenoiser(nn.Module):
     As in stock Stable Diffusion the mask of padding tokens does not reach cross-attention.
 
     Args:
-        unet: the network, used as it is, compiled or wrapped by peft.
+        unet: one of these, used as it is, be it compiled or wrapped by peft.
     """
 
-    def __init__(self, unet: UNet2DConditionModel | UNet2DModel) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
 

@@ -1,6 +1,10 @@
 """The network is told the level that the scheduler steps with; what does not fit is refused."""
 
+import functools
 import inspect
+import logging
+import types
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +23,14 @@ from diffusers import (
 from torch import Tensor
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Prediction
-from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS, SchedulerSampler, sampler
+from ldm.sampling import (
+    PROCESS_SAMPLERS,
+    SAMPLERS,
+    SchedulerSampler,
+    bridge,
+    own_sampler,
+    sampler,
+)
 from ldm.sampling.names import NAMES, canonical
 
 STOCK = {
@@ -161,7 +172,7 @@ def test_other_refusals_name_the_key() -> None:
     refusals = {
         "use_flow_sigmas": {"use_flow_sigmas": True},
         "prediction_type 'flow_prediction'": {"prediction_type": "flow_prediction"},
-        "trained_betas": {"trained_betas": [0.1] * 1000},
+        "trained_betas has 10 entries": {"trained_betas": [0.1] * 10},
     }
     for words, wrong in refusals.items():
         with pytest.raises(ValueError, match=words):
@@ -204,6 +215,74 @@ def test_lu_spacing_runs_where_the_first_timesteps_round_to_one() -> None:
         return Prediction(x_t, level, X0.expand_as(x_t), "x0")
 
     assert float((which(predict, X0, COND, steps=50) - X0).abs().max()) < 1e-5
+
+
+def test_a_scheduler_is_built_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    # KDPM2 takes 0.6 s of a CPU to build; a copy of it is made in 1 ms.
+    built: list[str] = []
+    inner = KDPM2DiscreteScheduler.__init__
+
+    def counted(self: Any, *arguments: Any, **named: Any) -> None:
+        built.append(type(self).__name__)
+        inner(self, *arguments, **named)
+
+    config = DiscreteVP(num_train_timesteps=50).scheduler_config("eps")
+    monkeypatch.setattr(KDPM2DiscreteScheduler, "__init__", functools.wraps(inner)(counted))
+    own = own_sampler(KDPM2DiscreteScheduler.from_config(config))
+    assert len(built) == 1  # by from_config
+    named = sampler("dpm2", config)
+    for which in (own, named):
+        assert which.evaluations(5) == 9
+        which(lambda x, level, t, c: Prediction(x, level, x, "eps"), X0, COND, steps=5)
+    assert len(built) == 2
+
+
+def test_what_was_changed_in_a_scheduler_is_kept_or_refused() -> None:
+    config = DiscreteVP().scheduler_config("eps")
+
+    def steps(scheduler: Any) -> Tensor:
+        return own_sampler(scheduler)(
+            lambda x, level, t, c: Prediction(x, level, x / 2, "eps"), X0, COND, steps=5
+        )
+
+    plain = steps(EulerDiscreteScheduler.from_config(config))
+
+    def halved(self: Any, *arguments: Any, **named: Any) -> None:
+        EulerDiscreteScheduler.set_timesteps(self, *arguments, **named)
+        self.sigmas = self.sigmas / self.by
+
+    one = type("Halved", (EulerDiscreteScheduler,), {"set_timesteps": halved}).from_config(config)
+    two = EulerDiscreteScheduler.from_config(config)
+    two.set_timesteps = types.MethodType(halved, two)  # type: ignore[method-assign]
+    one.by = two.by = 2.0  # no config says so
+    assert float((steps(one) - plain).abs().max()) > 0.1
+    assert torch.equal(steps(one), steps(two))
+    assert len(two.sigmas) == 1001  # only the copy ran
+    ddim = DDIMScheduler.from_config(config)
+    ddim.final_alpha_cumprod = torch.tensor(0.5)
+    assert not torch.equal(steps(ddim), steps(DDIMScheduler.from_config(config)))
+    inner = ddim.step
+    ddim.step = lambda *arguments, **named: inner(*arguments, **named)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="step of this DDIMScheduler was replaced by a function"):
+        own_sampler(ddim)
+    changed = EulerDiscreteScheduler.from_config(config)
+    changed.alphas_cumprod = changed.alphas_cumprod**2
+    with pytest.raises(ValueError, match="alphas_cumprod of this EulerDiscreteScheduler is not"):
+        own_sampler(changed)
+
+
+def test_another_spacing_at_zero_terminal_snr_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bridge._warn_of_spacing.cache_clear()
+    config = DiscreteVP(zero_terminal_snr=True).scheduler_config("v")
+    with caplog.at_level(logging.WARNING):
+        for spacing in ("trailing", "leading", "leading"):
+            given = EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
+            assert float(own_sampler(given).start(10).timesteps[0]) == 999
+            assert given.config.timestep_spacing == spacing
+            assert len(caplog.records) == (spacing == "leading")
+    assert '"trailing" is used instead' in caplog.text
 
 
 def test_values_set_after_construction_reach_the_sampler() -> None:

@@ -204,12 +204,24 @@ def test_a_half_precision_folder_of_stock_opens_in_float32(tmp_path: Path) -> No
 
 def test_bfloat16_keeps_the_schedulers_maths_in_float32() -> None:
     pipe, whole = tiny.pipeline(), tiny.pipeline()
-    found = draw(pipe.to(torch.bfloat16), num_inference_steps=20, output_type="latent")
-    assert found.dtype == torch.float32
+    seen: list[tuple[torch.dtype, float]] = []
+
+    def preview(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> Any:
+        x = tensors["latents"]
+        decoded = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+        seen.append((x.dtype, float(decoded.float().std())))
+        return tensors if step % 2 else {}
+
+    call = {"num_inference_steps": 6, "output_type": "latent"}
+    found = draw(pipe.to(torch.bfloat16), callback_on_step_end=preview, **call)
+    assert found.dtype == torch.bfloat16  # as in stock
+    assert [dtype for dtype, _ in seen] == [torch.bfloat16] * 6 and min(s for _, s in seen) > 0
+    # What is handed out is rounded; what is gone on with is not.
+    assert torch.equal(found, draw(pipe, **call))
     cond = Condition(torch.zeros(2, 3, tiny.WIDTH, dtype=torch.bfloat16))
     y = pipe._denoiser()(latents(), torch.tensor(3), cond)
     assert y.dtype == torch.float32  # guidance extrapolates by 7.5: not in bfloat16
-    exact = draw(whole, num_inference_steps=20, output_type="latent")
+    exact = draw(whole, **call)
     assert float((found - exact).abs().mean() / exact.std()) < 0.1
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ldm.diffusion import DiscreteVP, NoiseProcess, Schedule
+from ldm.diffusion import DiscreteVP, NoiseProcess, Schedule, TrainedVP
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -108,10 +108,29 @@ def test_table_is_diffusers_own(process: DiscreteVP) -> None:
         assert bool((error <= torch.maximum(2e-6 * mine, torch.tensor(1e-7))).all())
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_trained_betas_are_a_table(zero: bool) -> None:
+    betas = torch.linspace(0.02, 0.2, 40).tolist()
+    config = DiscreteVP().scheduler_config("v") | {
+        "num_train_timesteps": 40, "trained_betas": betas, "rescale_betas_zero_snr": zero,
+    }  # fmt: skip
+    process = NoiseProcess.from_scheduler(config)
+    assert isinstance(process, TrainedVP) and process.num_train_timesteps == 40
+    theirs = DDIMScheduler.from_config(config).alphas_cumprod.double()
+    assert float((process.table.alpha**2 - theirs).abs().max()) < 1e-6
+    assert (float(process.table.alpha[-1]) == 0) is zero
+    # What is saved again is the same table.
+    again = NoiseProcess.from_scheduler(process.scheduler_config("v"))
+    assert torch.allclose(again.table.alpha, process.table.alpha, atol=1e-7)
+    nodes = (torch.arange(39).double() + 1) / 40
+    assert torch.allclose(process.time_at(process.table.logsnr[:-1]), nodes, atol=1e-6)
+
+
 def test_keys_without_a_meaning_are_named() -> None:
     config = DiscreteVP().scheduler_config("eps")
-    with pytest.raises(ValueError, match="trained_betas"):
-        NoiseProcess.from_scheduler({**config, "trained_betas": [0.1] * 1000})
+    for betas in ([0.1] * 10, [], ["a"] * 1000, 3, [0.1] * 999 + [1.5], [0.0] + [0.1] * 999):
+        with pytest.raises(ValueError, match="trained_betas"):
+            NoiseProcess.from_scheduler({**config, "trained_betas": betas})
     with pytest.raises(ValueError, match="sigmoid"):
         NoiseProcess.from_scheduler({**config, "beta_schedule": "sigmoid"})
     with pytest.raises(ValueError, match="score"):

@@ -25,6 +25,7 @@ from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 STEPS = 4
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,7 @@ BAD = {
     "height must be a multiple of 2 pixels, not 17": {"height": 17},
     "width must be a multiple of 2 pixels, not 0": {"width": 0},
     "steps must lie in 1..1000": {"num_inference_steps": 0},
-    "output_type must be one of pil, np, pt, latent, not 'jpg'": {"output_type": "jpg"},
+    "output_type must be one of pil, np, numpy, pt, latent, not 'jpg'": {"output_type": "jpg"},
     "num_images_per_prompt must be at least 1, not 0": {"num_images_per_prompt": 0},
     "batch_size must be at least 1, not 0": {"batch_size": 0},
     "pass either generator or seed, not both": {"generator": torch.Generator()},
@@ -273,11 +274,53 @@ BAD = {
     "seeds must lie in 0..2^32 - 1, not -1": {"seed": -1},
     "2 generators for 1 images": {"seed": None, "generator": [torch.Generator()] * 2},
     "latents have shape (2, 4, 8, 8), not (1, 4, 8, 8)": {"latents": torch.zeros(2, 4, 8, 8)},
-    "only 'latents' can be passed, not ['prompt_embeds']": {
+    "only latents, prompt_embeds, negative_prompt_embeds can be passed, not ['image_embeds']": {
         "callback_on_step_end": print,
-        "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        "callback_on_step_end_tensor_inputs": ["latents", "image_embeds"],
+    },
+    "guidance_scale must be a finite number, not nan": {"guidance_scale": float("nan")},
+    "guidance_scale must be a finite number, not inf": {"guidance_scale": float("inf")},
+    "guidance_scale must be a finite number, not None": {"guidance_scale": None},
+    "guidance_scale must be a finite number, not '7'": {"guidance_scale": "7"},
+    "guidance_rescale must be a finite number, not nan": {"guidance_rescale": float("nan")},
+    "eta must be a finite number, not nan": {"eta": float("nan")},
+    "scale must be a finite number, not nan": {"guidance": lambda p, n: ClassifierFree(NAN)(p, n)},
+    "seed must be a whole number or a list of them, not 1.5": {"seed": 1.5},
+    "num_images_per_prompt must be a whole number, not 1.5": {"num_images_per_prompt": 1.5},
+    "num_inference_steps must be a whole number, not 2.5": {"num_inference_steps": 2.5},
+    "height must be a whole number, not '16'": {"height": "16"},
+    "latents must be a tensor of shape (1, 4, 8, 8), not 'noise'": {"latents": "noise"},
+    "clip_skip is not supported": {"clip_skip": 1},
+    "ip_adapter_image is not supported": {"ip_adapter_image": object()},
+    "cross_attention_kwargs is not supported: the strength of a LoRA is that of set_adapters": {
+        "cross_attention_kwargs": {"scale": 0.5}
+    },
+    "prompt_embeds is not supported: pass the text as prompt": {"prompt_embeds": torch.zeros(1)},
+    "callback is not supported: use callback_on_step_end": {"callback": print},
+    "DDIMScheduler takes no timesteps of one's own": {"timesteps": [999, 1]},
+    "timesteps is not supported": {"timesteps": [999, 1], "sampler": "ode-heun"},
+    "timesteps must lie in 0..999, not between 2 and 1500": {
+        "timesteps": [1500, 2],
+        "sampler": "heun",
+    },
+    "pass either timesteps or sigmas, not both": {
+        "timesteps": [999],
+        "sigmas": [1.0],
+        "sampler": "euler",
     },
 }
+
+
+def test_numbers_of_any_type_and_what_stock_passes_by_default(pipe: Any) -> None:
+    plain = draw(pipe, guidance_scale=3.0)
+    for same in (
+        {"guidance_scale": np.float32(3), "seed": np.int64(0)},
+        {"guidance_scale": torch.tensor(3.0), "seed": [torch.tensor(0)]},
+        {"guidance_scale": 3, "callback_steps": None, "cross_attention_kwargs": None},
+    ):
+        assert torch.equal(draw(pipe, **{"guidance_scale": 3.0, **same}), plain)
+    array = draw(pipe, guidance_scale=3.0, output_type="numpy")
+    assert np.array_equal(array[0], plain[0].permute(1, 2, 0))
 
 
 @pytest.mark.parametrize("message", BAD)
