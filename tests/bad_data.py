@@ -220,7 +220,7 @@ BAD = {
     "SVG": (file("x.svg", b"<svg/>", None), FORMAT, ["x.svg"], "SVG"),
     "SVG with a caption": (file("x.SVG", b"<svg/>"), FORMAT, ["x.SVG"], "SVG"),
     "camera raw": (file("x.nef", b"...", None), FORMAT, ["x.nef"], "camera raw"),
-    "JPEG XL as JPEG": (file("x.jpg", b"\xff\x0a" + bytes(99)), CUT, ["x.jpg"], ": it is JPEG XL,"),
+    "JPEG XL as JPEG": (file("x.jpg", b"\xff\x0a" + bytes(99)), CUT, ["x.jpg"], ": it is JPEG XL"),
     "thousands of scans": (file("x.jpg", scanned(2000)), CUT, ["x.jpg"], "more than 500 scans"),
     "whole numbers of millions": (
         file("x.tif", Image.new("I", (90, 90), 10**6)), CUT, ["x.tif"], "1e+06 do not say what",

@@ -45,35 +45,34 @@ _LACKING = {
     name
     for name, part in (("WEBP", "webp"), ("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
     if not features.check(part)
-} | (set() if HEIF else {"HEIF"})
-_FORMATS = [name for name in _READ if name not in _LACKING]
+}
+_FORMATS = [name for name in _READ if name not in _LACKING and (HEIF or name != "HEIF")]
 READABLE = tuple(suffix for name in _FORMATS for suffix in _READ[name])
 
-_CONVERT = "save them as PNG or JPEG"
-_HEIF = f"pip install 'ldm[heif]' (or pillow-heif), or {_CONVERT}"
-_PILLOW = f"install a Pillow that reads it (pip install -U pillow), or {_CONVERT}"
-# Pictures that somebody meant to train on, and that would be lost without a word; the way out.
+_PILLOW = "this Pillow does not: pip install -U pillow"
+# Pictures that somebody meant to train on, and that would be lost without a word; what helps.
 _NOT_READ = {
-    **{name: (_READ[name], _HEIF if name == "HEIF" else _PILLOW) for name in _LACKING},
-    "animated AVIF": ((".avifs",), _CONVERT),
-    "JPEG XL": ((".jxl",), _CONVERT),
-    "SVG": ((".svg", ".svgz"), f"draw them at the size that you train, {_CONVERT}"),
-    "Photoshop": ((".psd", ".psb"), f"flatten their layers, {_CONVERT}"),
-    "icons": ((".ico", ".icns", ".cur"), f"choose one of the sizes, {_CONVERT}"),
-    "HDR": ((".exr", ".hdr", ".pfm"), f"map their tones, {_CONVERT}"),
-    "rare today": ((".pcx", ".dds", ".sgi", ".ras", ".xbm", ".xpm"), _CONVERT),
+    **{name: (_READ[name], _PILLOW) for name in _LACKING},
+    **({} if HEIF else {"HEIF": (_READ["HEIF"], "pip install 'ldm[heif]' or pillow-heif")}),
+    "animated AVIF": ((".avifs",), ""),
+    "JPEG XL": ((".jxl",), ""),
+    "SVG": ((".svg", ".svgz"), "draw them at the size that you train"),
+    "Photoshop": ((".psd", ".psb"), "flatten their layers"),
+    "icons": ((".ico", ".icns", ".cur"), "choose one of the sizes"),
+    "HDR": ((".exr", ".hdr", ".pfm"), "map their tones"),
+    "rare today": ((".pcx", ".dds", ".sgi", ".ras", ".xbm", ".xpm"), ""),
     "camera raw": (
         (".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".orf",
          ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".erf", ".mrw", ".kdc", ".dcr"),
-        f"develop them, {_CONVERT}",
+        "develop them",
     ),
 }  # fmt: skip
-_REASONS = {
-    suffix: f"pictures in a format that is not read ({name}); {cure}"
-    for name, (suffixes, cure) in _NOT_READ.items()
+_NAMED = {
+    suffix: ", ".join(filter(None, (name, hint)))
+    for name, (suffixes, hint) in _NOT_READ.items()
     for suffix in suffixes
 }
-UNREADABLE = tuple(_REASONS)
+UNREADABLE = tuple(_NAMED)
 
 # How files begin that are often named like a picture.
 _BEGINNINGS = {
@@ -142,7 +141,8 @@ def unreadable(reason: str) -> str:
 
 def not_read(key: str) -> str:
     """The reason of a ``Problem`` of a file whose suffix is in ``UNREADABLE``."""
-    return _REASONS[PurePosixPath(key.lower()).suffix]
+    named = _NAMED[PurePosixPath(key.lower()).suffix]
+    return f"pictures in a format that is not read ({named}); save them as PNG or JPEG"
 
 
 def passed_by(names: Iterable[str], documents: tuple[str, ...]) -> Counter[str]:
@@ -248,8 +248,8 @@ def _reason(error: Exception, data: bytes) -> str:
     text = " ".join(text.split()) or type(error).__name__
     for name, beginning in _BEGINNINGS.items():
         if name not in _FORMATS and re.match(beginning, data[:512], re.DOTALL):
-            cure = f", {_NOT_READ[name][1]}" if name in _NOT_READ else ""
-            return f"{text}: it is {name}{cure}"
+            suffixes, _ = _NOT_READ.get(name, ((), ""))
+            return f"{text}: it is {_NAMED[suffixes[0]] if suffixes else name}"
     return text
 
 

@@ -191,12 +191,12 @@ def test_a_second_check_opens_no_picture(folder: Path, monkeypatch: pytest.Monke
         put(folder, f"{n}.png", photo(n))
     first = report(folder).json()
     with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", lambda *_: pytest.fail("a picture was opened"))
+        patch.setattr(Image, "open", lambda *_, **__: pytest.fail("a picture was opened"))
         assert report(folder).json() == first
     put(folder, "new.png", photo(20))
     opened = []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a: opened.append(a) or original(*a))
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(a) or original(*a, **k))
     assert report(folder).train == 8
     assert len(opened) == 2  # by the index; for what the check asks
 
@@ -502,13 +502,11 @@ def test_the_sheet(folder: Path, tmp_path: Path) -> None:
 
 def test_strips_are_in_a_bucket_or_named(folder: Path, tmp_path: Path) -> None:
     for width, height in ((240, 60), (60, 240), (600, 80), (30000, 1), (1, 3000)):
-        put(folder, f"{width}x{height}.png", photo(width, max(width, 2), max(height, 2)))
-        if 1 in (width, height):
-            put(folder, f"{width}x{height}.png", Image.new("RGB", (width, height), "teal"))
+        put(folder, f"{width}x{height}.png", photo(width + height).resize((width, height)))
     sheet = tmp_path / "sheet.png"
     options = ["--size", "80", "--sheet", str(sheet), "--fix", "quarantine", "--also", "small"]
     result = CliRunner().invoke(app, ["data", "check", str(folder), *options])
-    assert result.exit_code == 0 and result.exception.code == 0 and sheet.is_file()
+    assert result.exit_code == 0 and sheet.is_file()
     for line in (
         "5 pictures longer than 2 : 1",
         "4 pictures smaller than 64 pixels along a side, a step of the buckets",

@@ -348,7 +348,7 @@ def empty_file(folder: Path) -> None:
 
 def unreadable_format(folder: Path) -> None:
     sidecar(folder, "a.png")
-    (folder / "b.HEIC").write_bytes(b"...")
+    (folder / "b.JXL").write_bytes(b"...")
 
 
 def broken_parquet(folder: Path) -> None:
@@ -409,7 +409,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "row and sidecar": (row_and_sidecar, "a metadata row and also a text file: a.png; keep one"),
     "not UTF-8": (not_utf8, "unreadable (byte 3 is not UTF-8, save the file as UTF-8): a.png;"),
     "empty picture": (empty_file, "1 pictures that cannot be read (the file is empty): b.png;"),
-    "HEIC": (unreadable_format, "in a format that is not read (HEIF): b.HEIC; pip install"),
+    "JPEG XL": (unreadable_format, "is not read (JPEG XL): b.JXL; save them as PNG"),
     "broken parquet": (broken_parquet, "1 tables that cannot be read (not a readable parquet file"),
     "broken CSV": (broken_csv, "is not valid CSV (unexpected end of data)): metadata.csv; repair"),
     "table in Latin-1": (latin_table, "tables that cannot be read (byte 35 is not UTF-8, save the"),

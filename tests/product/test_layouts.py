@@ -341,7 +341,10 @@ BAD_MEMBERS: dict[str, tuple[list[tuple[str, bytes | str]], list[tuple[str, str]
         [("b.png", b""), ("b.json", "{"), ("c.png", b""), ("c.json", "[" * 100_000)],
         [(k, "captions in a .json that is not valid JSON") for k in "bc"],
     ),
-    "HEIC": ([("b.heic", b""), ("b.txt", "b")], [("b", "pictures in a format that is not read")]),
+    "JPEG XL": (
+        [("b.jxl", b""), ("b.txt", "b")],
+        [("b", "pictures in a format that is not read (JPEG XL)")],
+    ),
     "dots": (
         [("b.1.png", b""), ("b.1.txt", "1"), ("b.2.png", b""), ("b.2.txt", "2")],
         [(f"b.{n}.png", "pictures with a dot in their name, where a key ends") for n in (1, 2)],

@@ -443,8 +443,8 @@ def test_heic_is_named_first_with_the_way_out(own_cache, tmp_path: Path) -> None
     with pytest.raises(DataError) as error:
         Collection(data, ImageTransform())
     assert str(error.value).startswith(
-        f"{tmp_path}: 1 pictures in a format that is not read (HEIF): b.heic; pip install"
-        " 'ldm[heif]' (or pillow-heif), or save them as PNG or JPEG, or set on_bad_sample to skip"
+        f"{tmp_path}: 1 pictures in a format that is not read (HEIF, pip install"
+        " 'ldm[heif]' or pillow-heif): b.heic; save them as PNG or JPEG, or set on_bad_sample"
     )
     assert [problem.key for problem in data.problems] == ["b.heic"]
     with pytest.raises(DataError, match="it is HEIF, pip install"):

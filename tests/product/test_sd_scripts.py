@@ -387,7 +387,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "Latin-1": (captioned(n0_caption=b"\xe9"), "caption file is unreadable (byte 0 is not UTF-8"),
     "orphan": (captioned(n7_caption="x"), "1 caption files without a picture: 7.caption; add it"),
     "broken": (captioned(n0_png=b"\x89PNG"), "pictures that cannot be read"),
-    "HEIC": (captioned(n8_heic=b"..."), "in a format that is not read (HEIF): 8.heic; pip install"),
+    "JPEG XL": (captioned(n8_jxl=b"..."), "not read (JPEG XL): 8.jxl; save them as PNG"),
     "two ways": (two_ways, "1 pictures with several caption files (0.txt and 0.caption): 0.png;"),
     "no JSON": (meta('{"0": '), "meta.json: not valid JSON (Expecting value at line 1, column 7)"),
     "deep JSON": (meta("[" * 50000), "meta.json: not valid JSON (nested too deep)"),
