@@ -240,6 +240,10 @@ def _json(file: Path, text: str) -> Any:
         ) from None
     except RecursionError:
         raise DataError(f"{file}: not valid JSON (nested too deep)") from None
+    except DataError:
+        raise
+    except ValueError:  # Python reads whole numbers of up to 4,300 digits
+        raise DataError(f"{file}: not valid JSON (a number of too many digits)") from None
 
 
 def _list(file: Path, tree: Mapping[str, Any], name: str, where: str) -> list[Any]:

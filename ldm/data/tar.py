@@ -10,7 +10,6 @@ The convention: https://github.com/webdataset/webdataset#the-webdataset-format.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tarfile
@@ -28,6 +27,7 @@ from ldm.data.metadata import texts
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row, Rows
 from ldm.data.source import DataError
+from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -230,8 +230,8 @@ class _Walk:
             return (), "captions that are not UTF-8; save them as UTF-8"
         if found is sample.tables:
             try:
-                value = _cell(json.loads(data), self.column)
-            except (ValueError, RecursionError):
+                value = _cell(parse_json(data), self.column)
+            except JsonError:
                 return (), "captions in a .json that is not valid JSON; repair it"
         captions = texts(value)
         if captions is None:
