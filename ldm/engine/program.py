@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -29,10 +30,12 @@ from ldm.engine.estimate import Step, lines
 from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
+from ldm.engine.record import check_folder
 from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
 from ldm.engine.streaming import streamed
 from ldm.engine.trackers import require
+from ldm.engine.watch import WATCH, leave_note
 from ldm.models.attention import BackendError
 
 C = TypeVar("C", bound=RunConfig)
@@ -47,12 +50,14 @@ ENDS = f"""exit status:
 
 torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGTERM and SIGINT on
 (SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
-later; accelerate launch does not hand them on to a single process: start one with python.
+later; accelerate launch does not hand them on to a single process, which notices when it is gone,
+and stops as on SIGTERM.
 """
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tells a user's mistake, or a signal, in one line; a traceback is for bugs."""
+    REQUESTS.at_once = False  # the launcher sends signals as soon as another process is gone
     line, status = None, 2
     if isinstance(error, Interrupted):
         line, status = f"stopped: {error}" if str(error) else "", STOPPED
@@ -65,12 +70,15 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
         line = (str(error).strip().splitlines() or [""])[-1]
         line = "error: " + line.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
     elif _left_alone(error):
-        line = "error: another process of the run has ended, and what it said before tells why"
+        line = (told := WATCH.lost()) and f"error: {told}"
     if line is None:
         sys.__excepthook__(kind, error, trace)
+        WATCH.leave("failed")
         return
     if line:
         print(line, file=sys.stderr)
+        leave_note(line.partition(": ")[2])
+    WATCH.leave("failed")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -148,6 +156,7 @@ def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerato
         )
     if accelerator.device.type == "cpu" and started == 1 and _launched_on_one_thread():
         torch.set_num_threads(os.cpu_count() or 1)
+    WATCH.start(accelerator.process_index, accelerator.num_processes)
     return accelerator
 
 
@@ -178,6 +187,7 @@ class Program(Generic[C]):
         arguments = parser.parse_args()
         REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
+        check_folder(Path(self.config.run))
         require(self.config.trackers)
         self.dry_run: bool = arguments.dry_run
 
