@@ -3,16 +3,20 @@
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors import safe_open
 
+from ldm.storage.lock import lock
 from runs import ROOT
 
 RECORDED = ROOT / "tests" / "recorded_run.py"
@@ -97,6 +101,23 @@ def wait_for(happened, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Another process has the lock of ``folder``; its id."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        kept = lock(folder)
+        os.write(writer, str(kept.sure).encode())
+        signal.pause()
+    try:
+        assert os.read(reader, 9) == b"True"
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def ranks(process: subprocess.Popen) -> dict[int, int]:

@@ -19,18 +19,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.data.pace import Pace
+from ldm.data.shard import KEYS, Shard, ShardError, checksums
 from ldm.data.source import DataError
+from ldm.storage.json import JsonError, read_json
 
 log = logging.getLogger(__name__)
 
 Rows = Mapping[str, Tensor]
 _SHARD_BYTES = 2**28  # what is kept in memory, and lost by a kill
-_KEYS = "keys"  # the column of a shard that holds them
 
 
 def fingerprint(*parts: object) -> str:
@@ -68,7 +68,7 @@ def column_of(keys: Iterable[bytes]) -> np.ndarray:
 
 
 class TensorCache:
-    """Rows of named tensors under keys of 16 bytes, memory-mapped.
+    """Rows of named tensors under keys of 16 bytes, read from files when they are asked for.
 
     Args:
         folder: where the spaces lie.
@@ -79,26 +79,18 @@ class TensorCache:
 
     def __init__(self, folder: Path, space: str, *, whole: bool = False) -> None:
         self.folder, self.whole = folder / space[:32], whole
-        self._shards: list[Path] = []
+        self._shards: list[Shard] = []
         self._keys, self._places = np.empty(0, "S16"), np.empty(0, np.int64)
-        self._columns: dict[int, dict[str, Tensor]] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Takes note of every whole shard, those that other processes wrote included."""
         files = sorted(self.folder.glob("*.safetensors"))
-        if files == self._shards:  # named by what is in them
+        if files == [shard.file for shard in self._shards]:  # named by what is in them
             return
-        self._shards = []
-        keys, places = [], []
-        for file in files:
-            mine = self._keys_of(file)
-            if mine is None:
-                continue
-            keys.append(mine)
-            rows = np.arange(len(mine), dtype=np.int64)
-            places.append(rows + (len(self._shards) << 32))
-            self._shards.append(file)
+        self._shards = [shard for file in files if (shard := self._opened(file))]
+        keys = [shard.keys for shard in self._shards]
+        places = [np.arange(len(k), dtype=np.int64) + (n << 32) for n, k in enumerate(keys)]
         # Sorted by key: 24 bytes an entry, where a dict of Python objects would take 300.
         every = np.concatenate(keys) if keys else np.empty(0, "S16")
         # As two numbers: ten times as fast as texts.
@@ -106,17 +98,13 @@ class TensorCache:
         order = np.lexsort((low, high))
         self._keys = every[order]
         self._places = np.concatenate(places)[order] if places else np.empty(0, np.int64)
-        self._columns.clear()
 
-    def _keys_of(self, file: Path) -> np.ndarray | None:
+    def _opened(self, file: Path) -> Shard | None:
         try:
-            with safe_open(file, "np") as shard:
-                return np.ascontiguousarray(shard.get_tensor(_KEYS)).view("S16")[:, 0]
-        except (SafetensorError, OSError) as error:
+            return Shard(file)
+        except (ShardError, OSError) as error:
             if self.whole:
-                raise DataError(
-                    f"{file} cannot be read ({error}): remove it and start `ldm data cache` again"
-                ) from None
+                raise self._damaged(file, error) from None
             if isinstance(error, OSError):  # may be whole, and of use to others
                 log.warning("%s cannot be read, what is in it is made again: %s", file, error)
             else:
@@ -124,21 +112,38 @@ class TensorCache:
                 file.unlink(missing_ok=True)
         return None
 
+    def _damaged(self, file: Path, error: Exception) -> DataError:
+        """What is told of a shard that cannot be used any more; unless the cache is whole, what was
+        in it counts as missing from now on.
+        """
+        reason = error.strerror if isinstance(error, OSError) else error
+        told = f"{file} cannot be read ({reason})"
+        if self.whole:
+            return DataError(f"{told}: remove it and start `ldm data cache` again")
+        if isinstance(error, ShardError):
+            file.unlink(missing_ok=True)
+            told += ", and so it was removed"
+        return DataError(f"{told}: the same command makes again what was in it")
+
     def covers(self, what: str) -> bool:
         """Whether ``cover(what)`` was called since, and no shard that was there then is gone."""
-        file = self._note(what)
-        if not file.is_file():
+        try:
+            noted = read_json(self._note(what), list[str])
+        except (FileNotFoundError, JsonError):  # there is none, or none that says anything
             return False
-        return set(json.loads(file.read_text())) <= {shard.name for shard in self._shards}
+        return set(noted) <= {shard.file.name for shard in self._shards}
 
     def cover(self, what: str) -> None:
         """Keeps in mind that all entries of ``what`` (a hash of it) are there, so that to find that
         out again costs nothing.
         """
         file = self._note(what)
+        if file.is_dir():
+            log.warning("%s is a folder in the place of a file of the cache: remove it", file)
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}-{os.getpid()}.partial")
-        partial.write_text(json.dumps([shard.name for shard in self._shards]))
+        partial.write_text(json.dumps([shard.file.name for shard in self._shards]))
         partial.replace(file)
 
     def _note(self, what: str) -> Path:
@@ -158,17 +163,28 @@ class TensorCache:
         return len(self._keys)
 
     def __getitem__(self, key: bytes) -> dict[str, Tensor]:
-        """The tensors of one entry, without a batch axis."""
+        """The tensors of one entry, without a batch axis.
+
+        Raises:
+            DataError: it is not there, or not what was written.
+        """
         place = self._find(key)
         if place is None:
-            raise KeyError(key.hex())
-        number, row = place >> 32, place & 0xFFFFFFFF
-        if number not in self._columns:
-            with safe_open(self._shards[number], "pt") as shard:
-                self._columns[number] = {
-                    name: shard.get_tensor(name) for name in shard.keys() if name != _KEYS
-                }
-        return {name: column[row] for name, column in self._columns[number].items()}
+            raise self._lacking(key)
+        shard = self._shards[place >> 32]
+        try:
+            return shard.row(place & 0xFFFFFFFF)
+        except (ShardError, OSError) as error:
+            raise self._damaged(shard.file, error) from None
+
+    def _lacking(self, key: bytes) -> DataError:
+        told = f"{self.folder} lacks the entry {key.hex()}, which should be in it"
+        if self.whole:
+            return DataError(f"{told}: `ldm data cache --verify` finds the file that is damaged")
+        for note in self.folder.glob("covers-*.json"):  # one of them was wrong
+            if note.is_file():
+                note.unlink(missing_ok=True)
+        return DataError(f"{told}: the same command looks for what is missing, and makes it")
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
         """Numbers of the first of each of ``keys`` (``n``, S16) that is not there."""
@@ -221,7 +237,7 @@ class TensorCache:
         raw = torch.from_numpy(keys.view(np.uint8).reshape(len(keys), 16).copy())
         contents = {n: c.contiguous() for n, c in columns.items()}
         try:
-            save_file({_KEYS: raw, **contents}, partial)
+            save_file({KEYS: raw, **contents}, partial, metadata=checksums(keys, contents))
             partial.replace(self.folder / f"{name}.safetensors")
         except BaseException:  # a full disk, or a signal that ends the run
             partial.unlink(missing_ok=True)

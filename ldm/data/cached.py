@@ -12,7 +12,7 @@ without a manifest is not complete (``ldm.engine.precompute`` makes and complete
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,10 +22,12 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import TypedDict
 
 from ldm.data.captions import Grammar
 from ldm.data.rows import SCHEMA, Mapped, Rows
 from ldm.data.source import DataError, Problem, Source, SourceGroup
+from ldm.storage.json import JsonError, read_json
 
 MADE_WITH, MANIFEST = "cached.json", "manifest.json"
 PARTS = ("vae", "text_encoder", "tokenizer")
@@ -169,18 +171,23 @@ class CachedData(SourceGroup):
         return Path(self.path).expanduser()
 
     @cached_property
-    def made_with(self) -> dict[str, Any]:
+    def made_with(self) -> MadeWith:
         """Fingerprints and settings of all that its numbers depend on. Raises ``DataError``."""
-        return _json(self.folder / MADE_WITH, "is no cached set, make one with `ldm data cache`")
+        file, absent = self.folder / MADE_WITH, "is no cached set, make one with `ldm data cache`"
+        broken = "what the set was made with is not known any more, make another"
+        if _json(file, _Format, absent, broken)["format"] != FORMAT:
+            raise DataError(f"{self.name}: made by another version of ldm, make it again")
+        return _json(file, MadeWith, absent, broken)
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Its sources, and the hash of every file. Raises ``DataError`` if it is not complete."""
-        if self.made_with.get("format") != FORMAT:
-            raise DataError(f"{self.name}: made by another version of ldm, make it again")
+        _ = self.made_with  # whether it is a set
         found = _json(
             self.folder / MANIFEST,
+            Manifest,
             "is not complete: the `ldm data cache` that began it goes on when it is started again",
+            "the `ldm data cache` that made it makes it again",
         )
         for name in found["sha256"]:
             if not (self.folder / name).is_file():
@@ -192,21 +199,66 @@ class CachedData(SourceGroup):
 
     @cached_property
     def sources(self) -> Sequence[Source]:
-        """The sources, in order."""
-        return [
-            CachedSource(self.folder / entry["index"], entry["name"], entry["weight"])
-            for entry in self.manifest["sources"]
-        ]
+        """The sources, in order. Raises ``DataError`` where an index is not what was written."""
+        found = []
+        for entry in self.manifest["sources"]:
+            file = self.folder / entry["index"]
+            try:
+                with file.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise DataError(f"{file} cannot be read: {error.strerror}") from None
+            if digest != self.manifest["sha256"].get(entry["index"]):
+                raise DataError(
+                    f"{file} is not what was written (its SHA-256 differs): remove it and start"
+                    " `ldm data cache` again"
+                )
+            found.append(CachedSource(file, entry["name"], entry["weight"]))
+        return found
 
 
-def _json(file: Path, otherwise: str) -> dict[str, Any]:
-    """What ``file`` holds, or a ``DataError`` about its folder."""
+class _Format(TypedDict):
+    format: int
+
+
+class MadeWith(_Format):
+    """What is in ``MADE_WITH``."""
+
+    images: dict[str, Any]
+    described: dict[str, Any]
+    fingerprints: dict[str, str]
+    origin: dict[str, Any]
+    pillow: str
+
+
+class _Entry(TypedDict):
+    name: str
+    weight: float | None
+    index: str
+
+
+class _Pictures(TypedDict):
+    train: int
+    held_out: int
+
+
+class Manifest(TypedDict):
+    """What is in ``MANIFEST``, as far as it is read."""
+
+    sources: list[_Entry]
+    pictures: _Pictures
+    content: list[str]
+    sha256: dict[str, str]
+
+
+def _json(file: Path, kind: Any, absent: str, broken: str) -> Any:
+    """What ``file`` holds, or a ``DataError`` that says what to do."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, kind)
     except FileNotFoundError:
-        raise DataError(f"{file.parent} {otherwise}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+        raise DataError(f"{file.parent} {absent}") from None
+    except JsonError as error:
+        raise DataError(f"{error}; {broken}") from None
 
 
 def write_index(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm.data.cached import MADE_WITH
-from ldm.data.files import below
+from ldm.data.files import WILD, below
 from ldm.data.folder import natural
 from ldm.data.hub import SAVED, SAVED_SPLITS
 from ldm.data.metadata import TABLES
@@ -38,7 +40,7 @@ def detect(path: str) -> Detected:
         DataError: there is no such path, or nothing in it is known.
     """
     here = Path(path).expanduser()
-    if not here.is_dir():
+    if not os.path.isdir(here):  # Path's own raises for a pattern longer than a name may be
         return _file(path, here)
     if (here / MADE_WITH).is_file():
         return Detected("cached", f"there is {MADE_WITH}")
@@ -61,8 +63,13 @@ def detect(path: str) -> Detected:
 
 def layout(path: str) -> Detected:
     """The same for what need not be there yet: a folder where nothing else is known, whose own
-    errors say what is wrong with it. Raises ``AmbiguousError``.
+    errors say what is wrong with it.
+
+    Raises:
+        AmbiguousError: there are several layouts in it.
+        DataError: no file system can have such a path.
     """
+    check_path(path)
     try:
         return detect(path)
     except AmbiguousError:
@@ -71,11 +78,23 @@ def layout(path: str) -> Detected:
         return Detected("folder", str(error))
 
 
+def check_path(path: str) -> None:
+    """``DataError`` for a path that no file system can have."""
+    try:
+        os.stat(Path(path).expanduser())
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or WILD.search(path):
+            return  # who opens it tells
+        raise DataError(f"{path[:80]!r} ... is no path: {error.strerror}") from None
+    except (ValueError, RuntimeError) as error:  # a zero in it; nobody's home
+        raise DataError(f"{path[:80]!r} is no path: {error}") from None
+
+
 def _file(path: str, here: Path) -> Detected:
     for suffix, kind in _KINDS.items():
         if path.lower().endswith(suffix):
             return Detected(kind, f"the name ends in {suffix}")
-    if here.exists():
+    if os.path.exists(here):
         raise DataError(
             f"{here}: this file is no .tar, .parquet or .toml; data.path may be a folder as well"
         )

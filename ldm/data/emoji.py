@@ -34,6 +34,7 @@ from ldm.data.console import PipeConsole
 from ldm.data.scene import BACKGROUNDS, Background, Position
 from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
 from ldm.diffusion import stream
+from ldm.storage.json import read_json
 
 log = logging.getLogger(__name__)
 
@@ -342,10 +343,20 @@ def _rendered(style: Style, size: int) -> tuple[dict[str, int], np.ndarray]:
     name = f"{style}-{size}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     folder = cache_root() / "emoji"
     pixels_file, keys_file = folder / f"{name}.npy", folder / f"{name}.json"
-    if not keys_file.exists():
+    found = _kept(pixels_file, keys_file)
+    if found is None:
         _render(style, size, pixels_file, keys_file)
-    keys = json.loads(keys_file.read_text())
-    return {key: row for row, key in enumerate(keys)}, np.load(pixels_file, mmap_mode="r")
+        found = read_json(keys_file, list[str]), np.load(pixels_file, mmap_mode="r")
+    keys, pixels = found
+    return {key: row for row, key in enumerate(keys)}, pixels
+
+
+def _kept(pixels_file: Path, keys_file: Path) -> tuple[list[str], np.ndarray] | None:
+    """What was rendered before; None where that cannot be read, or never was."""
+    try:
+        return read_json(keys_file, list[str]), np.load(pixels_file, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
 
 
 def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None:

@@ -17,8 +17,10 @@ from ldm.data.index import Indexed, Part
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
-_WILD = re.compile(r"[*?\[{]")
-_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+WILD = re.compile(r"[*?\[{]")
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
+MOST = 1_000_000
+"""Files that one pattern may spell out."""
 
 
 class Files(Indexed):
@@ -87,16 +89,16 @@ def find(path: str, suffix: str) -> tuple[Path, list[Path]]:
     if "://" in path or path.startswith("pipe:"):
         raise DataError(f"{path}: only files of this machine are read, download them first")
     here = Path(path).expanduser()
-    if here.is_dir():
+    if os.path.isdir(here):  # Path's own raises for a pattern that is longer than a name may be
         names = [name for name in below(here) if name.lower().endswith(suffix)]
         names = [name for name in names if (here / name).exists()]  # no link to nothing
         files = [here / name for name in sorted(names, key=natural)]
         if not files:
             raise DataError(f"{here}: no {suffix} file in this folder or below it")
         return here, files
-    if here.exists():
+    if os.path.exists(here):
         return here.parent, [here]
-    if not _WILD.search(path):
+    if not WILD.search(path):
         raise DataError(f"{here}: this file or folder does not exist, check data.path")
     found = dict.fromkeys(name for text in braces(str(here)) for name in _spelled(text))
     names = sorted(found, key=natural)
@@ -108,7 +110,7 @@ def find(path: str, suffix: str) -> tuple[Path, list[Path]]:
             f"{here}: {len(missing)} of {len(names)} files do not exist, the first is {missing[0]}"
         )
     # Names count from the folder in front of the first wildcard, whatever matches today.
-    wild = next(n for n, part in enumerate(here.parts) if _WILD.search(part))
+    wild = next(n for n, part in enumerate(here.parts) if WILD.search(part))
     return Path(*here.parts[:wild]), [Path(name) for name in names]
 
 
@@ -162,19 +164,30 @@ def braces(text: str) -> list[str]:
     """``a-{08..10}.tar`` -> ``a-08.tar``, ``a-09.tar``, ``a-10.tar``; ``{x,y}`` -> ``x``, ``y``.
 
     Raises:
-        DataError: a range ends before it begins.
+        DataError: a range ends before it begins, or there are more than ``MOST`` names.
     """
-    match = re.search(r"\{([^{}]*)\}", text)
-    if not match:
-        return [text]
-    words = match[1].split(",")
-    if span := _RANGE.fullmatch(match[1]):
-        first, last = span.groups()
-        if int(last) < int(first):
-            raise DataError(f"{text}: the range {match[0]} ends before it begins")
-        words = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-    before, after = text[: match.start()], text[match.end() :]
-    return [name for word in words for name in braces(f"{before}{word}{after}")]
+    found, rest = list[str](), [text]
+    while rest:
+        name = rest.pop()
+        match = re.search(r"\{([^{}]*)\}", name)
+        if not match:
+            found.append(name)
+            continue
+        words: Sequence[object] = match[1].split(",")
+        digits = 0
+        if span := _RANGE.fullmatch(match[1]):
+            digits, first, last = len(span[1]), int(span[1]), int(span[2])
+            if last < first:
+                raise DataError(f"{text}: the range {match[0]} ends before it begins")
+            words = range(first, last + 1)
+        if len(found) + len(rest) + len(words) > MOST:
+            raise DataError(
+                f"{text[:80]}: its braces spell out more than {MOST:,} files: name their folder"
+            )
+        before, after = name[: match.start()], name[match.end() :]
+        rest += [f"{before}{word:0{digits}d}{after}" if digits else f"{before}{word}{after}"
+                 for word in reversed(words)]  # fmt: skip
+    return found
 
 
 def _spelled(text: str) -> list[str]:

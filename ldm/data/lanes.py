@@ -22,13 +22,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ldm.data.collection import Item, describe
 from ldm.data.images import ImageTransform
 from ldm.data.remote import Block, Picture, Remote
 from ldm.data.source import DataError, Problem
 from ldm.diffusion import stream
+from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,17 @@ class Mark(NamedTuple):
     turn: int
     file: int
     row: int
+
+
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Note(TypedDict):
+    """A line of the notes of a lane."""
+
+    block: _Count
+    mark: Annotated[list[_Count], Field(min_length=3, max_length=3)]  # ``Mark``
+    skipped: list[Annotated[list[str], Field(min_length=2, max_length=2)]]  # ``Problem``
 
 
 class _Notes:
@@ -85,10 +100,10 @@ class _Notes:
 def lines(file: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of the notes of a lane."""
     if file.exists():
-        for line in file.read_text(encoding="utf-8").split("\n"):
+        for line in file.read_bytes().split(b"\n"):
             try:
-                yield json.loads(line)
-            except ValueError:  # cut off by a kill: it is noted again
+                yield parse_json(line, _Note)
+            except JsonError:  # cut off by a kill: it is noted again
                 continue
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet
 
 from ldm.data.names import Root
 from ldm.data.source import DataError
+from ldm.storage.json import JsonError, parse_json
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 Lines = Literal["first", "each", "joined"]
@@ -139,14 +139,9 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 def _json(line: str) -> dict[str, Any] | str:
     cure = 'write one {"file_name": ..., "text": ...} a line'
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"lines that are not valid JSON ({error.msg}); {cure}"
-    except ValueError:
-        return f"lines that are not valid JSON (a number of thousands of digits); {cure}"
-    except RecursionError:
-        return f"lines that are not valid JSON (too deep); {cure}"
-    return row if isinstance(row, dict) else f"lines that are no JSON objects; {cure}"
+        return parse_json(line, dict[str, Any])
+    except JsonError as error:
+        return f"lines that are {error}; {cure}"
 
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

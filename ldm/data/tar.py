@@ -10,7 +10,6 @@ The convention: https://github.com/webdataset/webdataset#the-webdataset-format.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tarfile
@@ -29,6 +28,7 @@ from ldm.data.names import composed
 from ldm.data.picture import READABLE, UNREADABLE, listed, not_read
 from ldm.data.rows import Row, Rows
 from ldm.data.source import DataError
+from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -237,8 +237,8 @@ class _Walk:
             return (), "captions that are not UTF-8; save them as UTF-8"
         if found is sample.tables:
             try:
-                table = json.loads(data)
-            except (ValueError, RecursionError):
+                table = parse_json(data)
+            except JsonError:
                 return (), "captions in a .json that is not valid JSON; repair it"
             columns = [self.column] if self.column else _COLUMNS
             cells = [table[c] for c in columns if c in table] if isinstance(table, dict) else []

@@ -17,12 +17,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from ldm.errors import UserError
+from ldm.storage.json import JsonError, read_json
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _PREFIX = "images-"
+
+
+class Manifest(TypedDict):
+    """What is in ``MANIFEST``: the hash of every file of a folder."""
+
+    sha256: dict[str, str]
 
 
 class CheckpointError(UserError, ValueError):
@@ -88,12 +97,12 @@ def problem(folder: Path, below: str = "") -> str | None:
     if not manifest.is_file():
         return "it has no manifest"
     try:
-        listed = json.loads(manifest.read_text())["sha256"].items()
-    except (ValueError, LookupError, TypeError, AttributeError):
+        listed = read_json(manifest, Manifest)["sha256"]
+    except (OSError, JsonError):
         return "its manifest cannot be read"
     if not listed:
         return "its manifest lists no file"
-    for name, digest in listed:
+    for name, digest in listed.items():
         if not name.startswith(below):
             continue
         if not (folder / name).is_file():

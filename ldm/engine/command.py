@@ -8,13 +8,16 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from ldm.engine.config import load
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
+from ldm.engine.record import check_folder
 from ldm.engine.schema import RunConfig
 from ldm.engine.trackers import require
+from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import UserError
 
 C = TypeVar("C", bound=RunConfig)
@@ -27,7 +30,8 @@ ENDS = f"""exit status:
 
 torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGTERM and SIGINT on
 (SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
-later; accelerate launch does not hand them on to a single process: start one with python.
+later; accelerate launch does not hand them on to a single process, which notices when it is gone,
+and stops as on SIGTERM.
 """
 
 
@@ -57,12 +61,14 @@ class Command(Generic[C]):
         arguments = parser.parse_args()
         REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
+        check_folder(Path(self.config.run))
         require(self.config.trackers)
         self.dry_run: bool = arguments.dry_run
 
 
 def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tells a user's mistake, or a signal, in one line; a traceback is for bugs."""
+    REQUESTS.at_once = False  # the launcher sends signals as soon as another process is gone
     line, status = None, 2
     if isinstance(error, Interrupted):
         line, status = f"stopped: {error}" if str(error) else "", STOPPED
@@ -73,12 +79,15 @@ def one_line(kind: type[BaseException], error: BaseException, trace: TracebackTy
             line = line.splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
         line = line and f"error: {line}"
     elif _left_alone(error):
-        line = "error: another process of the run has ended, and what it said before tells why"
+        line = (told := WATCH.lost()) and f"error: {told}"
     if line is None:
         sys.__excepthook__(kind, error, trace)
+        WATCH.leave("failed")
         return
     if line:
         print(line, file=sys.stderr)
+        leave_note(line.partition(": ")[2])
+    WATCH.leave("failed")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -59,7 +59,7 @@ def writing(what: str, where: Path, then: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _reason(error)
+        reason = _reason(error, where)
         if reason is None:
             raise
         raise DiskError(
@@ -68,12 +68,13 @@ def writing(what: str, where: Path, then: str) -> Iterator[None]:
         ) from None
 
 
-def _reason(error: BaseException) -> str | None:
+def _reason(error: BaseException, where: Path) -> str | None:
     """What the disk said, or None if it was not the disk."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := _RUST.search(str(error))):
         number = int(found[1])
-    return os.strerror(number) if number in _DISK else None
+    removed = number in (errno.ENOENT, errno.ENOTDIR) and not where.exists()
+    return os.strerror(number) if number and (number in _DISK or removed) else None
 
 
 def _free(folder: Path) -> str:

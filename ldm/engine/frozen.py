@@ -72,15 +72,15 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
     _ = held.manifest  # whether it is complete
     made, where = held.made_with, f"{held.name} is a cached set"
     for key, now in plain(config.images).items():
-        if (was := made["images"][key]) != now:
+        if (was := made["images"].get(key)) != now:
             raise ConfigError(
                 f"images.{key}: {where} made with {was!r}, and this config has {now!r}"
             )
     for part, asked in described(config).items():
-        if asked is None or asked == made["described"][part] or asked == _copied(held, part):
+        if asked is None or asked == made["described"].get(part) or asked == _copied(held, part):
             continue
         folder = folder_of(config, part)
-        if folder is None or _fingerprint(config, part) != made["fingerprints"][part]:
+        if folder is None or _fingerprint(config, part) != made["fingerprints"].get(part):
             key = "vae" if part == "vae" else "text"
             what = {"vae": "autoencoder", "text_encoder": "text encoder"}.get(part, part)
             raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from ldm.data.cached import CachedData
-from ldm.data.detect import layout
+from ldm.data.detect import check_path, layout
 from ldm.data.digits import DigitsData
 from ldm.data.emoji import EmojiData
 from ldm.data.folder import FolderData
@@ -30,7 +30,10 @@ def _kind(value: Any) -> str:
 
 def _with_kind(value: Any) -> Any:
     """A data config with the ``kind`` that its path looks like, where none is given."""
-    if not isinstance(value, dict) or "kind" in value or not isinstance(value.get("path"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        return value
+    check_path(value["path"])
+    if "kind" in value:
         return value
     found = layout(value["path"])
     if found.kind != "folder":

@@ -9,9 +9,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from ldm.engine.disk import write_text
+from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
+
+
+class _Line(TypedDict):
+    images: int
 
 
 class Metrics:
@@ -39,8 +46,8 @@ class Metrics:
         kept = []
         for line in self.file.read_bytes().splitlines():
             try:
-                if json.loads(line)["images"] <= images:
+                if parse_json(line, _Line)["images"] <= images:
                     kept.append(line.decode() + "\n")
-            except (ValueError, LookupError, TypeError):
+            except JsonError:
                 log.warning("%s: a line cut short by a kill is dropped", self.file)
         write_text(self.file, "".join(kept))

@@ -27,7 +27,9 @@ from ldm.engine.checkpoint import sha256
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.disk import write_text, writing
 from ldm.engine.encoded import Encoded, Wanted
+from ldm.engine.fault import RunError
 from ldm.engine.frozen import described, fingerprints, refuse_other
+from ldm.engine.hold import hold
 from ldm.engine.parts import frozen_origin, frozen_parts
 from ldm.engine.program import collect
 from ldm.engine.record import PACKAGES, versions, write_skipped
@@ -37,6 +39,8 @@ from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
+from ldm.storage.lock import NAME as LOCK
+from ldm.storage.lock import Lock
 
 SAMPLE = 32  # pictures and captions that a check encodes again
 TOLERANCE = 1e-3  # of numbers of size 1: another batch, another device add up in another order
@@ -88,6 +92,7 @@ class Precompute:
         """
         made_with = json.loads(json.dumps(self._made_with()))
         self._refuse_folder(made_with)
+        place = hold(self.folder, "--out", self.accelerator)
         if self._complete():
             return False
         self.accelerator.wait_for_everyone()
@@ -102,7 +107,7 @@ class Precompute:
             self.encoded.cache_latents(collection.held_out, content[1])
             held_out = sorted({item.caption(None) for item in collection.held_out})
             self.encoded.cache_text(held_out, content[1])
-            self._finish()
+            self._finish(place)
         self.held = CachedData(str(self.folder))
         return True
 
@@ -117,7 +122,7 @@ class Precompute:
         }
 
     def _refuse_folder(self, made_with: dict[str, Any]) -> None:
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists() or {file.name for file in self.folder.iterdir()} <= {LOCK}:
             return
         other = f"choose another --out, or remove {self.folder}"
         if not (self.folder / MADE_WITH).is_file():
@@ -127,7 +132,7 @@ class Precompute:
             if was == now:
                 continue
             if isinstance(was, dict):
-                key = next(key for key in now if was.get(key) != now[key])
+                key = next((key for key in now if was.get(key) != now[key]), "key")
                 name = key if name == "fingerprints" else f"{name}.{key}"
             raise ConfigError(f"--out {self.folder}: its set was made with another {name}, {other}")
 
@@ -155,7 +160,7 @@ class Precompute:
         )
         _write(folder / "tokenizer", lambda to: save_tokenizer(self.conditioner.tokenizer, to))
 
-    def _finish(self) -> None:
+    def _finish(self, place: Lock | None) -> None:
         """Index and manifest; every process hashes its part of the files."""
         accelerator, collection = self.accelerator, self.collection
         if accelerator.is_main_process:
@@ -164,6 +169,8 @@ class Precompute:
                 write_index(self.folder / _index(number), source, *_rows_of(collection, number))
         accelerator.wait_for_everyone()
         hashes = dict(self._hashes(_files(self.folder)))
+        if place and place.gone():
+            raise RunError(f"--out: {self.folder} was removed, renamed or replaced meanwhile")
         if accelerator.is_main_process:
             manifest = {
                 "sources": [
@@ -277,10 +284,10 @@ def _write(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """All of a set but its manifest, sorted; notes of what caches cover are no part of it."""
+    """All of a set but its manifest and lock, sorted; notes of what caches cover are left out."""
     every = (path for path in folder.rglob("*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in every)
-    return [name for name in names if name != MANIFEST and "/covers-" not in name]
+    return [name for name in names if name not in (MANIFEST, LOCK) and "/covers-" not in name]
 
 
 def _index(number: int) -> str:

@@ -26,6 +26,7 @@ from ldm.engine.estimate import Step, lines
 from ldm.engine.parts import parameters
 from ldm.engine.schema import RunConfig
 from ldm.engine.streaming import streamed
+from ldm.engine.watch import WATCH
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -92,6 +93,7 @@ def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerato
         )
     if accelerator.device.type == "cpu" and started == 1 and _launched_on_one_thread():
         torch.set_num_threads(os.cpu_count() or 1)
+    WATCH.start(accelerator.process_index, accelerator.num_processes)
     return accelerator
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -22,7 +23,16 @@ PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "
 
 
 def check_folder(run: Path) -> None:
-    """``ConfigError`` where ``run`` cannot be the folder of a run for what is there already."""
+    """``ConfigError`` where ``run`` cannot be the folder of a run for its name, or for what is
+    there already.
+    """
+    try:
+        os.stat(run / "checkpoints")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, or with a zero
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"run: {str(run)[:80]!r} cannot be a folder: {reason}") from None
     for folder in (
         *reversed(run.parents),
         run,

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.data.collection import Collection
+from ldm.engine import counters as recorded
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, plain
 from ldm.engine.optimizer import learning_rate
@@ -72,7 +73,8 @@ def write(folder: Path, found: Mapping[str, dict[str, Tensor]], counters: dict[s
     folder.mkdir()
     for name, tensors in found.items():
         save_file(tensors, folder / name)
-    (folder / "run.json").write_text(json.dumps(counters))
+    without = [name for name in found[_RAW] if f"{name}/step" not in found[_MOMENTS]]
+    recorded.write(folder, counters, without)
 
 
 @torch.no_grad()
@@ -86,7 +88,8 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
     check_shapes(raw, weights, folder.parent)
     for name, value in weights.items():
         value.copy_(like(raw[name], value))
-    moments = _tensors(folder / _MOMENTS)
+    moments, counters = _tensors(folder / _MOMENTS), recorded.read(folder)
+    recorded.check_moments(moments, weights, counters, folder / _MOMENTS)
     for name, value in weights.items():
         if f"{name}/step" not in moments:
             continue  # it has no state before its first step
@@ -96,7 +99,7 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
             kind: like(moments[f"{name}/{kind}"], value) for kind in ("exp_avg", "exp_avg_sq")
         }
         optimizer.state[value]["step"] = moments[f"{name}/step"]  # AdamW counts on the CPU
-    return _counters(folder, "images", "window")
+    return counters
 
 
 def averages(folder: Path, half_lives: Iterable[int], weights: Weights) -> dict[int, Weights]:
@@ -114,18 +117,6 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         line = " ".join(str(error).split())
         raise CheckpointError(f"{file} cannot be read: {line}") from None
-
-
-def _counters(folder: Path, *needed: str) -> dict[str, Any]:
-    """What ``write`` kept besides tensors; ``CheckpointError`` where that is something else."""
-    file = folder / "run.json"
-    try:
-        counters = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(counters, dict) or any(key not in counters for key in needed):
-            raise ValueError("no object with what is needed")
-    except (OSError, ValueError):
-        raise CheckpointError(f"{file} cannot be read: it is not the state of a run") from None
-    return counters
 
 
 # What may change between a checkpoint and going on from it: where things lie, how often something
@@ -204,13 +195,14 @@ def _flat(key: str, value: Any) -> dict[str, str]:
 
 def _told_before(folder: Path, config: RunConfig, expected: Mapping[str, str]) -> dict[str, str]:
     """The identity in ``folder`` as a run of today would have written it."""
-    kept = _counters(folder, "identity")["identity"]
+    kept = recorded.read(folder)["identity"]
     if (summary := kept.pop("pictures and captions", None)) is not None:
         kept[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
     found: dict[str, str] = {}
     for key, text in kept.items():
         if key.partition(".")[0] not in _FREE:
-            found |= _flat(key, json.loads(text))  # once, only the first level had keys of its own
+            # Once, only the first level had keys of its own.
+            found |= _flat(key, recorded.told(folder, key, text))
     # Once, a folder was known by its path, and what was in it is not known any more.
     for key in ("model", "vae", "text"):
         inside = {name: text for name, text in expected.items() if _within(name, key)}
@@ -277,7 +269,7 @@ def changes(
     differing = [key for key in every if found.get(key, "null") != expected.get(key, "null")]
     if _DURATION in differing:
         ends = [json.loads(kept[_DURATION]) for kept in (found, expected)]
-        if not _falls(config, epoch, _counters(folder).get("images", 0), ends):
+        if not _falls(config, epoch, recorded.read(folder)["images"], ends):
             differing.remove(_DURATION)
     refused = [key for key in differing if not any(_within(key, name) for name in allowed)]
     if refused:

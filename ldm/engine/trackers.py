@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
+from typing_extensions import TypedDict
 
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.disk import write_text, writing
 from ldm.engine.schema import RunConfig
+from ldm.storage.json import JsonError, read_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,6 +42,18 @@ def require(names: Sequence[Name]) -> None:
                 f"trackers: {name} is not installed: pip install {name}, or leave"
                 f" {name} out of trackers"
             )
+
+
+def _wandb_id(file: Path) -> str:
+    try:
+        return read_json(file, _Wandb)["id"]
+    except JsonError as error:
+        told = "remove it, and the numbers go into a new run of wandb from here on"
+        raise ConfigError(f"trackers: {error}: {told}") from None
+
+
+class _Wandb(TypedDict):
+    id: str
 
 
 class Trackers:
@@ -112,7 +126,7 @@ class Trackers:
             write_text(file, json.dumps({"id": uuid.uuid4().hex}))
         tracker = WandBTracker(
             os.environ.get("WANDB_PROJECT", "ldm"),
-            id=json.loads(file.read_text(encoding="utf-8"))["id"],
+            id=_wandb_id(file),
             name=self.run.resolve().name,
             resume="allow",
             dir=self.run,

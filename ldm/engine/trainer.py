@@ -28,6 +28,7 @@ from ldm.engine import checkpoint, disk, fault, interrupt, shards, state
 from ldm.engine.batch import split_batch
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images
+from ldm.engine.counters import readable
 from ldm.engine.ema import Average, averages
 from ldm.engine.ending import Ending
 from ldm.engine.fault import RunError, Step, ToldElsewhere
@@ -35,7 +36,7 @@ from ldm.engine.metrics import Metrics
 from ldm.engine.optimizer import adamw, learning_rate, set_rate
 from ldm.engine.pictures import sheet_name
 from ldm.engine.progress import bar
-from ldm.engine.readers import ignore_signals, reading
+from ldm.engine.readers import loader, reading
 from ldm.engine.record import SKIPPED, check_folder, write_record, write_skipped
 from ldm.engine.schema import Resume, RunConfig
 from ldm.engine.task import Draws, Task, evaluating
@@ -85,9 +86,9 @@ class Trainer:
         self.seen, self.skipped = 0, 0  # images, steps
         self.window = Window(self.batch, accelerator)
         self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
-        self.ending = Ending(accelerator)
         self.run = Path(config.run)
         check_folder(self.run)
+        self.ending = Ending(accelerator, self.run)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
         self.trackers = Trackers(config, accelerator, self.seen)
@@ -195,12 +196,7 @@ class Trainer:
             world=self.accelerator.num_processes,
             stop=self.total,
         )
-        return DataLoader(
-            self.draws,  # type: ignore[arg-type]
-            batch_sampler=sampler,  # type: ignore[arg-type]
-            num_workers=self.config.workers,
-            worker_init_fn=ignore_signals,
-        )
+        return loader(self.draws, sampler, self.config.workers)
 
     # -- a step that is no step --
 
@@ -357,7 +353,8 @@ class Trainer:
             raise CheckpointError(f"{told} another run")
         folder = None if never else checkpoint.newest(root)
         if folder is not None:
-            self._load(folder)
+            with readable(folder):
+                self._load(folder)
             self.accelerator.print(f"going on from {folder}")
         elif folders:
             raise CheckpointError(

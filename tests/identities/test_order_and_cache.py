@@ -1,17 +1,22 @@
 """Which picture comes when, and what is kept of it."""
 
+import json
+import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ldm.data import order
+from ldm.data import order, shard
 from ldm.data.cache import TensorCache, fingerprint, key_of
 from ldm.data.images import ImageTransform
 from ldm.data.order import Order, positions
+from ldm.data.source import DataError
 
 # -- order --
 
@@ -127,21 +132,18 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert len(fresh) == 10
     same(fresh, 10)
     assert keys(11)[10] not in fresh
-    with pytest.raises(KeyError):
+    with pytest.raises(DataError, match="lacks the entry"):
         fresh[keys(11)[10]]
 
 
-def test_reading_is_memory_mapped(tmp_path):
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("needs /proc")
-    TensorCache(tmp_path, "a" * 64).build(keys(300), Maker(), what="rows", shard_rows=300)
+def test_a_row_is_read_and_not_its_shard(tmp_path, monkeypatch):
     cache = TensorCache(tmp_path, "a" * 64)
-    shard = str(next(cache.folder.glob("*.safetensors")))
-    address = cache[keys(8)[7]]["mean"].data_ptr()
-    regions = [line.split() for line in maps.read_text().splitlines() if line.endswith(shard)]
-    bounds = [[int(b, 16) for b in region[0].split("-")] for region in regions]
-    assert any(low <= address < high for low, high in bounds)
+    cache.build(keys(300), Maker(), what="rows", shard_rows=300)
+    read, preadv = [], os.preadv
+    counted = lambda *a: read.append(preadv(*a)) or read[-1]  # noqa: E731
+    monkeypatch.setattr(os, "preadv", counted)
+    same(cache, 3)
+    assert sum(read) == 3 * (2 * 3 * 4 + 2)  # of a row of float32 and one of bool
 
 
 def test_a_build_that_was_stopped_goes_on(tmp_path):
@@ -184,6 +186,130 @@ def test_a_broken_shard_is_made_again(tmp_path, caplog):
     assert len(again) == 4 and str(broken) in caplog.text
     assert again.build(keys(8), maker, what="rows", shard_rows=4) == 4
     same(again, 8)
+
+
+def one_shard(folder: Path) -> tuple[TensorCache, Path]:
+    cache = TensorCache(folder, "s")
+    cache.build(keys(4), Maker(), what="rows")
+    cache.cover("all")
+    (file,) = cache.folder.glob("*.safetensors")
+    return cache, file
+
+
+def flip(file: Path, place: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def begin(file: Path, name: str) -> int:
+    """Where a column begins."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
+
+
+def test_a_flipped_bit_of_a_value_is_noticed_where_it_is_read(tmp_path):
+    cache, file = one_shard(tmp_path)
+    flip(file, begin(file, "mean") + 2 * 24 + 5)  # of the third row
+    for n in (0, 1, 3):
+        assert cache[keys(4)[n]]["mean"][0, 0] == n
+    with pytest.raises(DataError) as error:
+        cache[keys(4)[2]]
+    assert str(error.value).startswith(f"{file} cannot be read (an entry is not what was written")
+    assert str(error.value).endswith("the same command makes again what was in it")
+    again, maker = TensorCache(tmp_path, "s"), Maker()
+    assert not again.covers("all") and again.build(keys(4), maker, what="rows") == 4
+    same(again, 4)
+
+
+def test_a_flipped_bit_of_a_key_is_a_broken_shard(tmp_path, caplog):
+    _, file = one_shard(tmp_path)
+    flip(file, begin(file, "keys") + 3)
+    again = TensorCache(tmp_path, "s")
+    assert len(again) == 0 and not again.covers("all") and not file.exists()
+    assert f"{file} is broken and is made again: its keys are not what was written" in caplog.text
+    file.parent.mkdir(exist_ok=True)
+    _, file = one_shard(tmp_path)
+    flip(file, begin(file, "keys") + 3)
+    with pytest.raises(DataError, match="remove it and start `ldm data cache` again"):
+        TensorCache(tmp_path, "s", whole=True)
+    assert file.exists()  # what nobody here can make again is left to be looked at
+
+
+DAMAGES = {
+    "truncated": (lambda file: os.truncate(file, file.stat().st_size - 60), "become shorter"),
+    "emptied": (lambda file: os.truncate(file, 0), "become shorter"),
+    "zeroed": (lambda file: file.write_bytes(bytes(file.stat().st_size)), "its checksum differs"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_cache_that_is_damaged_while_it_is_read(tmp_path, damage):
+    """Mapped, the first two would end the process by SIGBUS."""
+    cache, file = one_shard(tmp_path)
+    assert cache[keys(4)[3]]["mean"][0, 0] == 3
+    act, words = DAMAGES[damage]
+    act(file)
+    with pytest.raises(DataError, match=words) as error:
+        same(cache, 4)
+    assert "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_cache_that_is_removed_while_it_is_read(tmp_path):
+    cache, file = one_shard(tmp_path)
+    shutil.rmtree(tmp_path)
+    same(cache, 4)  # an open file stays where it was
+    shard._forget(file)
+    with pytest.raises(DataError, match="No such file or directory.: the same command makes again"):
+        same(cache, 4)
+
+
+def test_shards_from_before_there_were_checksums_are_read(tmp_path):
+    cache, file = one_shard(tmp_path)
+    save_file(load_file(file), file)
+    again = TensorCache(tmp_path, "s")
+    assert again.covers("all")
+    same(again, 4)
+
+
+NOTES = {
+    "empty": lambda note: note.write_text(""),
+    "half": lambda note: note.write_text('["a.safe'),
+    "other JSON": lambda note: note.write_text('{"a": 1}'),
+    "numbers": lambda note: note.write_text("[1, 2]"),
+    "bytes": lambda note: note.write_bytes(b"\xff\xfe"),
+    "deep": lambda note: note.write_text("[" * 10_000),
+    "digits": lambda note: note.write_text("9" * 5_000),
+    "a folder": lambda note: (note.unlink(), note.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_note_that_cannot_be_read_is_none(tmp_path, name):
+    cache, _ = one_shard(tmp_path)
+    (note,) = cache.folder.glob("covers-*.json")
+    assert cache.covers("all")
+    NOTES[name](note)
+    assert not cache.covers("all")
+    cache.cover("all")
+    assert cache.covers("all") == (name != "a folder")
+
+
+def test_a_miss_makes_the_next_start_look_for_what_is_missing(tmp_path):
+    cache, _ = one_shard(tmp_path)
+    with pytest.raises(DataError, match="the same command looks for what is missing"):
+        cache[keys(5)[4]]
+    assert not cache.covers("all")
+
+
+def test_few_files_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_OPEN", 2)
+    cache = TensorCache(tmp_path, "s")
+    cache.build(keys(10), Maker(), what="rows", batch=2, shard_rows=2)
+    same(cache, 10)
+    same(cache, 10)
+    assert len(shard._open) == 2
 
 
 def test_unfinished_shards_are_not_read(tmp_path):

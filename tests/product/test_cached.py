@@ -17,12 +17,13 @@ from transformers import CLIPTextModel
 from typer.testing import CliRunner
 
 import tiny
-from launched import ENVIRONMENT, finish, launch, logged, losses, wait_for
+from launched import ENVIRONMENT, finish, launch, locked, logged, losses, wait_for
 from ldm.cli import app
 from ldm.data.folder import FolderData
 from ldm.data.source import DataError
 from ldm.engine.checkpoint import sha256
 from ldm.engine.config import ConfigError
+from ldm.storage.lock import NAME
 from programs import told
 from runs import train, tree
 
@@ -240,6 +241,51 @@ def test_what_cannot_be_cached_is_refused(tmp_path, model):
     ):
         status, output = call(tmp_path, tree(tmp_path / "n", **{**changes, **more}))
         assert words in told(status, output)
+
+
+def test_two_makers_of_one_set(tmp_path):
+    (tmp_path / "set").mkdir()
+    config = tree(tmp_path / "none", **BATCH)
+    with locked(tmp_path / "set") as other:
+        status, output = call(tmp_path, config)
+    assert status == 2
+    assert f"error: --out: {tmp_path}/set is in use by process {other} on " in output
+    assert [p.name for p in (tmp_path / "set").iterdir()] == [NAME]
+
+
+def test_a_set_that_is_damaged_is_not_trained_on(tmp_path, model):
+    """Without --verify."""
+    changes = settings(tmp_path, model)
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    shard = max((folder / "latents").rglob("*.safetensors"), key=lambda f: f.stat().st_size)
+    header = 8 + int.from_bytes(shard.read_bytes()[:8], "little")
+    for file, place, words in (
+        (shard, header, "an entry is not what was written (its checksum differs)"),
+        (shard, -5, "its keys are not what was written (their checksum differs)"),
+        (folder / "source-000.arrow", 3000, "is not what was written (its SHA-256 differs)"),
+    ):
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        for at in range(place, len(whole) // 2, 64) if place == header else [place]:
+            flipped[at] ^= 1
+        file.write_bytes(flipped)
+        with pytest.raises(DataError) as error:
+            train(tmp_path / "run", **cached(changes, folder))
+        assert str(file) in str(error.value) and words in str(error.value)
+        assert "`ldm data cache` again" in str(error.value)
+        file.write_bytes(whole)
+    for name, text, words in (
+        ("manifest.json", "[]", "it is no JSON object; the `ldm data cache` that made it makes"),
+        ("manifest.json", '{"sources": 3}', "it is not what is due at sources: input should be"),
+        ("cached.json", "[" * 10_000, "it is not valid JSON (too deep); what the set was made wit"),
+        ("cached.json", '{"format": 1}', "it is not what is due at images: field required"),
+    ):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(text)
+        with pytest.raises(DataError) as error:
+            train(tmp_path / "run", **cached(changes, folder))
+        assert f"{folder / name} cannot be read: {words}" in str(error.value)
+        (folder / name).write_text(whole)
 
 
 def test_verify_names_what_is_broken_and_a_second_start_makes_it_again(tmp_path, model):

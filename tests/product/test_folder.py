@@ -400,7 +400,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "number of many digits": (one_row('{"text": ' + "1" * 5000 + "}"), "thousands of digits): met"),
     "no file name": (one_row({"file_name": None, "text": "x"}), "no file name in 'file_name': met"),
     "broken JSON": (one_row('{"file_name": "a.png", "te'), "1 lines that are not valid JSON ("),
-    "JSON list": (one_row([1]), "1 lines that are no JSON objects: metadata.jsonl:2; write one"),
+    "JSON list": (one_row([1]), "1 lines that are no JSON object: metadata.jsonl:2; write one"),
     "half a character": (one_row('{"file_name": "a.png", "text": "\\ud83d"}'), NO_TEXT),
     "half a name": (one_row('{"file_name": "\\ud83d.png", "text": "x"}'), "no file name in"),
     "deep JSON": (one_row("[" * 100_000), "1 lines that are not valid JSON (too deep): metadata"),

@@ -308,7 +308,8 @@ def test_a_key_that_a_run_is_older_than_has_its_default(tmp_path):
     def wrote(identity: dict[str, str]) -> None:
         folder = tmp_path / "training"
         folder.mkdir(exist_ok=True)
-        (folder / "run.json").write_text(json.dumps({"identity": identity}))
+        kept = {"images": 0, "window": {}, "identity": identity}
+        (folder / "run.json").write_text(json.dumps(kept))
 
     changes = {"images": {"buckets": {"step": 16}}, "lora": {}}
     new = ("textual_inversion", "optimizer.text_encoder_lr", "text_dropout", "optimizer.final")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ldm.data import index, table, tar
+from ldm.data import files, index, table, tar
 from ldm.data.collection import Collection
 from ldm.data.detect import detect
 from ldm.data.files import braces, find
@@ -253,6 +253,16 @@ def test_folders_named_by_repeats_are_those_of_sd_scripts(tmp_path: Path) -> Non
         ["10_/a.png"],
     ):
         assert found(*others)[0] == "folder", others
+
+
+def test_braces_that_spell_out_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST", 1000)
+    for many in ("{0..999999999}", "{0..99}" * 4, "{a,b}" * 30, "{1..123456789012345678}"):
+        with pytest.raises(DataError, match="spell out more than 1,000 files: name their folder"):
+            braces(f"train-{many}.tar")
+    assert braces("{x}" * 1300) == ["x" * 1300]  # however deep
+    assert braces(f"{{1..{'9' * 5000}}}.tar") == [f"1..{'9' * 5000}.tar"]
+    assert len(braces("{0..999}.tar")) == 1000
 
 
 def test_patterns(tmp_path: Path) -> None:

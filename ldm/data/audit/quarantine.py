@@ -23,6 +23,7 @@ from ldm.data.metadata import TABLES, rows_of
 from ldm.data.names import Names, Root, composed
 from ldm.data.picture import READABLE
 from ldm.data.source import DataError
+from ldm.storage.json import parse_json
 
 FOLDER = ".quarantine"
 _LOG = "log.jsonl"
@@ -201,10 +202,10 @@ def _entries(root: Path, file: Path) -> list[dict[str, str]]:
         if not line.endswith("\n"):
             break
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, dict[str, str])
             source, target = entry["from"], entry["to"]
             ours = target.startswith(f"{FOLDER}/") and _inside(root, source)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, KeyError):  # a zero in a name is a ValueError too
             raise DataError(f"{file}:{number}: this is no line of `--fix quarantine`") from None
         if not ours or not _inside(root, target):
             raise DataError(f"{file}:{number}: points out of the folder, it was tampered with")

@@ -1,0 +1,191 @@
+"""Stacked rows in a safetensors file that are read one at a time, and known to be what was written.
+
+    crc32(bytes of a row of the first column, of the second, ...)       columns by name
+
+A row is read and not mapped: a page of a file that has become shorter meanwhile ends a process by
+SIGBUS, where reading says so. The sums of all rows stand in the header's metadata, that of the keys
+in front; files from before there were sums are taken as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from ldm.storage.json import JsonError, parse_json
+
+KEYS = "keys"
+"""The column that holds the keys, of 16 bytes each."""
+
+_SUMS = "crc32"
+_OPEN = 256  # files that a process keeps open
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class ShardError(ValueError):
+    """A shard is not what was written; the message is a phrase."""
+
+
+class _Entry(TypedDict):
+    dtype: str
+    shape: Annotated[list[_Count], Field(min_length=1)]
+    data_offsets: Annotated[list[_Count], Field(min_length=2, max_length=2)]
+
+
+class _Column(NamedTuple):
+    dtype: torch.dtype
+    rows: int
+    shape: list[int]  # of a row
+    start: int
+    size: int  # of a row, in bytes
+
+
+class Shard:
+    """The rows of ``file``, with their ``keys``, S16.
+
+    Raises:
+        ShardError: its header or its keys are not what was written.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        _forget(file)  # another may have had its name
+        self._columns, metadata = _header(file)
+        keys = self._columns.pop(KEYS, None)
+        rows = {column.rows for column in self._columns.values()}
+        if keys is None or keys.size != 16 or rows - {keys.rows}:
+            raise ShardError("its rows do not belong together")
+        self._sums = _sums(metadata[_SUMS], keys.rows) if _SUMS in metadata else None
+        raw = _read(file, keys.start, keys.rows * 16)
+        if self._sums is not None and zlib.crc32(raw) != self._sums[0]:
+            raise ShardError("its keys are not what was written (their checksum differs)")
+        self.keys = np.frombuffer(raw, "S16")
+
+    def row(self, number: int) -> dict[str, Tensor]:
+        """The tensors of row ``number``, in memory of their own.
+
+        Raises:
+            ShardError: they are not what was written.
+            OSError: the file cannot be read any more.
+        """
+        found, total = {}, 0
+        for name, column in self._columns.items():
+            value = torch.empty(column.shape, dtype=column.dtype)
+            raw = value.reshape(-1).view(torch.uint8).numpy()
+            _fill(raw, self.file, column.start + number * column.size)
+            total = zlib.crc32(raw, total)
+            found[name] = value
+        if self._sums is not None and total != self._sums[number + 1]:
+            raise ShardError("an entry is not what was written (its checksum differs)")
+        return found
+
+
+def checksums(keys: np.ndarray, columns: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the metadata of a shard holds.
+
+    Args:
+        keys: S16, ``n``.
+        columns: contiguous, on the CPU, ``n`` rows each.
+    """
+    sums = [zlib.crc32(keys.tobytes())]
+    raw = [column.reshape(len(keys), -1).view(torch.uint8) for _, column in sorted(columns.items())]
+    for parts in zip(*raw, strict=True):
+        total = 0
+        for part in parts:
+            total = zlib.crc32(part.numpy(), total)
+        sums.append(total)
+    return {_SUMS: np.array(sums, ">u4").tobytes().hex()}
+
+
+def _sums(text: str, rows: int) -> np.ndarray:
+    try:
+        found = np.frombuffer(bytes.fromhex(text), ">u4")
+    except ValueError:
+        found = ()
+    if len(found) != rows + 1:
+        raise ShardError("its checksums are not what was written")
+    return np.asarray(found)
+
+
+def _header(file: Path) -> tuple[dict[str, _Column], dict[str, str]]:
+    """Columns by name, in order, and the metadata."""
+    size = file.stat().st_size
+    length = int.from_bytes(_read(file, 0, min(size, 8)), "little")
+    if size < 8 or length > size - 8:
+        raise ShardError("it is shorter than its header says")
+    try:
+        found = parse_json(_read(file, 8, length), dict[str, _Entry | dict[str, str]])
+    except JsonError as error:
+        raise ShardError(f"its header is {error}") from None
+    metadata = found.pop("__metadata__", {})
+    columns = {name: _column(entry, 8 + length, size) for name, entry in sorted(found.items())}
+    return columns, metadata
+
+
+def _column(entry: _Entry, start: int, end: int) -> _Column:
+    """Where the rows of a column lie, in a file whose tensors lie between ``start`` and ``end``."""
+    dtype = _DTYPES.get(entry["dtype"])
+    rows, *shape = entry["shape"]
+    first, last = entry["data_offsets"]
+    size = math.prod(shape) * dtype.itemsize if dtype else 0
+    if not size or last - first != rows * size or start + last > end:
+        raise ShardError("its header is not what was written, or it has become shorter")
+    assert dtype
+    return _Column(dtype, rows, shape, start + first, size)
+
+
+# -- files that stay open: opening one for every row would ask a network disk twice --
+
+_open: OrderedDict[Path, int] = OrderedDict()
+
+
+def _read(file: Path, start: int, size: int) -> bytes:
+    raw = np.empty(size, np.uint8)
+    _fill(raw, file, start)
+    return raw.tobytes()
+
+
+def _fill(raw: np.ndarray, file: Path, start: int) -> None:
+    """Reads ``raw``, uint8 ``n``, from ``start`` of ``file`` on. Not from where a descriptor is:
+    forked processes share that.
+    """
+    done = 0
+    if not hasattr(os, "preadv"):  # Windows
+        with file.open("rb") as stream:
+            stream.seek(start)
+            done = stream.readinto(memoryview(raw))
+    while done < len(raw) and (some := _some(file, memoryview(raw)[done:], start + done)):
+        done += some
+    if done < len(raw):
+        raise ShardError("it has become shorter")
+
+
+def _some(file: Path, buffer: memoryview, start: int) -> int:
+    if file not in _open:
+        while len(_open) >= _OPEN:
+            os.close(_open.popitem(last=False)[1])
+        _open[file] = os.open(file, os.O_RDONLY)
+    _open.move_to_end(file)
+    return os.preadv(_open[file], [buffer], start)
+
+
+def _forget(file: Path) -> None:
+    if file in _open:
+        os.close(_open.pop(file))
