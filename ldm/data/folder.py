@@ -20,6 +20,7 @@ from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, is_text, read_text, rows_of
 from ldm.data.picture import READABLE, UNREADABLE
+from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
@@ -53,9 +54,9 @@ class FolderData(Indexed):
     kind: Literal["folder"] = "folder"
     caption_column: str = "text"
     image_column: str = "file_name"
-    held_out_fraction: float = 0.05
+    held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
-    weight: float | None = None
+    weight: Weight | None = None
     links: bool = False
 
     @property

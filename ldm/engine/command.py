@@ -12,12 +12,14 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from ldm.engine.config import load
+from ldm.engine.costly import costly
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.schema import RunConfig
 from ldm.engine.trackers import require
 from ldm.errors import UserError
 
 C = TypeVar("C", bound=RunConfig)
+log = logging.getLogger(__name__)
 
 ENDS = f"""exit status:
   0   the run is over
@@ -42,7 +44,8 @@ class Command(Generic[C]):
     def __init__(self, schema: type[C], description: str | None) -> None:
         sys.excepthook = one_line
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        if os.environ.get("RANK", "0") == "0":
+        first = os.environ.get("RANK", "0") == "0"
+        if first:
             logging.getLogger("ldm").setLevel(logging.INFO)
         parser = argparse.ArgumentParser(
             description=description,
@@ -58,6 +61,8 @@ class Command(Generic[C]):
         REQUESTS.listen()
         self.config: C = load(schema, arguments.config, arguments.overrides)
         require(self.config.trackers)
+        for line in costly(self.config) if first else ():
+            log.warning(line)
         self.dry_run: bool = arguments.dry_run
 
 
