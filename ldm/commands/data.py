@@ -108,7 +108,9 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(help="Write a PNG of some pictures and of the flagged ones.")
     ] = None,
-    held_out: Annotated[float, typer.Option(help="The run's held_out_fraction.")] = 0.05,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=1, help="The run's held_out_fraction.")
+    ] = 0.05,
     caption_column: Annotated[
         str | None, typer.Option(help="Of a table: the captions [text].")
     ] = None,

@@ -36,8 +36,10 @@ class Buckets:
     def __post_init__(self) -> None:
         if self.step < 1:
             raise ValueError(f"step={self.step}: a side is at least one pixel")
-        if self.max_aspect < 1:
-            raise ValueError(f"max_aspect={self.max_aspect} is no ratio of long to short side")
+        if not 1 <= self.max_aspect <= 1000:
+            raise ValueError(
+                f"max_aspect={self.max_aspect} is no ratio of long to short side, from 1 to 1000"
+            )
 
     def shapes(self, size: int) -> list[Size]:
         """Every bucket of the area ``size`` x ``size``, from tall to wide."""

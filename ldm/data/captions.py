@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.data.ranges import Copies, Count
+
 
 @dataclass(frozen=True)
 class Grammar:
@@ -45,13 +47,13 @@ class Grammar:
     separator: str = ","
     secondary_separator: str = ""
     shuffle: bool = False
-    keep_tokens: int = 0
+    keep_tokens: Count = 0
     keep_tokens_separator: str = ""
     tag_dropout: float = 0.0
     prefix: str = ""
     suffix: str = ""
     wildcards: bool = False
-    variants: int = 0
+    variants: Copies = 0
 
     def __post_init__(self) -> None:
         if not self.separator:

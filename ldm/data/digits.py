@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from ldm.data.ranges import Share, Weight
 from ldm.data.source import DataError, Drawn, Example, in_fraction
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -33,8 +34,8 @@ class DigitsData(Drawn):
 
     kind: Literal["digits"] = "digits"
     digits: tuple[int, ...] = tuple(range(10))
-    hold_out: float = 0.1
-    weight: float | None = None
+    hold_out: Share = 0.1
+    weight: Weight | None = None
 
     size = 8
 

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.console import PipeConsole
+from ldm.data.ranges import Copies, Count, Side, Weight
 from ldm.data.scene import BACKGROUNDS, Background, Position
 from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
 from ldm.diffusion import stream
@@ -152,14 +153,16 @@ class EmojiData(Drawn):
     styles: tuple[Style, ...] = ("twemoji", "openmoji")
     groups: tuple[Group, ...] = ("smileys", "animals", "food", "travel", "activities", "objects")
     skin_tones: bool = False
-    size: int = 64
-    limit: int = 0
+    size: Side = 64
+    limit: Count = 0
     hold_out: bool = True
     composed: bool = True
-    placed: int = 0
-    weight: float | None = None
+    placed: Copies = 0
+    weight: Weight | None = None
 
     def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size}: a picture has at least one pixel")
         if self.placed < 0:
             raise ValueError(f"placed is a number of copies, 0 or more, not {self.placed}")
 

@@ -24,6 +24,7 @@ from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
 from ldm.data.names import Names, Root
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
+from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
@@ -62,9 +63,9 @@ class FolderData(Indexed):
     kind: Literal["folder"] = "folder"
     caption_column: str = "text"
     image_column: str = "file_name"
-    held_out_fraction: float = 0.05
+    held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
-    weight: float | None = None
+    weight: Weight | None = None
     links: bool = False
     lines: Lines = "first"
 

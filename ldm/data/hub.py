@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part, state_of
+from ldm.data.ranges import Copies, Count, Share, Weight
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 from ldm.data.table import binary, captions_of, picture_of
@@ -43,8 +44,8 @@ class Streaming:
             memory twice.
     """
 
-    lanes: int = 8
-    shuffle: int = 1024
+    lanes: Copies = 8
+    shuffle: Count = 1024
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.shuffle < 1:
@@ -81,9 +82,9 @@ class DatasetsData(Indexed):
     image_column: str = "image"
     caption_column: str = "text"
     streaming: Streaming | bool = False
-    held_out_fraction: float = 0.05
+    held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
-    weight: float | None = None
+    weight: Weight | None = None
 
     @property
     def name(self) -> str:

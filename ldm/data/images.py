@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldm.data.buckets import Buckets
 from ldm.data.depth import eight_bits
+from ldm.data.ranges import Side
 from ldm.data.source import DataError
 
 if TYPE_CHECKING:  # the transform is its own config, which is read before torch is imported
@@ -60,7 +61,7 @@ class ImageTransform:
         buckets: shapes other than the square, by aspect ratio; None: all are cut to the square.
     """
 
-    size: int = 64
+    size: Side = 64
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     background: Colour = (255, 255, 255)

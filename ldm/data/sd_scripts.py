@@ -28,6 +28,7 @@ from ldm.data.index import Indexed, Part, state_of
 from ldm.data.metadata import lines_of, read_text
 from ldm.data.names import Names, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
+from ldm.data.ranges import Copies, Share, Weight
 from ldm.data.rows import Row
 from ldm.data.sd_scripts_config import Subset, named_folders, read_config, read_metadata
 from ldm.data.source import DataError, SourceGroup
@@ -58,10 +59,10 @@ class SdScriptsData(SourceGroup):
 
     path: str
     kind: Literal["sd_scripts"] = "sd_scripts"
-    held_out_fraction: float = 0.05
+    held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
-    variants: int = 0
-    weight: float | None = None
+    variants: Copies = 0
+    weight: Weight | None = None
     links: bool = False
     reg_path: str | None = None
 

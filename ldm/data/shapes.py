@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 from PIL import Image
 
+from ldm.data.ranges import Count, Seed, Side, Weight
 from ldm.data.scene import (
     MARGIN,
     POSITION_JITTER,
@@ -64,12 +65,12 @@ class ShapesData(Drawn):
     """
 
     kind: Literal["shapes"] = "shapes"
-    count: int = 20000
-    seed: int = 0
-    size: int = 64
+    count: Count = 20000
+    seed: Seed = 0
+    size: Side = 64
     hold_out: bool = True
     scenes: tuple[Kind, ...] = get_args(Kind)
-    weight: float | None = None
+    weight: Weight | None = None
 
     def __post_init__(self) -> None:
         if not self.scenes:

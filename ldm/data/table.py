@@ -28,6 +28,7 @@ from ldm.data.files import Files
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.names import of_windows
+from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
 from ldm.data.source import DataError
 
@@ -85,9 +86,9 @@ class TableData(Files):
     kind: Literal["parquet"] = "parquet"
     image_column: str = "image"
     caption_column: str = "text"
-    held_out_fraction: float = 0.05
+    held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
-    weight: float | None = None
+    weight: Weight | None = None
 
     suffix: ClassVar[str] = ".parquet"
 

@@ -26,6 +26,7 @@ from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.names import composed
 from ldm.data.picture import READABLE, UNREADABLE, listed, not_read
+from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row, Rows
 from ldm.data.source import DataError
 from ldm.storage.json import JsonError, parse_json
@@ -80,9 +81,9 @@ class TarData(Files):
     path: str
     kind: Literal["webdataset"] = "webdataset"
     caption_column: str | None = None
-    held_out_fraction: float = 0.05
+    held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
-    weight: float | None = None
+    weight: Weight | None = None
 
     suffix: ClassVar[str] = ".tar"
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # these classes are their own config, which is read before to
 
     from ldm.diffusion.process import NoiseProcess
 
+_MOST = 1_000_000  # cells
+
 
 class TimeSampler(ABC):
     """An inverse CDF; ``unbiased``: the loss is multiplied by 1 / p(t)."""
@@ -72,8 +74,8 @@ class InverseVariance(TimeSampler):
     kind: Literal["inverse_variance"] = "inverse_variance"
 
     def __post_init__(self) -> None:
-        if not (0 < self.t_min < 1 and self.cells > 0):
-            raise ValueError("t_min must lie in (0, 1), and cells be at least 1")
+        if not (0 < self.t_min < 1 and 0 < self.cells <= _MOST):
+            raise ValueError(f"t_min must lie in (0, 1), and cells in 1..{_MOST}")
 
     def inverse_cdf(self, u: Tensor, process: NoiseProcess) -> Tensor:
         import torch
@@ -102,8 +104,8 @@ class LossSecondMoment(TimeSampler):
     kind: Literal["loss_second_moment"] = "loss_second_moment"
 
     def __post_init__(self) -> None:
-        if self.cells < 1 or self.history < 1 or not 0 < self.uniform <= 1:
-            raise ValueError("cells and history must be at least 1, and uniform in (0, 1]")
+        if not (0 < self.cells <= _MOST and 0 < self.history <= _MOST and 0 < self.uniform <= 1):
+            raise ValueError(f"cells and history must lie in 1..{_MOST}, and uniform in (0, 1]")
 
     @cached_property
     def losses(self) -> list[deque[float]]:

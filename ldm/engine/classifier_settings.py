@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from ldm.engine.config import config_class
-from ldm.engine.noise_settings import Positive, ProcessConfig, ProcessSettings
+from ldm.engine.noise_settings import ProcessConfig, ProcessSettings
 from ldm.engine.schema import RunConfig
-from ldm.engine.shapes import Widths
+from ldm.engine.shapes import Depth, Width, Widths
 
 
 def _expression(text: str) -> str:
@@ -36,8 +36,8 @@ class ClassifierShape:
     """
 
     block_out_channels: Widths = (64, 128, 160)
-    layers_per_block: Positive = 1
-    norm_num_groups: Positive = 16
+    layers_per_block: Depth = 1
+    norm_num_groups: Width = 16
 
 
 @config_class

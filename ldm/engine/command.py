@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from ldm.engine.config import load
+from ldm.engine.costly import costly
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.record import check_folder
 from ldm.engine.schema import RunConfig
@@ -21,6 +22,7 @@ from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import UserError
 
 C = TypeVar("C", bound=RunConfig)
+log = logging.getLogger(__name__)
 
 ENDS = f"""exit status:
   0   the run is over
@@ -46,7 +48,8 @@ class Command(Generic[C]):
     def __init__(self, schema: type[C], description: str | None) -> None:
         sys.excepthook = one_line
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        if os.environ.get("RANK", "0") == "0":
+        first = os.environ.get("RANK", "0") == "0"
+        if first:
             logging.getLogger("ldm").setLevel(logging.INFO)
         parser = argparse.ArgumentParser(
             description=description,
@@ -63,6 +66,8 @@ class Command(Generic[C]):
         self.config: C = load(schema, arguments.config, arguments.overrides)
         check_folder(Path(self.config.run))
         require(self.config.trackers)
+        for line in costly(self.config) if first else ():
+            log.warning(line)
         self.dry_run: bool = arguments.dry_run
 
 

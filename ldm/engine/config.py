@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import reprlib
 import typing
@@ -48,7 +47,7 @@ def _parse(text: Any) -> tuple[float, str]:
     if not match or unit not in _UNITS:
         raise ValueError(f"{text!r} is no duration: write '20k steps', '2M images' or '30 epochs'")
     count = float(match[1]) * {"": 1, "k": 1e3, "M": 1e6}[match[2]]
-    if not math.isfinite(count):
+    if not count <= 1e15:
         raise ValueError("longer than can be counted")
     return count, unit
 
@@ -89,6 +88,8 @@ def images(duration: str, batch_size: int, epoch: int | None) -> int:
             f"{duration!r} cannot be told in images: a stream is not counted; write steps or images"
         )
     total = count * {"images": 1, "steps": batch_size, "epochs": epoch or 0}[unit]
+    if total > 2**62:
+        raise ConfigError(f"{duration!r} is longer than can be counted: {total:.2g} images")
     return -(-round(total) // batch_size) * batch_size
 
 

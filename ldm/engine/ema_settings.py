@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ldm.data.ranges import Share
 from ldm.engine.config import Duration, config_class
 
 
@@ -20,7 +21,7 @@ class Ema:
     """
 
     half_life: Duration = "50k images"
-    ramp: Annotated[float, Field(ge=0, le=1)] = 0.05
+    ramp: Share = 0.05
 
     @property
     def half_lives(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class Lora:
         text_targets: the same in the text encoder.
     """
 
-    rank: Annotated[int, Field(gt=0)] = 8
+    rank: Annotated[int, Field(gt=0, le=2**14)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
     dora: bool = False
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -74,7 +74,7 @@ class TextualInversion:
 
     token: Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
     initializer: Annotated[str, Field(min_length=1)]
-    vectors: Annotated[int, Field(gt=0)] = 1
+    vectors: Annotated[int, Field(gt=0, le=1000)] = 1
     templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

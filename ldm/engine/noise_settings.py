@@ -12,7 +12,8 @@ from ldm.engine.config import config_class
 if TYPE_CHECKING:
     from ldm.diffusion import Weighting
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Steps = Annotated[int, Field(gt=0, le=10**6)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -37,7 +38,7 @@ class ProcessSettings:
     schedule: Schedule | None = None
     beta_start: OpenFraction | None = None
     beta_end: OpenFraction | None = None
-    num_train_timesteps: Positive | None = None
+    num_train_timesteps: Steps | None = None
     zero_terminal_snr: bool | None = None
 
 
@@ -48,7 +49,7 @@ class VpSettings:
     kind: Literal["vp"] = "vp"
     beta_min: PositiveNumber | None = None
     beta_max: PositiveNumber | None = None
-    num_train_timesteps: Positive | None = None
+    num_train_timesteps: Steps | None = None
 
 
 @config_class
@@ -56,7 +57,7 @@ class CosineSettings:
     """The fields of ``Cosine``."""
 
     kind: Literal["cosine"] = "cosine"
-    num_train_timesteps: Positive | None = None
+    num_train_timesteps: Steps | None = None
 
 
 @config_class
@@ -66,7 +67,12 @@ class VeSettings:
     kind: Literal["ve"] = "ve"
     sigma_min: PositiveNumber | None = None
     sigma_max: PositiveNumber | None = None
-    num_train_timesteps: Positive | None = None
+    num_train_timesteps: Steps | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.sigma_min, self.sigma_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"sigma_min {low} must be less than sigma_max {high}")
 
 
 @config_class
@@ -75,7 +81,7 @@ class RectifiedFlowSettings:
 
     kind: Literal["rectified_flow"] = "rectified_flow"
     shift: PositiveNumber | None = None
-    num_train_timesteps: Positive | None = None
+    num_train_timesteps: Steps | None = None
 
 
 ProcessConfig = Annotated[
@@ -134,4 +140,4 @@ class ObjectiveSettings:
     times: TimesConfig | None = None
     learned_variance: bool | None = None
     bound_weight: PositiveNumber | None = None
-    bins: Annotated[int, Field(ge=2)] | None = None
+    bins: Annotated[int, Field(ge=2, lt=2**31)] | None = None

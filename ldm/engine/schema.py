@@ -10,74 +10,27 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ldm.data.images import ImageTransform
+from ldm.data.ranges import Count, Seed, Share
 from ldm.engine.config import Duration, Interval, config_class
 from ldm.engine.ema_settings import Ema, TextToImageEma
 from ldm.engine.kinds import DataConfig
 from ldm.engine.learning import Learning, Lora, TextualInversion, refuse
 from ldm.engine.noise_settings import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
+from ldm.engine.optimizer_settings import AdamW, TextToImageAdamW
 from ldm.engine.shapes import Classes, TextLength, TextShape, UNetShape, VaeShape, Vocabulary
 from ldm.models.clip_size import ClipSize
 from ldm.sampling.names import canonical
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+Batch = Annotated[int, Field(gt=0, le=2**20)]
+Pictures = Annotated[Count, Field(gt=0)]
+SamplerSteps = Annotated[int, Field(gt=0, le=10_000)]
 SamplerName = Annotated[str, AfterValidator(canonical)]
 
 
-@config_class
-class AdamW:
-    """AdamW and its learning rate, a function of images seen.
-
-    Args:
-        lr: peak learning rate.
-        betas: decay of the moments.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled decay (Loshchilov & Hutter 2019); not on vectors (norms and biases).
-        clip_norm: largest norm of the gradient of the global batch.
-        warmup: linear from 0.
-        schedule: what follows until the end of the run.
-        cooldown: the schedule falls over this much at the end of the run, and the rate is constant
-            before (Hagele et al. 2024): a run can be made longer from where it began to fall. None:
-            it falls all the way.
-        final: last learning rate as a fraction of ``lr``.
-    """
-
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    warmup: Duration = "0 steps"
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    final: Fraction = 0.0
-    cooldown: Duration | None = None
-
-    def __post_init__(self) -> None:
-        if self.cooldown is not None and self.schedule == "constant":
-            raise ValueError(
-                "optimizer.cooldown: a constant schedule does not fall: set optimizer.schedule to"
-                " linear or cosine, or leave this out"
-            )
-
-    def factors(self) -> dict[str, float]:
-        """What multiplies ``lr`` in parts that have a learning rate of their own."""
-        return {}
-
-
-@config_class
-class TextToImageAdamW(AdamW):
-    """AdamW for two networks.
-
-    Args:
-        text_encoder_lr: peak learning rate of the text encoder, on the same schedule; None: ``lr``.
-    """
-
-    text_encoder_lr: Annotated[float, Field(gt=0)] | None = None
-
-    def factors(self) -> dict[str, float]:
-        """What multiplies ``lr`` in parts that have a learning rate of their own."""
-        own = self.text_encoder_lr
-        return {} if own is None else {"text_encoder": own / self.lr}
+def _seeds(first: int, pictures: int) -> None:
+    """``ValueError`` where not every picture i has the seed ``first + i``."""
+    if first + pictures > 2**32:
+        raise ValueError(f"seed: {first} + {pictures:,} pictures goes beyond 2^32 - 1")
 
 
 @config_class
@@ -113,14 +66,22 @@ class Validation:
     """
 
     every: Interval = "5k steps"
-    images: Annotated[int, Field(ge=0)] = 128
-    levels: Positive = 10
+    images: Count = 128
+    levels: Annotated[int, Field(gt=0, le=1000)] = 10
     prompts: tuple[str, ...] = ()
-    count: Positive = 1
-    seed: int = 0
-    steps: Positive | None = None
+    count: Pictures = 1
+    seed: Seed = 0
+    steps: SamplerSteps | None = None
     guidance: float | None = None
     sampler: SamplerName | None = None
+
+    def __post_init__(self) -> None:
+        _seeds(self.seed, self.drawn)
+
+    @property
+    def drawn(self) -> int:
+        """Pictures of one validation; picture i is drawn from ``seed + i``."""
+        return len(self.prompts) * self.count
 
 
 DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "quality", "digits"]
@@ -142,8 +103,13 @@ class TextToImageValidation(Validation):
     """
 
     captions: Annotated[int, Field(ge=0, le=256)] = 0
-    suites: dict[DrawnSuite, Annotated[int, Field(ge=8)]] = field(default_factory=dict)
+    suites: dict[DrawnSuite, Annotated[Count, Field(ge=8)]] = field(default_factory=dict)
     spaces: Annotated[tuple[str, ...], Field(min_length=1)] = ("pixels:16",)
+
+    @property
+    def drawn(self) -> int:
+        """The most pictures of the prompts, of the captions, or of a suite."""
+        return max(super().drawn, self.captions, *self.suites.values())
 
 
 @config_class
@@ -162,13 +128,16 @@ class Score:
             where no scheduler runs the process.
     """
 
-    captions: Positive = 256
-    shown: Positive = 16
+    captions: Pictures = 256
+    shown: Pictures = 16
     before: bool = False
-    seed: int = 0
-    steps: Positive | None = None
+    seed: Seed = 0
+    steps: SamplerSteps | None = None
     guidance: float | None = None
     sampler: SamplerName | None = None
+
+    def __post_init__(self) -> None:
+        _seeds(self.seed, self.captions)
 
 
 @config_class
@@ -242,13 +211,13 @@ class RunConfig:
     """
 
     run: Annotated[str, Field(min_length=1)]
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig | tuple[DataConfig, ...]
     on_bad_sample: Literal["error", "skip"] = "error"
     images: ImageTransform = field(default_factory=ImageTransform)
     order: Order = field(default_factory=Order)
-    batch_size: Positive = 64
-    micro_batch_size: Positive | None = None
+    batch_size: Batch = 64
+    micro_batch_size: Batch | None = None
     duration: Duration
     optimizer: AdamW = field(default_factory=AdamW)
     ema: Ema | None = field(default_factory=Ema)
@@ -259,7 +228,7 @@ class RunConfig:
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     nonfinite: NonFinite = field(default_factory=NonFinite)
     resume: Literal["auto", "never"] | Resume = "auto"
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
 @config_class
@@ -315,7 +284,7 @@ class TrainConfig(RunConfig):
     process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    text_dropout: Fraction = 0.1
+    text_dropout: Share = 0.1
     cache_latents: bool = True
     cache_text: bool = True
     attention: Literal["sdpa", "xformers"] = "sdpa"
@@ -343,7 +312,7 @@ class AutoencoderConfig(RunConfig):
     train: Literal["all", "decoder"] = "all"
     gradient: Annotated[float, Field(ge=0)] = 0.5
     kl: Annotated[float, Field(ge=0)] = 1e-4
-    fold_images: Positive = 8192
+    fold_images: Pictures = 8192
 
 
 @config_class

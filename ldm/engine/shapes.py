@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ldm.engine.config import config_class
-from ldm.engine.noise_settings import Positive
 
-Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
-Vocabulary = Annotated[int, Field(ge=514)]  # 512 byte tokens and two specials are always there
-TextLength = Annotated[int, Field(ge=3)]  # a word between two specials
+Width = Annotated[int, Field(gt=0, le=2**16)]
+Depth = Annotated[int, Field(gt=0, le=1000)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)]
+# 512 byte tokens and two specials are always there.
+Vocabulary = Annotated[int, Field(ge=514, le=2**20)]
+TextLength = Annotated[int, Field(ge=3, le=2**14)]  # a word between two specials
 
 
 @config_class
@@ -27,9 +29,9 @@ class VaeShape:
     """
 
     block_out_channels: Widths = (128, 256, 512, 512)
-    layers_per_block: Positive = 2
-    latent_channels: Positive = 4
-    norm_num_groups: Positive = 32
+    layers_per_block: Depth = 2
+    latent_channels: Width = 4
+    norm_num_groups: Width = 32
     mid_attention: bool = True
 
 
@@ -52,10 +54,10 @@ class TextShape:
     tokenizer: str | None = None
     vocab_size: Vocabulary = 49408
     max_length: TextLength = 77
-    hidden_size: Positive = 768
-    intermediate_size: Positive = 3072
-    layers: Positive = 12
-    heads: Positive = 12
+    hidden_size: Width = 768
+    intermediate_size: Annotated[int, Field(gt=0, le=2**18)] = 3072
+    layers: Depth = 12
+    heads: Width = 12
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
 
@@ -93,10 +95,10 @@ class UNetShape:
     """
 
     block_out_channels: Widths = (320, 640, 1280, 1280)
-    layers_per_block: Positive = 2
+    layers_per_block: Depth = 2
     attention: tuple[bool, ...] | None = None
-    attention_head_dim: Positive | tuple[Positive, ...] = 8
-    norm_num_groups: Positive = 32
+    attention_head_dim: Width | tuple[Width, ...] = 8
+    norm_num_groups: Width = 32
     use_linear_projection: bool = False
     scale_shift: bool = False
     time_embedding: Literal["positional", "fourier"] | None = None

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from ldm.models.clip import Clip
 
+_MOST = 2**16
+
 
 @dataclass(frozen=True)
 class ClipSize:
@@ -43,8 +45,8 @@ class ClipSize:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+            if not 1 <= value <= _MOST:
+                raise ValueError(f"{name}={value} must lie in 1..{_MOST}")
         for whole, part in (
             ("text_width", "text_heads"),
             ("vision_width", "vision_heads"),
