@@ -123,7 +123,7 @@ class Call:
     def guide(self, predict: Predictor, clip: Guidance | None) -> Predictor:
         """``predict`` guided, asked with the batch's condition and as the call is set then."""
         guide = self._classifier_free if self.guidance is None else self.guidance
-        if self.guided or self.guidance:
+        if self.guided or self.guidance is not None:
             self.null = self._encode_null()
         null = self.cond if self.null is None else self.null
         guided = (guide if clip is None else Chain((guide, clip)))(predict, null)
@@ -173,12 +173,12 @@ class Call:
         found = returned.get("latents", handed)
         if found is latent:
             return latent
-        found = found.to(latent.device)
-        self.watch.see(found, f"the latents that the callback returned at {self.step()}")
-        if found.shape != latent.shape:
-            return found.to(latent)
-        # What was left as it was handed out is not rounded.
-        return torch.where(found == latent.to(found), latent, found.to(latent))
+        new = found.to(latent)
+        if new.shape == latent.shape:
+            # What was left as it was handed out is not rounded.
+            new = torch.where(new == latent.to(self.dtype).to(latent), latent, new)
+        self.watch.see(new, f"the latents that the callback returned at {self.step()}")
+        return new
 
     def _offered(self, latent: Tensor) -> dict[str, Tensor | None]:
         tokens = self.cond.tokens

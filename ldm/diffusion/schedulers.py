@@ -102,7 +102,7 @@ def process_of(config: Mapping[str, Any]) -> NoiseProcess:
         return RectifiedFlow(config.get("flow_shift", 1.0), count)
     if "base_image_seq_len" in config:  # FlowMatchEulerDiscreteScheduler
         return RectifiedFlow(config.get("shift", 1.0), count)
-    if "sigma_data" in config or "sampling_eps" in config:
+    if "sigma_min" in config and ("sigma_data" in config or "sampling_eps" in config):
         return VarianceExploding(config["sigma_min"], config["sigma_max"], count)
     schedules: dict[str, Schedule] = {name: own for own, name in IN_DIFFUSERS.items()}
     schedule, betas = config.get("beta_schedule", "linear"), config.get("trained_betas")

@@ -71,7 +71,10 @@ class Adaptive(ProcessSampler):
         slope = flow(self.process, run.predict, run.cond)
 
         def rates(phi: float, y: Any) -> Any:
-            return array(slope(phi, tensor(y)))
+            found = slope(phi, tensor(y))
+            if not bool(found.isfinite().all()):  # no step is small enough, and all are tried
+                raise ValueError("the ODE of this network cannot be solved: it is nan or inf")
+            return array(found)
 
         def begun(phi: float, x: Tensor, t: Tensor) -> Any:
             return DOP853(
