@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.data.pace import Pace
 from ldm.data.source import DataError
+from ldm.storage.tensors import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +219,8 @@ class TensorCache:
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
         partial = self.folder / f".{name}-{os.getpid()}.partial"
         raw = torch.from_numpy(keys.view(np.uint8).reshape(len(keys), 16).copy())
-        contents = {n: c.contiguous() for n, c in columns.items()}
         try:
-            save_file({_KEYS: raw, **contents}, partial)
+            write_tensors({_KEYS: raw, **columns}, partial)
             partial.replace(self.folder / f"{name}.safetensors")
         except BaseException:  # a full disk, or a signal that ends the run
             partial.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.data.collection import Collection
@@ -27,6 +27,7 @@ from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like, whole
+from ldm.storage.tensors import write_tensors
 
 Weights = Mapping[str, Tensor]
 _RAW, _MOMENTS, _AVERAGE = "raw.safetensors", "optimizer.safetensors", "average-{}.safetensors"
@@ -70,7 +71,7 @@ def write(folder: Path, found: Mapping[str, dict[str, Tensor]], counters: dict[s
     """Writes what ``collect`` found into ``folder``, which must not exist."""
     folder.mkdir()
     for name, tensors in found.items():
-        save_file(tensors, folder / name)
+        write_tensors(tensors, folder / name)
     (folder / "run.json").write_text(json.dumps(counters))
 
 
