@@ -1,8 +1,8 @@
 """The rooms of the house: what may import what, and how large a file may grow.
 
-training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.interop -> ldm.{models,
-guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is on top. Each
-room may use those below it, and itself, but none beside it.
+training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.calls -> ldm.interop ->
+ldm.{models, guidance, sampling} -> ldm.diffusion -> ldm.storage -> torch; the command line, with
+its commands, is on top. Each room may use those below it, and itself, but none beside it.
 """
 
 import ast
@@ -22,9 +22,11 @@ LEVELS = [
     {"ldm.engine"},
     {"ldm.evaluation"},  # it reads what a source's captions promise back from a picture
     {"ldm.pipeline", "ldm.data"},
+    {"ldm.calls"},  # of the pipeline
     {"ldm.interop"},  # the formats of others, which pipeline and engine read and write
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
+    {"ldm.storage"},  # how files and folders are written
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 LONGEST = 400
