@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ldm.commands.failure import fail
+from ldm.commands.failure import check_pipeline, fail
 
 if TYPE_CHECKING:
     from ldm.data.collection import Items
@@ -100,8 +100,7 @@ def evaluate(
     asked for. likelihood: bits/dim of held-out digits.
     """
     name, values = _sweep(sweep)
-    if not (model / "model_index.json").is_file():
-        fail(f"{model} holds no model_index.json: it is not a pipeline folder")
+    check_pipeline(model)
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
     if data is not None and Suite.quality not in (suite or Suite):

@@ -7,15 +7,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import typer
+
+from ldm.interop.recognised import told
 
 
 def fail(message: object) -> NoReturn:
     """Prints ``error: message`` as one line and ends the command."""
     print("error:", " ".join(str(message).split()), file=sys.stderr)
     raise typer.Exit(2)
+
+
+def check_pipeline(path: Path, option: str = "") -> None:
+    """Ends the command unless ``path``, which ``option`` gave, is a pipeline folder."""
+    try:
+        wrong = told(path)
+    except ValueError as error:  # a damaged file
+        wrong = str(error)
+    if wrong:
+        fail(f"{option}{wrong}")
 
 
 @contextmanager
