@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,8 @@ from rich.console import Console
 
 from ldm.commands import data
 from ldm.commands.evaluate import evaluate
-from ldm.commands.failure import fail, named_sampler
+from ldm.commands.failure import check_pipeline, fail, named_sampler
+from ldm.interop.png import FORMATS
 
 
 class Program(StrEnum):
@@ -52,15 +54,34 @@ def _targets(out: Path, count: int) -> list[Path]:
 
     In a folder the numbers go on behind those that are there.
     """
-    if out.suffix.lower() == ".png" and not out.is_dir():
+    if _is_picture(out):
         if count == 1:
             return [out]
-        return [out.with_name(f"{out.stem}-{i:04d}.png") for i in range(count)]
-    if out.is_file():
-        raise ValueError(f"--out {out} is a file but no .png")
+        return [out.with_name(f"{out.stem}-{i:04d}{out.suffix}") for i in range(count)]
     taken = [int(file.stem) for file in out.glob("*.png") if file.stem.isdecimal()]
     first = max(taken, default=-1) + 1
     return [out / f"{first + i:04d}.png" for i in range(count)]
+
+
+def _is_picture(out: Path) -> bool:
+    """Whether --out names a picture, and no folder."""
+    if out.is_dir() or not (out.is_file() or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix)):
+        return False
+    if out.suffix.lower() not in FORMATS:
+        fail(
+            f"--out {out}: pictures are written as {', '.join(FORMATS)}; a folder whose name looks"
+            " like a file's has to be there already"
+        )
+    return True
+
+
+def _scales(loras: Sequence[Path], scales: Sequence[float]) -> Sequence[float]:
+    """As many as there are LoRAs."""
+    if len(scales) not in (1, len(loras)):
+        fail(
+            f"--lora-scale is given {len(scales)} times for {len(loras)} --lora: once, or for each"
+        )
+    return scales if len(scales) == len(loras) else list(scales) * len(loras)
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
@@ -73,13 +94,6 @@ def _interval(text: str | None) -> tuple[float, float] | None:
     if not low < high:
         fail(f"--guidance-interval: {low:g} is not less than {high:g}")
     return low, high
-
-
-def _check_folder(model: Path) -> None:
-    if not model.is_dir():
-        fail(f"--model {model}: there is no such folder")
-    if not (model / "model_index.json").is_file():
-        fail(f"--model {model} holds no model_index.json: it is not a pipeline folder")
 
 
 @app.command()
@@ -117,13 +131,17 @@ def sample(
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
     count: Annotated[int, typer.Option(help="Pictures of every prompt.")] = 1,
     negative: Annotated[str, typer.Option(help="What to steer away from.")] = "",
-    out: Annotated[Path, typer.Option(help="A .png, or a folder for numbered files.")] = Path(
-        "sample.png"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="A .png, .jpg or .webp, or a folder for numbered files.")
+    ] = Path("sample.png"),
     lora: Annotated[
-        Path | None, typer.Option(help="A LoRA of diffusers or kohya: its file or folder.")
+        list[Path] | None,
+        typer.Option(help="A LoRA of diffusers or kohya: its file or folder. May be repeated."),
     ] = None,
-    lora_scale: Annotated[float, typer.Option(help="How much of the LoRA; 1 is as trained.")] = 1.0,
+    lora_scale: Annotated[
+        list[float] | None,
+        typer.Option(help="How much of the LoRA; 1 is as trained. Once, or once for each."),
+    ] = None,
     embedding: Annotated[
         list[Path] | None,
         typer.Option(help="A word of textual inversion: its file or folder. May be repeated."),
@@ -135,7 +153,7 @@ def sample(
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:
-    """Draws pictures of PROMPTs and saves them as PNGs that carry their parameters."""
+    """Draws pictures of PROMPTs and saves them as files that carry their parameters."""
     width, height = None, None
     if size is not None:
         found = re.fullmatch(r"(\d+)x(\d+)", size)
@@ -146,16 +164,17 @@ def sample(
     sampler = named_sampler(sampler)
     if not 0 <= guidance_rescale <= 1:
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
-    _check_folder(model)
+    check_pipeline(model, "--model ")
     if count < 1:
         fail(f"--count must be at least 1, not {count}")
-    if lora is not None and not lora.exists():
-        fail(f"--lora {lora}: there is no such file or folder")
-    if captions and out.suffix.lower() == ".png":
+    if captions and _is_picture(out):
         fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
-    for word in embedding or []:
-        if not word.exists():
-            fail(f"--embedding {word}: there is no such file or folder")
+    loras, words = lora or [], embedding or []
+    scales = _scales(loras, lora_scale or [1.0])
+    for option, paths in (("lora", loras), ("embedding", words)):
+        for path in paths:
+            if not path.exists():
+                fail(f"--{option} {path}: there is no such file or folder")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -163,7 +182,7 @@ def sample(
     import transformers
 
     from ldm.guidance import ClassifierFree
-    from ldm.interop.png import Parameters, write_png
+    from ldm.interop.png import Parameters, write_picture
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -174,10 +193,12 @@ def sample(
             fail("PROMPT is missing: say what to draw")
         prompts = prompts or [""]
         targets = _targets(out, len(prompts) * count)
-        if lora is not None:
-            pipe.load_lora_weights(lora, adapter_name="lora")
-            pipe.set_adapters("lora", lora_scale)
-        for word in embedding or []:
+        names = [f"lora{number}" for number in range(len(loras))]
+        for path, name in zip(loras, names, strict=True):
+            pipe.load_lora_weights(path, adapter_name=name)
+        if loras:
+            pipe.set_adapters(names, list(scales))
+        for word in words:
             pipe.load_textual_inversion(word)
         try:
             pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -202,6 +223,7 @@ def sample(
         ).images
         if pipe.text_encoder is None and not pipe.config.classes:
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
+        used = [f"{p.resolve().stem} {s:g}" for p, s in zip(loras, scales, strict=True)]
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         console = Console()
         for i, (image, target) in enumerate(zip(images, targets, strict=True)):
@@ -215,11 +237,11 @@ def sample(
                 width=image.width,
                 height=image.height,
                 model=model.resolve().name,
-                lora=None if lora is None else f"{lora.resolve().stem} {lora_scale:g}",
+                lora=", ".join(used) or None,
                 rescale=guidance_rescale or None,
                 interval=guidance_interval,
             )
-            write_png(image, target, parameters)
+            write_picture(image, target, parameters)
             if captions:
                 row = {"file_name": target.name, "text": parameters.prompt}
                 with (target.parent / "metadata.jsonl").open("a") as rows:
@@ -239,7 +261,7 @@ def export(
 
     With the picture tower of its CLIP, if there is one that still fits its text encoder.
     """
-    _check_folder(model)
+    check_pipeline(model, "--model ")
     if (out / "model_index.json").exists():
         fail(f"{out} already holds a pipeline: remove it, or choose another folder")
 

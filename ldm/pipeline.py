@@ -24,18 +24,17 @@ from ldm.calls import arguments
 from ldm.calls.arguments import TENSORS, Pictures, number
 from ldm.calls.batches import Batches, noise, walk
 from ldm.calls.running import Call, SeenFromCallbacks, running
+from ldm.calls.values import checked
 from ldm.diffusion import Condition, Denoiser, predictor, target_of
 from ldm.guidance import Guidance, Threshold
 from ldm.interop.loader import EmbeddingLoader, LoraLoader
+from ldm.interop.pipeline_folder import opened, save
 from ldm.interop.stock import stock_index
-from ldm.models.clip import save_text_encoder
 from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner, Conditioner
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.labels import LabelConditioner
 from ldm.models.lora import adapted, fused
-from ldm.models.origin import forget_origin
-from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
 from ldm.sampling import (
     Sampler,
@@ -131,11 +130,15 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
 
         Stock loads the U-Net in float32 but the text encoder in the dtype it was saved in, and then
         crashes on the mixture. Pickled weights run code: ``use_safetensors=False`` allows them.
+
+        Raises:
+            OSError: there is no such folder, or a file of it is missing; the message is one line.
+            ValueError: something in it is damaged, or larger than its weights; likewise.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         kwargs.setdefault("use_safetensors", True)
-        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = opened(super().from_pretrained, pretrained_model_name_or_path, kwargs)
         pipe.register_to_config(sampling=stated_by(pretrained_model_name_or_path))
         return pipe
 
@@ -154,9 +157,12 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         readers, A1111 and ComfyUI find them, a half-precision folder loads in float32 rather
         than in a mixture, and no config names the folder that a part was read from.
 
+        A pipeline that is in the folder is replaced in one step, whatever its layout was; a kill
+        leaves the old one or the new one. What else lies there stays.
+
         Raises:
-            ValueError: adapters are loaded that are not in the weights; fused ones are, and the
-                folder is that of the fused weights.
+            ValueError: ``save_directory`` is a file, or adapters are loaded that are not in the
+                weights; fused ones are, and the folder is that of the fused weights.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError(
@@ -179,20 +185,10 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
             )
             plain.unload_lora_weights()
             return plain.save_pretrained(save_directory, **kwargs)
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        if self.text_encoder is None:
-            return forget_origin(folder)
-        save_tokenizer(self.tokenizer, folder / "tokenizer")
-        if kwargs.get("safe_serialization", True) and kwargs.get("variant") is None:
-            save_text_encoder(bare(self.text_encoder), folder / "text_encoder")
-        else:
-            file = folder / "text_encoder" / "config.json"
-            config = {**json.loads(file.read_text()), "dtype": "float32"}
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        forget_origin(folder)
+        save(self, Path(save_directory), super().save_pretrained, kwargs)
 
     @torch.no_grad()
+    @checked
     def __call__(
         self,
         prompt: str | list[str] = "",

@@ -44,6 +44,7 @@ from ldm.engine.suites import Suites
 from ldm.engine.text_to_image import TextToImageTask, save_pipeline
 from ldm.engine.trainer import Trainer
 from ldm.models.attention import set_attention
+from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
 
 
@@ -131,7 +132,8 @@ def speak_of(word: TextualInversion, collection: Collection) -> None:
     """Makes captions of the templates; ``ConfigError`` if no caption says the word."""
     if word.templates:
         collection.retell(word.captions)
-    if not any(word.token.lower() in caption.lower() for caption in collection.captions()):
+    token = folded(word.token)
+    if not any(token in folded(caption) for caption in collection.captions()):
         raise ConfigError(
             f"textual_inversion.token: no caption says {word.token!r}: write it into the captions,"
             ' or set textual_inversion.templates (["a photo of {}"])'

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ldm.commands.failure import fail, named_sampler
+from ldm.commands.failure import check_pipeline, fail, named_sampler
 
 if TYPE_CHECKING:
     from ldm.data.collection import Items
@@ -110,8 +110,7 @@ def evaluate(
     """
     name, values = _sweep(sweep)
     sampler = named_sampler(sampler) if sampler else None
-    if not (model / "model_index.json").is_file():
-        fail(f"{model} holds no model_index.json: it is not a pipeline folder")
+    check_pipeline(model)
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
     if data is not None and Suite.quality not in (suite or Suite):

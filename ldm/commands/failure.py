@@ -7,9 +7,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import typer
+
+from ldm.interop.recognised import told
 
 
 def fail(message: object) -> NoReturn:
@@ -26,6 +29,16 @@ def named_sampler(name: str | None) -> str | None:
         return name if name in (None, "model") else canonical(name)
     except ValueError as error:
         fail(error)
+
+
+def check_pipeline(path: Path, option: str = "") -> None:
+    """Ends the command unless ``path``, which ``option`` gave, is a pipeline folder."""
+    try:
+        wrong = told(path)
+    except ValueError as error:  # a damaged file
+        wrong = str(error)
+    if wrong:
+        fail(f"{option}{wrong}")
 
 
 @contextmanager

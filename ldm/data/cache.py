@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.data.pace import Pace
 from ldm.data.shard import KEYS, Shard, ShardError, checksums
 from ldm.data.source import DataError
 from ldm.storage.json import JsonError, read_json
+from ldm.storage.tensors import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ class TensorCache:
         raw = torch.from_numpy(keys.view(np.uint8).reshape(len(keys), 16).copy())
         contents = {n: c.contiguous() for n, c in columns.items()}
         try:
-            save_file({KEYS: raw, **contents}, partial, metadata=checksums(keys, contents))
+            write_tensors({KEYS: raw, **contents}, partial, checksums(keys, contents))
             partial.replace(self.folder / f"{name}.safetensors")
         except BaseException:  # a full disk, or a signal that ends the run
             partial.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from ldm.errors import UserError
+from ldm.storage.folders import STAGING, flush_all, take_place
 from ldm.storage.json import JsonError, read_json
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,6 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def name_of(images: int) -> str:
     """Folder name of the checkpoint after ``images`` images; names sort by age."""
     return f"{_PREFIX}{images:012d}"
@@ -66,27 +58,19 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     If ``write`` fails (a full disk), nothing named is touched and the staging folder is removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".staging-{folder.name}"
+    staging = folder.parent / f"{STAGING}{folder.name}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
         write(staging)
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         listed = {str(path.relative_to(staging)): sha256(path) for path in files}
-        manifest = staging / MANIFEST
-        manifest.write_text(json.dumps({"sha256": listed}, indent=1))
-        for path in [*files, manifest, *(p for p in staging.rglob("*") if p.is_dir()), staging]:
-            _flush(path)
+        (staging / MANIFEST).write_text(json.dumps({"sha256": listed}, indent=1))
+        flush_all(staging)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    replaced = folder.parent / f".staging-replaced-{folder.name}"
-    if folder.exists():  # moved aside, not removed: a kill between the two renames loses nothing
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-    staging.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    take_place(staging, folder)
 
 
 def problem(folder: Path, below: str = "") -> str | None:
@@ -139,5 +123,5 @@ def rotate(root: Path, keep: int, images: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():  # in use elsewhere: no reason to end a run that has just been saved
             log.warning("checkpoint %s cannot be removed", folder)
-    for staging in root.glob(".staging-*"):
+    for staging in root.glob(f"{STAGING}*"):
         shutil.rmtree(staging, ignore_errors=True)

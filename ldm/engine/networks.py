@@ -23,6 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm.data.cache import network_settings
 from ldm.diffusion import stream
 from ldm.engine.config import ConfigError
+from ldm.interop.recognised import told
+from ldm.interop.soundness import check_network, json_object
 
 M = TypeVar("M")
 
@@ -52,6 +54,13 @@ def read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{key}: {folder} holds no {cls.__name__} (it has no config.json)")
+    with described(key):
+        config = json_object(folder / "config.json")
+    try:
+        if not meta or any(folder.glob("*.safetensors")):  # shapes alone need no weights
+            check_network(folder, config, pickled=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: the weights in {folder} cannot be read: {error}") from None
     if meta:
         if cls is CLIPTextModel:
             return on_meta(lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)))
@@ -79,6 +88,9 @@ def in_model(model: str | None, key: str, subfolder: str) -> Path:
     """The folder of a part that ``key`` does not describe; ``ConfigError`` if no model has it."""
     if model is None:
         raise ConfigError(f"{key} is not described: give {key}, or model, a pipeline folder")
+    if Path(model).is_file():
+        with described("model"):
+            raise ValueError(told(Path(model)))
     if not (Path(model) / "model_index.json").is_file():
         raise ConfigError(f"model: {model} is no pipeline folder (it has no model_index.json)")
     return Path(model) / subfolder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ldm.diffusion import (
 from ldm.engine.config import ConfigError
 from ldm.engine.noise_settings import ProcessConfig, WeightingSettings
 from ldm.engine.schema import TrainConfig
+from ldm.interop.soundness import check_scheduler, json_object
 
 PROCESSES: dict[str, type[Any]] = {
     cls.kind: cls for cls in (DiscreteVP, ContinuousVP, Cosine, VarianceExploding, RectifiedFlow)
@@ -87,9 +87,8 @@ def saved(model: str) -> tuple[NoiseProcess, Target, bool]:
     """
     file = Path(model) / "scheduler" / "scheduler_config.json"
     try:
-        config = json.loads(file.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
+        config = json_object(file)
+        check_scheduler(config)
         learned = config.get("variance_type") == "learned_range"
         process = NoiseProcess.from_scheduler(config)
         len(process.table.alpha)  # whether its numbers are some

@@ -5,13 +5,13 @@ A config says so, or else the folder that it starts from; without either it is l
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ldm.engine.config import ConfigError
 from ldm.engine.learning import parts
 from ldm.engine.schema import Classes, TrainConfig
+from ldm.interop.soundness import json_object
 
 
 def _index(config: TrainConfig) -> dict[str, Any] | None:
@@ -19,16 +19,16 @@ def _index(config: TrainConfig) -> dict[str, Any] | None:
     if config.model is None:
         return None
     try:
-        return dict(json.loads((Path(config.model) / "model_index.json").read_text()))
-    except (OSError, ValueError, TypeError):  # ``in_model`` tells, where a part is asked for
+        return json_object(Path(config.model) / "model_index.json")
+    except (OSError, ValueError):  # ``in_model`` tells, where a part is asked for
         return None
 
 
 def settings(folder: Path) -> dict[str, Any]:
     """``config.json`` of ``folder``, empty where it cannot be read: who opens the folder tells."""
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return json_object(folder / "config.json")
+    except (OSError, ValueError):
         return {}
 
 

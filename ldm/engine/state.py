@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.data.collection import Collection
@@ -29,6 +29,7 @@ from ldm.engine.config import ConfigError, images, plain
 from ldm.engine.optimizer import learning_rate
 from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like, whole
+from ldm.storage.tensors import write_tensors
 
 Weights = Mapping[str, Tensor]
 _RAW, _MOMENTS, _AVERAGE = "raw.safetensors", "optimizer.safetensors", "average-{}.safetensors"
@@ -72,7 +73,7 @@ def write(folder: Path, found: Mapping[str, dict[str, Tensor]], counters: dict[s
     """Writes what ``collect`` found into ``folder``, which must not exist."""
     folder.mkdir()
     for name, tensors in found.items():
-        save_file(tensors, folder / name)
+        write_tensors(tensors, folder / name)
     without = [name for name in found[_RAW] if f"{name}/step" not in found[_MOMENTS]]
     recorded.write(folder, counters, without)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import PIL
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.data.cache import fingerprint
@@ -23,6 +23,7 @@ from ldm.data.collection import Items, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.source import cache_root
 from ldm.evaluation.features import Space
+from ldm.storage.tensors import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _write(features: Tensor, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}-{os.getpid()}.partial")
     try:
-        save_file({"features": features.contiguous()}, partial)
+        write_tensors({"features": features}, partial)
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)

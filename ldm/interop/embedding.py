@@ -8,17 +8,24 @@ AUTOMATIC1111's safetensors hold the tensor as ``emb_params``; the word is then 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from ldm.interop import pickled
+from ldm.models.tokenizer import unreadable
+from ldm.storage.tensors import write_tensors
 
 FILE = "learned_embeds.safetensors"
 _A1111 = "emb_params"
+VECTORS = 1_000
+"""The most that a word may have."""
+_LETTERS = 200
 
 
 def write(
@@ -35,7 +42,7 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": "pt"} | ({"base": json.dumps(dict(base), sort_keys=True)} if base else {})
-    save_file({token: rows.detach().cpu().contiguous()}, folder / FILE, header)
+    write_tensors({token: rows}, folder / FILE, header)
     return folder / FILE
 
 
@@ -54,17 +61,28 @@ def read(path: str | PathLike[str], file: str | None = None) -> tuple[str, Tenso
         chosen = chosen / (file or FILE)
     if not chosen.is_file():
         raise ValueError(f"{chosen}: there is no such file")
-    if chosen.suffix != ".safetensors":
-        raise ValueError(f"{chosen} is no .safetensors, and nothing else is read")
+    pickled.refuse(chosen, "embedding")
     try:
-        tensors = load_file(chosen)
+        with safe_open(chosen, framework="pt") as opened:
+            names = list(opened.keys())
+            shapes = [opened.get_slice(name).get_shape() for name in names]
+            if len(names) != 1 or len(shapes[0]) not in (1, 2):
+                raise ValueError(
+                    f"{chosen} holds {len(names)} tensors: a word of textual inversion is one, a"
+                    " row for each of its vectors"
+                )
+            if math.prod(shapes[0][:-1]) > VECTORS:  # before they are read
+                raise ValueError(
+                    f"{chosen} holds {shapes[0][0]:,} vectors, and no text has room for more than"
+                    f" {VECTORS:,}"
+                )
+            rows = opened.get_tensor(names[0])
     except (OSError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
-    if len(tensors) != 1 or next(iter(tensors.values())).ndim not in (1, 2):
-        raise ValueError(
-            f"{chosen} holds {len(tensors)} tensors: a word of textual inversion is one, a row for"
-            " each of its vectors"
-        )
-    ((token, rows),) = tensors.items()
-    return (chosen.stem if token == _A1111 else token), rows.reshape(-1, rows.shape[-1])
+    token = chosen.stem if names[0] == _A1111 else names[0]
+    if not rows.numel() or not rows.is_floating_point() or not rows.float().isfinite().all():
+        raise ValueError(f"{chosen} holds no vectors that a text encoder could read")
+    if not token.strip() or unreadable(token) or len(token) > _LETTERS:
+        raise ValueError(f"{chosen} is of no word: {token[:_LETTERS]!r}")
+    return token, rows.reshape(-1, rows.shape[-1])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from torch import Tensor
 
 from ldm.interop import embedding, lora
 from ldm.models.lora import check_fit
+from ldm.models.tokenizer import folded
 from ldm.models.wrapped import bare
+from ldm.storage.tensors import write_tensors
 
 
 def _inside(name: str) -> Callable[..., Any]:
@@ -120,6 +124,20 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
                 hotswap=hotswap,
             )
 
+    @staticmethod
+    def write_lora_layers(*arguments: Any, **named: Any) -> None:
+        """As in diffusers, of whose ``save_lora_weights`` it is a part, by the library's own writer
+        of tensors.
+        """
+        call = inspect.signature(StableDiffusionLoraLoaderMixin.write_lora_layers)
+        given = call.bind(*arguments, **named)
+        given.apply_defaults()
+        asked = given.arguments
+        if asked["save_function"] is None and asked["safe_serialization"]:
+            header = lora.header(asked["lora_adapter_metadata"])
+            asked["save_function"] = partial(write_tensors, metadata=header)
+        StableDiffusionLoraLoaderMixin.write_lora_layers(*given.args, **given.kwargs)
+
 
 class EmbeddingLoader(TextualInversionLoaderMixin):
     """diffusers' loader of textual inversion on this library's reader of files."""
@@ -135,9 +153,9 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
         """Teaches tokenizer and text encoder a new word, or several.
 
         Files of this machine are read by ``ldm.interop.embedding``, from safetensors only; what is
-        not on this machine is a repository of the Hub and is left to diffusers. A word of several
-        vectors is written in prompts as its first token. ``unload_textual_inversion`` is diffusers'
-        own.
+        not on this machine is a repository of the Hub and is left to diffusers. Prompts may write a
+        word in any case, and one of several vectors as its first token.
+        ``unload_textual_inversion`` is diffusers' own.
 
         Args:
             pretrained_model_name_or_path: a file, its folder, its tensor by its word, or a list of
@@ -149,7 +167,7 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
 
         Raises:
             ValueError: the file is none of textual inversion, is for another text encoder, or its
-                word is taken; the message is one line.
+                word is taken, be it in another case; the message is one line.
         """
         sources = pretrained_model_name_or_path
         width = (text_encoder or self.text_encoder).get_input_embeddings().weight.shape[-1]
@@ -164,6 +182,16 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
                     )
                 source = {name: rows}
             loaded.append(source)
+        words = token if isinstance(token, list) else [token] * len(loaded)
+        taken = {folded(word): word for word in (tokenizer or self.tokenizer).get_added_vocab()}
+        for source, word in zip(loaded, words, strict=False):  # diffusers says what does not match
+            if isinstance(source, Mapping) and len(source) == 1:
+                word = word or next(iter(source))
+                if (other := taken.setdefault(folded(word), word)) != word:
+                    raise ValueError(
+                        f"{word!r} and {other!r} differ in case alone, which the tokenizer does not"
+                        " see: load one under another name, token=..."
+                    )
         # Room for the new rows is drawn from the global generator before they are copied there.
         with torch.random.fork_rng(devices=[]):
             super().load_textual_inversion(loaded, token, tokenizer, text_encoder, **kwargs)

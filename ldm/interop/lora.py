@@ -11,7 +11,8 @@ missing, alpha is the rank. kohya (A1111, ComfyUI, sd-scripts), one file:
     lora_unet_MODULE.lora_down.weight   .lora_up.weight   .alpha   .dora_scale
     lora_te_text_model_MODULE...
 
-with every ``.`` of MODULE an ``_``; where alpha is missing it is the rank. Both scale by alpha / r
+with every ``.`` of MODULE an ``_``; where alpha is missing it is the rank. diffusers' oldest files
+are of a U-Net alone and lack ``unet.``. All scale by alpha / r
 (Hu et al. 2021, eq. 3) and put DoRA's magnitudes (Liu et al. 2024, eq. 5) on outputs, so nothing is
 lost from one to the other. Only safetensors are read: pickled weights run code.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -32,12 +33,12 @@ from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
 )
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.interop import pickled
 from ldm.models.lora import Update, Updates
+from ldm.storage.tensors import write_tensors
 
 Lora = Mapping[str, Updates]
 """Updates of ``unet`` and ``text_encoder``; modules of the latter without ``text_model.``, which
@@ -47,6 +48,7 @@ Format = Literal["diffusers", "kohya"]
 
 FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
+_LARGEST = 1e30  # an alpha
 _BASE = "base"
 _TOWER = "text_model."
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
@@ -56,6 +58,11 @@ _WORDS = re.compile(
     "|add_embedding|linear_1|linear_2|down_blocks|mid_block|up_blocks|transformer_blocks|to_q|to_k"
     "|to_v|to_out|text_model|self_attn|q_proj|k_proj|v_proj|out_proj|[a-z0-9]+"
 )
+_BARE = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
+# peft's patterns are regular expressions. With two repetitions, none of them of a group, matching
+# ends soon whatever the file says.
+_REPEATS, _REPEATED_GROUP = re.compile(r"[*+?{]"), re.compile(r"\)[*+?{]")
+_PATTERNS = 10_000  # of a network
 _FOREIGN_BLOCKS = re.compile("input_blocks|middle_block|output_blocks")
 
 
@@ -77,7 +84,7 @@ def read(path: str | PathLike[str], file: str | None = None) -> Lora:
         metadata = json.loads(header) if header else {}
         if not isinstance(metadata, dict):
             raise ValueError(f"{_METADATA} is no JSON object")
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
     try:
@@ -103,13 +110,12 @@ def _choose(path: Path, file: str | None) -> Path:
     elif file is not None or (path / FILE).is_file():
         chosen = path / (file or FILE)
     else:
-        every = sorted(path.glob("*.safetensors"))
+        every = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_lora_weights.bin"))
         if len(every) != 1:
             names = ", ".join(one.name for one in every) or "none"
             raise ValueError(f"{path} holds no {FILE}, and not one other safetensors ({names})")
         chosen = every[0]
-    if chosen.suffix != ".safetensors":
-        raise ValueError(f"{chosen} is no .safetensors, and nothing else is read")
+    pickled.refuse(chosen, "LoRA")
     return chosen
 
 
@@ -142,6 +148,8 @@ def _updates(part: str, pieces: Mapping[str, dict[str, Any]]) -> dict[str, Updat
 
 def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Lora:
     lora: dict[str, Updates] = {}
+    if tensors and all(_BARE.match(name) for name in tensors):
+        tensors = {f"unet.{name}": value for name, value in tensors.items()}
     for part in ("unet", "text_encoder"):
         mine = {
             k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")
@@ -161,8 +169,9 @@ def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
             pieces.setdefault(match[1], {})[kind] = value
         config = {k[len(part) + 1 :]: v for k, v in metadata.items() if k.startswith(part + ".")}
         if config:
+            alpha = _alpha_of(config)
             for name, piece in pieces.items():
-                piece["alpha"] = _alpha(config, name, len(piece.get("down", ())))
+                piece["alpha"] = alpha(name, len(piece.get("down", ())))
         if pieces:
             lora[part] = _updates(part, pieces)
     known = tuple(f"{part}." for part in lora)
@@ -172,13 +181,33 @@ def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
     return lora
 
 
-def _alpha(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """What peft's ``config`` says for one module."""
-    patterns = {k.removeprefix(_TOWER): v for k, v in (config.get("alpha_pattern") or {}).items()}
-    alpha = float(
-        patterns.get(get_pattern_key(list(patterns), name), config.get("lora_alpha", rank))
-    )
-    return alpha * rank**0.5 if config.get("use_rslora") else alpha  # rsLoRA: alpha / sqrt(r)
+def _alpha_of(config: Mapping[str, Any]) -> Callable[[str, int], float]:
+    """Alpha of a module, by its name and rank, as peft's ``config`` says."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or len(patterns) > _PATTERNS:
+        raise ValueError(f"{_METADATA}: alpha_pattern must be an object of {_PATTERNS:,} at most")
+    found = [(_pattern(key.removeprefix(_TOWER)), value) for key, value in patterns.items()]
+
+    def alpha(name: str, rank: int) -> float:
+        value = next((v for p, v in found if p.match(name)), config.get("lora_alpha", rank))
+        if not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
+            raise ValueError(f"{_METADATA}: alpha {str(value)[:40]!r} of {name} is no number")
+        return value * rank**0.5 if config.get("use_rslora") else float(value)  # alpha / sqrt(r)
+
+    return alpha
+
+
+def _pattern(key: str) -> re.Pattern[str]:
+    """As peft has it: a regular expression for the end of a name."""
+    if len(key) > 500 or _REPEATED_GROUP.search(key) or len(_REPEATS.findall(key)) > 2:
+        raise ValueError(
+            f"{_METADATA}: the pattern {key[:60]!r} may take for ever to match: write the names of"
+            " modules"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{_METADATA}: the pattern {key[:60]!r} is none: {error}") from None
 
 
 def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -284,6 +313,14 @@ def to_kohya(lora: Lora) -> dict[str, Tensor]:
 # -- files --
 
 
+def header(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a file says beside its tensors, peft's config of each network for one."""
+    if not metadata:
+        return {"format": "pt"}
+    text = json.dumps(metadata, indent=1, sort_keys=True, default=sorted)  # peft has sets
+    return {"format": "pt", _METADATA: text}
+
+
 def write(
     lora: Lora,
     path: str | PathLike[str],
@@ -302,13 +339,9 @@ def write(
         ValueError: the format cannot express it (``to_diffusers``).
     """
     path = Path(path)
-    header = {"format": "pt"} | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
-    if to == "kohya":
-        tensors = to_kohya(lora)
-    else:
-        tensors, metadata = to_diffusers(lora)
-        header[_METADATA] = json.dumps(metadata, indent=1, sort_keys=True)
+    tensors, metadata = (to_kohya(lora), None) if to == "kohya" else to_diffusers(lora)
+    told = header(metadata) | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, file, header)
+    write_tensors(tensors, file, told)
     return file

@@ -1,12 +1,12 @@
-"""How a picture was made, inside its PNG: the ``parameters`` text that Stable Diffusion web UIs
+"""How a picture was made, inside its file: the ``parameters`` text that Stable Diffusion web UIs
 write and read.
 
     prompt
     Negative prompt: ...
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: .., Model: ..
 
-The format of AUTOMATIC1111's web UI: a tEXt chunk in Latin-1, or iTXt in UTF-8 where the text needs
-it.
+The format of AUTOMATIC1111's web UI: in a PNG a tEXt chunk in Latin-1, or iTXt in UTF-8 where the
+text needs it; in JPEG and WebP the user comment of EXIF, in UTF-16.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
@@ -22,6 +23,11 @@ from PIL.PngImagePlugin import PngInfo
 
 _T = TypeVar("_T", int, float)
 _KEY = "parameters"
+_EXIF, _COMMENT = 0x8769, 0x9286  # the tags of EXIF's own table and of the user comment in it
+_UNICODE = b"UNICODE\0"
+_SEGMENT = 65_533 - len(b"Exif\0\0")  # bytes that a JPEG has for it
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""By the suffix of a file."""
 _NEGATIVE = "Negative prompt: "
 _THEIR_NAME = {
     "ddim": "DDIM",
@@ -53,7 +59,7 @@ class Parameters:
         height: pixels.
         model: name of the model.
         model_hash: hex digits that identify it.
-        lora: name of the LoRA and its scale, "NAME 1".
+        lora: name of the LoRA and its scale, "NAME 1"; of several "NAME 1, OTHER 0.5".
         rescale: of classifier-free guidance.
         interval: least and greatest log-SNR that it works at, "-3,3".
 
@@ -74,7 +80,7 @@ class Parameters:
     interval: str | None = None
 
     def __str__(self) -> str:
-        """The text of the chunk."""
+        """The text in the file."""
         size = f"{self.width}x{self.height}" if self.width and self.height else None
         entries = {
             "Steps": self.steps,
@@ -140,16 +146,43 @@ def _number(kind: type[_T], text: str | None) -> _T | None:
         return None
 
 
-def write_png(image: Image.Image, path: str | PathLike[str], parameters: Parameters) -> None:
-    """Saves ``image`` as a PNG that carries ``parameters``."""
-    info = PngInfo()
-    info.add_text(_KEY, str(parameters))
-    image.save(path, format="PNG", pnginfo=info)
+def write_picture(image: Image.Image, path: str | PathLike[str], parameters: Parameters) -> None:
+    """Saves ``image`` as a PNG, JPEG or WebP, after the suffix of ``path``, that carries
+    ``parameters``.
+
+    Raises:
+        ValueError: the suffix is another, or the parameters are too long for a JPEG.
+    """
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: a picture is written as {', '.join(FORMATS)}")
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_text(_KEY, str(parameters))
+        image.save(path, format=kind, pnginfo=info)
+        return
+    exif = Image.Exif()
+    # UTF-16 as EXIF has its numbers in Pillow; the web UI's own reader tries both orders.
+    exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + str(parameters).encode("utf-16-be")
+    if kind == "JPEG" and len(exif.tobytes()) > _SEGMENT:
+        raise ValueError(f"{path}: the prompt is too long for a JPEG: write a .png or .webp")
+    image.save(path, format=kind, exif=exif, quality=95)
 
 
-def read_png(path: str | PathLike[str]) -> Parameters | None:
-    """The parameters of a PNG, or None if it carries none."""
+def read_parameters(path: str | PathLike[str]) -> Parameters | None:
+    """The parameters of a picture, or None if it carries none."""
     with Image.open(path) as image:
         image.load()  # the chunk may stand behind the pixels
-        text = image.info.get(_KEY)
+        text = image.info.get(_KEY) or _comment(image.getexif().get_ifd(_EXIF).get(_COMMENT))
     return Parameters.parse(text) if isinstance(text, str) else None
+
+
+def _comment(value: object) -> str | None:
+    """The text of a user comment, which begins with eight bytes that tell its encoding."""
+    if not isinstance(value, bytes):
+        return value if isinstance(value, str) else None
+    code, text = value[:8], value[8:]
+    if code != _UNICODE:
+        return text.decode("utf-8", errors="replace").strip("\0 ") or None
+    big, little = (text.decode(f"utf-16-{order}", errors="replace") for order in ("be", "le"))
+    return little if "Steps: " in little else big  # web UIs write the first, others the second

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import (
@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from ldm.diffusion import stream
+from ldm.storage.tensors import write_tensors
 
 _PREFIX = "text_model."
 _PROJECTION = "text_projection.safetensors"
@@ -79,11 +80,8 @@ class Clip(nn.Module):
             "text_projection.weight": self.model.text_projection.weight,
             "logit_scale": self.model.logit_scale,
         }
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in extra.items()},
-            folder / _PROJECTION,
-            metadata={_MEETS: fingerprint(self.model.text_model)},
-        )
+        met = {_MEETS: fingerprint(self.model.text_model)}
+        write_tensors(extra, folder / _PROJECTION, met)
         vision = self.model.config.vision_config
         if vision.num_channels != 3:
             return  # of latents no picture's preprocessing
@@ -160,10 +158,10 @@ def save_text_encoder(text_encoder: CLIPTextModel, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        _PREFIX + name.removeprefix(_PREFIX): value.detach().cpu().contiguous()
+        _PREFIX + name.removeprefix(_PREFIX): value
         for name, value in text_encoder.state_dict().items()
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
     config = text_encoder.config.to_diff_dict()
     config["architectures"] = ["CLIPTextModel"]
     # Transformers loads in this dtype unless told otherwise: a half-precision one would meet a

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.diffusion import Condition
+from ldm.models.tokenizer import unreadable
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +76,15 @@ class ClipConditioner:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self._reported: set[str] = set()
-        # Words of several vectors (textual inversion): a text names the first of their tokens.
-        self._spelt: dict[str, str] = {}
+        # Words of several vectors (textual inversion): what follows their first token, by its id.
+        self._further: dict[int, str] = {}
         added = tokenizer.added_tokens_encoder
         for token in added:
             further = itertools.takewhile(
                 added.__contains__, (f"{token}_{number}" for number in itertools.count(1))
             )
             if rest := list(further):
-                self._spelt[token] = " ".join([token, *rest])
+                self._further[added[token]] = "".join(f" {more}" for more in rest)
 
     @property
     def length(self) -> int:
@@ -103,10 +103,11 @@ class ClipConditioner:
         """Int64 ids ``b l`` on the CPU, cut and padded to ``length``; a word of textual inversion
         stands for all of its tokens.
 
-        A text that is too long is reported once in the life of this object, with the words that
-        were cut; of very many the first are.
+        Case says nothing: CLIP's tokenizer lower-cases texts, new words among them, and what it
+        takes for a word is that word here. A text that is too long is reported once in the life of
+        this object, with the words that were cut; of very many the first are.
         """
-        texts = [self._written_out(text) for text in texts]
+        texts = self._written_out(texts)
         # Overflowing tokens come back as further rows: one pass finds the ids and what was cut.
         rows = self.tokenizer(
             texts,
@@ -126,11 +127,25 @@ class ClipConditioner:
                 self._report(texts[sample], first_cut)
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.length)
 
-    def _written_out(self, text: str) -> str:
-        for token, all_of_it in self._spelt.items():
-            # ``<cat>_1`` alone is that token alone.
-            text = re.sub(rf"{re.escape(token)}(?!_\d)", lambda _, new=all_of_it: new, text)
-        return text
+    def _written_out(self, texts: Sequence[str]) -> list[str]:
+        """Behind every word of several vectors its further tokens; ``<cat>_1`` alone is that token
+        alone.
+        """
+        for text in texts:
+            if wrong := unreadable(text):
+                raise ValueError(f"the text {text[:100]!r} {wrong}")
+        if not self._further or not texts:
+            return list(texts)
+        read = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        found = []
+        for text, ids, places in zip(texts, read.input_ids, read.offset_mapping, strict=True):
+            for token, (_, end) in reversed([*zip(ids, places, strict=True)]):
+                if further := self._further.get(token):
+                    text = text[:end] + further + text[end:]
+            found.append(text)
+        return found
 
     def _report(self, text: str, first_cut: int) -> None:
         start = first_cut

@@ -3,7 +3,8 @@
     v* = argmin_v  E |eps - eps_theta(z_t, t, c_theta(y))|^2,   v the rows of the new tokens in c
 
 (Gal et al. 2022, eq. 2). A word of k vectors is k tokens, ``<cat>``, ``<cat>_1``, ..., as diffusers
-spells them; a text names the first, and ``ldm.models.conditioner`` writes out the others.
+spells them; a text names the first, in any case, and ``ldm.models.conditioner`` writes out the
+others.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from ldm.models.tokenizer import folded
 
 
 def spelt(token: str, vectors: int) -> list[str]:
@@ -65,9 +68,13 @@ def add_word(
     starts from their mean, and where there are too few tokens neighbours start from the same one.
 
     Raises:
-        ValueError: the tokenizer has the word already, or cannot read the initializer.
+        ValueError: the tokenizer has the word already, be it in another case, or cannot read the
+            initializer, or no text has room for so many vectors.
     """
-    taken = [name for name in spelt(token, vectors) if name in tokenizer.get_vocab()]
+    if vectors > (room := tokenizer.model_max_length - 2):  # start and end of text
+        raise ValueError(f"vectors: {vectors} are too many, a text has room for {room}")
+    known_words = {folded(name) for name in tokenizer.get_vocab()}
+    taken = [name for name in spelt(token, vectors) if folded(name) in known_words]
     if taken:
         raise ValueError(f"token: the tokenizer has {taken[0]!r} already: choose another word")
     ids = tokenizer(initializer, add_special_tokens=False).input_ids

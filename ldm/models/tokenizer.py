@@ -10,6 +10,8 @@ where text towers with an old config look for it.
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from transformers import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+_WRONG = "it was decoded in another encoding than its own"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:
@@ -63,6 +66,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> C
     return CLIPTokenizer(
         vocab=vocab, merges=[tuple(pair) for pair in model["merges"]], model_max_length=max_length
     )
+
+
+def folded(text: str) -> str:
+    """``text`` as CLIP's tokenizer compares it: two words that differ in case are one."""
+    return unicodedata.normalize("NFC", text).lower()
+
+
+def unreadable(text: str) -> str | None:
+    """What of ``text`` no tokenizer can read, if there is anything."""
+    wrong = re.search("[\ud800-\udfff]", text)
+    return wrong and f"holds half a character, the lone surrogate {wrong[0]!r}: {_WRONG}"
 
 
 def settings_of(tokenizer: CLIPTokenizer) -> str:

@@ -349,6 +349,24 @@ def test_saving_with_adapters(tmp_path: Path, plain: np.ndarray) -> None:
     assert np.abs(picture - plain).max() > 0.05
 
 
+def test_the_oldest_layout(tmp_path: Path) -> None:
+    """``save_attn_procs`` of diffusers 0.11 to 0.17: a U-Net's attention, without ``unet.``."""
+    pipe, updates = tiny.pipeline(), {}
+    attach(pipe.unet, ATTENTION, rank=4, alpha=4.0, dora=False)
+    shake(pipe.unet)
+    updates["unet"] = collect(pipe.unet.eval())
+    picture, tensors = draw(pipe), {}
+    for name, update in updates["unet"].items():
+        block, _, layer = name.removesuffix(".0").rpartition(".")
+        tensors[f"{block}.processor.{layer}_lora.down.weight"] = update.down
+        tensors[f"{block}.processor.{layer}_lora.up.weight"] = update.up
+    assert next(iter(tensors)).startswith("down_blocks.0.attentions.0.transformer_blocks.0.attn1.p")
+    file = one(tensors, tmp_path)
+    assert equal(lora.read(file), updates)
+    for source in (file, tensors):
+        assert np.array_equal(effect(tiny.pipeline(), source), picture)
+
+
 # -- what is none --
 
 

@@ -91,7 +91,7 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
         (TextToImageTask, "validate", 1, signal.SIGTERM, 48),
         (state, "write", 1, signal.SIGINT, 48),
         (Encoded, "encode_pictures", 1, signal.SIGTERM, None),
-        (cache, "save_file", 2, signal.SIGINT, None),
+        (cache, "write_tensors", 2, signal.SIGINT, None),
         (TextToImageTask, "finish", 1, signal.SIGTERM, 96),
     ],
 )
@@ -241,7 +241,7 @@ def test_other_files_for_which_there_is_no_room(
 
 def test_a_cache_for_which_there_is_no_room(command, full, tmp_path, whole):
     run = tmp_path / "run"
-    full(cache, "save_file", 1, 100)
+    full(cache, "write_tensors", 1, 100)
     message = told(*command(tree(run, **SETTINGS)))
     assert message.startswith(f"the cache cannot be written in {tmp_path / 'cache'}: File too")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]

@@ -21,7 +21,7 @@ from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
 from ldm.engine.trainer import Trainer
 from ldm.interop import lora
-from ldm.interop.png import read_png
+from ldm.interop.png import read_parameters
 from ldm.models.lora import named, weights
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
@@ -246,7 +246,7 @@ def test_the_command_that_is_printed_draws(base, tmp_path, capsys, described):
         run = CliRunner().invoke(app, [*arguments, "--steps", "2", "--out", str(out), *more])
         assert run.exit_code == 0, run.output
         found.append(np.asarray(Image.open(out)))
-        assert read_png(out).lora == f"final {0 if more else 1}"
+        assert read_parameters(out).lora == f"final {0 if more else 1}"
     assert not np.array_equal(*found)
     at = arguments.index("--lora")
     assert arguments[at + 1] == str(final)

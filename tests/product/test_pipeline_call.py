@@ -19,8 +19,11 @@ from ldm.data.folder import FolderData
 from ldm.diffusion import Prediction, Target, predictor
 from ldm.guidance import ClassifierFree, LinearInverse
 from ldm.guidance.operators import super_resolution
-from ldm.interop.png import Parameters, read_png, write_png
+from ldm.interop import embedding, lora
+from ldm.interop.png import Parameters, read_parameters, write_picture
 from ldm.models.codec import VaeCodec
+from ldm.models.conditioner import ClipConditioner
+from ldm.models.lora import attach, collect, weights
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -323,11 +326,90 @@ def test_numbers_of_any_type_and_what_stock_passes_by_default(pipe: Any) -> None
     assert np.array_equal(array[0], plain[0].permute(1, 2, 0))
 
 
+def refused(pipe: Any, call: dict[str, Any]) -> str:
+    with pytest.raises(ValueError) as caught:
+        draw(pipe, **call)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_one_clear_line(pipe: Any, message: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        draw(pipe, **BAD[message])
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in refused(pipe, BAD[message])
+
+
+WHOLE = ("num_inference_steps", "num_images_per_prompt", "height", "width", "batch_size")
+REAL = ("guidance_scale", "guidance_rescale", "eta")
+ODD_KINDS = [
+    *((name, value) for name in WHOLE for value in ("2", 2.0, True, np.float32(2), [2])),
+    *((name, value) for name in WHOLE[:2] for value in (torch.ones(3), torch.tensor(True))),
+    *((name, value) for name in REAL for value in ("2", True, [1.0, 2.0], torch.ones(3))),
+    *((name, None) for name in ("num_images_per_prompt", "guidance_rescale", "eta")),
+    *((name, value) for name in REAL for value in (float("nan"), float("inf"), 10**400)),
+    *(("seed", value) for value in ("3", 3.0, True, {3}, ["3"], [None], b"3", torch.ones(1))),
+    *(("latents", value) for value in (np.zeros((1, 4, 8, 8)), "noise")),
+    *(("generator", value) for value in (3, [3], np.random.Generator(np.random.Philox(1)))),
+    ("sampler", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ODD_KINDS, ids=repr)
+def test_odd_kinds_are_one_clear_line(pipe: Any, name: str, value: Any) -> None:
+    more = {"seed": None} if name == "generator" else {}
+    assert refused(pipe, {**more, name: value}).startswith(f"{name} must be a")
+
+
+def test_numbers_of_other_libraries(pipe: Any) -> None:
+    plain = draw(pipe, seed=3, height=24, width=32, guidance_scale=3.0, batch_size=1)
+    for kind in (np.int64, np.uint8, torch.tensor, np.array):
+        sizes = {name: kind(value) for name, value in {"height": 24, "width": 32}.items()}
+        found = draw(
+            pipe,
+            seed=kind(3),
+            num_inference_steps=kind(STEPS),
+            batch_size=kind(1),
+            num_images_per_prompt=kind(1),
+            guidance_scale=kind(3),
+            **sizes,
+        )
+        assert torch.equal(found, plain)
+    several = draw(pipe, num_images_per_prompt=2, seed=[5, 3])
+    for seeds in (np.array([5, 3]), torch.tensor([5, 3]), (5, 3), range(5, 1, -2)):
+        assert torch.equal(draw(pipe, num_images_per_prompt=2, seed=seeds), several)
+    pair = tuple(torch.Generator().manual_seed(s) for s in (5, 3))
+    found = draw(pipe, seed=None, generator=pair, num_images_per_prompt=2)
+    assert torch.equal(found, several)
+
+
+TOO_MANY = {
+    "num_images_per_prompt must be at most 100,000, not 1,000,000,000": {
+        "num_images_per_prompt": 10**9
+    },
+    "160,000 pictures are too many for one call, of 100,000 at most": {
+        "prompt": ["a", "b"],
+        "num_images_per_prompt": 80_000,
+    },
+    "height must be at most 16,384, not 2,147,483,648": {"height": 2**31},
+    "num_inference_steps must be at most 1,000,000": {
+        "num_inference_steps": 10**12,
+        "sampler": "ode-euler",
+    },
+}
+
+
+@pytest.mark.parametrize("message", TOO_MANY)
+def test_limits_before_anything_is_drawn(pipe: Any, message: str) -> None:
+    assert message in refused(pipe, TOO_MANY[message])
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_what_is_no_text(pipe: Any, name: str) -> None:
+    for text, told in (("a \ud800 b", "the lone surrogate '\\ud800'"), ("a\0b", "a NUL character")):
+        message = refused(pipe, {name: text})
+        assert message.startswith(f"{name} 'a") and told in message
+        assert told in refused(pipe, {"prompt": "a", name: ["a" * 10_000 + text]})
+    with pytest.raises(ValueError, match="lone surrogate"):
+        ClipConditioner(pipe.tokenizer, pipe.text_encoder).tokenize(["\udfff"])
 
 
 # --- ldm sample -----------------------------------------------------------------------------------
@@ -350,7 +432,7 @@ def test_cli_writes_one_png_with_its_parameters(model: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out)
-    assert read_png(out) == Parameters(
+    assert read_parameters(out) == Parameters(
         "a red, red heart", "blue", 4, "euler-a", 3.0, 3, 32, 24, "tiny-model"
     )
     text = Image.open(out).text["parameters"]  # type: ignore[attr-defined]
@@ -366,7 +448,7 @@ def test_cli_guides_as_it_is_told(model: Path, tmp_path: Path) -> None:
     for n, more in enumerate([(), ("--guidance-rescale", 0.7), ("--guidance-interval", "-1,1")]):
         out = tmp_path / f"{n}.png"
         assert run(*common, "--out", out, *more).exit_code == 0
-        found.append((np.asarray(Image.open(out)).astype(int), read_png(out)))
+        found.append((np.asarray(Image.open(out)).astype(int), read_parameters(out)))
     pictures, told = zip(*found, strict=True)
     assert all(np.abs(pictures[0] - other).max() > 3 for other in pictures[1:])
     assert [(p.rescale, p.interval) for p in told] == [(None, None), (0.7, None), (None, "-1,1")]
@@ -379,6 +461,53 @@ def test_cli_guides_as_it_is_told(model: Path, tmp_path: Path) -> None:
         assert result.exit_code != 0 and message in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp", "PNG"])
+def test_cli_writes_the_kind_of_its_suffix(model: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"x.{suffix}"
+    common = ("--model", model, "--out", out, "--steps", 2, "--seed", 3)
+    assert run("ein Höhenzug, 山 🐈", *common).exit_code == 0
+    with Image.open(out) as image:
+        assert image.format == {"webp": "WEBP", "PNG": "PNG"}.get(suffix, "JPEG")
+    assert read_parameters(out) == Parameters(
+        "ein Höhenzug, 山 🐈", "", 2, "dpm++", 7.5, 3, 16, 16, "tiny-model"
+    )
+    assert run("a", "b", *common).exit_code == 0
+    assert {f.name for f in tmp_path.iterdir()} == {out.name, *(f"x-000{n}.{suffix}" for n in "01")}
+
+
+def test_cli_takes_several_loras_and_words(model: Path, tmp_path: Path) -> None:
+    pipe = tiny.pipeline()
+    for name, targets in (("one", ["to_q"]), ("other", ["to_v", "to_out.0"])):
+        adapted = tiny.unet()
+        attach(adapted, targets, rank=2, alpha=2.0, dora=False)
+        for number, weight in enumerate(weights(adapted).values()):
+            weight.data.normal_(generator=torch.Generator().manual_seed(number))
+        lora.write({"unet": collect(adapted)}, tmp_path / f"{name}.safetensors")
+        embedding.write(f"<{name}>", torch.randn(2, tiny.WIDTH), tmp_path / name)
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other")]
+    words = [argument for name in ("one", "other") for argument in ("--embedding", tmp_path / name)]
+    common = ("<one> <other>", "--model", model, "--steps", 2, *words)
+    found = []
+    for scales in ((0.5,), (0.5, 0.25), (0.0, 0.0)):
+        out = tmp_path / f"{len(found)}.png"
+        given = [argument for scale in scales for argument in ("--lora-scale", scale)]
+        result = run(*common, "--lora", files[0], "--lora", files[1], *given, "--out", out)
+        assert result.exit_code == 0, result.output
+        found.append((np.asarray(Image.open(out)), read_parameters(out).lora))
+    told = ["one 0.5, other 0.5", "one 0.5, other 0.25", "one 0, other 0"]
+    assert [lora for _, lora in found] == told
+    for word in ("one", "other"):
+        pipe.load_textual_inversion(tmp_path / word)
+    for file, name in zip(files, "ab", strict=True):
+        pipe.load_lora_weights(file, adapter_name=name)
+    call = {"num_inference_steps": 2, "sampler": "dpm++", "output_type": "pil"}
+    for (picture, _), scales in zip(found, ([0.5, 0.5], [0.5, 0.25], [0.0, 0.0]), strict=True):
+        pipe.set_adapters(["a", "b"], scales)
+        assert np.array_equal(picture, np.asarray(draw(pipe, "<one> <other>", **call)[0]))
+    assert not np.array_equal(found[0][0], found[1][0])
+    assert not np.array_equal(found[1][0], found[2][0])
+
+
 def test_cli_numbers_many(model: Path, tmp_path: Path) -> None:
     common = ("--model", model, "--steps", 2, "--sampler", "model")
     assert run("a", "b", *common, "--count", 2, "--out", tmp_path / "x.png").exit_code == 0
@@ -386,7 +515,7 @@ def test_cli_numbers_many(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     assert run("a", "b", *common, "--out", folder).exit_code == 0
     assert run("c", *common, "--out", folder).exit_code == 0
-    found = [read_png(f) for f in sorted(folder.glob("*"))]
+    found = [read_parameters(f) for f in sorted(folder.glob("*"))]
     assert [(p.prompt, p.seed, p.sampler) for p in found if p] == [
         ("a", 0, "DDIMScheduler"),
         ("b", 1, "DDIMScheduler"),
@@ -413,6 +542,17 @@ def test_cli_draws_a_data_set(model: Path, tmp_path: Path) -> None:
     "arguments, words",
     [
         (("--model", "MODEL", "--captions"), "--out must be a folder, not"),
+        (
+            ("--model", "MODEL", "--out", "x.gif"),
+            "pictures are written as .png, .jpg, .jpeg, .webp",
+        ),
+        (
+            ("--model", "MODEL", "--out", "x.v2"),
+            "a folder whose name looks like a file's has to be",
+        ),
+        (("--model", "MODEL", "--lora-scale", "1", "--lora-scale", "2"), "is given 2 times for 0"),
+        (("--model", "MODEL", "--lora", "/nowhere/at/all"), "--lora /nowhere/at/all: there is no"),
+        (("--model", "MODEL/unet"), "is one part of a pipeline: name the folder that it lies in"),
         (("--model", "/nowhere/at/all"), "there is no such folder"),
         (("--model", "EMPTY"), "holds no model_index.json"),
         (("--model", "MODEL", "--sampler", "eular"), "did you mean 'euler'?"),
@@ -430,8 +570,13 @@ def test_cli_errors_are_one_line_and_status_2(
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "model_index.json").write_text((model / "model_index.json").read_text())
-    places = {"MODEL": str(model), "EMPTY": str(tmp_path), "BROKEN": str(broken)}
-    out = ("--out", str(tmp_path / "x.png"))
+    places = {
+        "MODEL": str(model),
+        "MODEL/unet": str(model / "unet"),
+        "EMPTY": str(tmp_path),
+        "BROKEN": str(broken),
+    }
+    out = () if "--out" in arguments else ("--out", str(tmp_path / "x.png"))
     result = run("a", *(places.get(a, a) for a in arguments), *out)
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
@@ -439,6 +584,7 @@ def test_cli_errors_are_one_line_and_status_2(
     assert result.stdout == "" and not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -450,11 +596,39 @@ def test_cli_errors_are_one_line_and_status_2(
     ],
     ids=lambda p: p.prompt[:8],
 )
-def test_png_round_trip(parameters: Parameters, tmp_path: Path) -> None:
-    file = tmp_path / "x.png"
-    write_png(Image.new("RGB", (4, 4)), file, parameters)
-    assert read_png(file) == parameters
+def test_round_trip(parameters: Parameters, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"x.{suffix}"
+    write_picture(Image.new("RGB", (4, 4)), file, parameters)
+    assert read_parameters(file) == parameters
     assert Parameters.parse(str(parameters)) == parameters
+
+
+def test_comments_of_others(tmp_path: Path) -> None:
+    told = "a café\nSteps: 3, Seed: 7"
+    for name, comment in {
+        "web ui": b"UNICODE\0" + told.encode("utf-16-be"),
+        "others": b"UNICODE\0" + told.encode("utf-16-le"),
+        "ascii": b"ASCII\0\0\0" + told.encode(),
+    }.items():
+        exif = Image.Exif()
+        exif.get_ifd(0x8769)[0x9286] = comment
+        file = tmp_path / f"{name}.jpg"
+        Image.new("RGB", (4, 4)).save(file, exif=exif)
+        assert read_parameters(file) == Parameters("a café", steps=3, seed=7)
+    for suffix in ("jpg", "webp"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"plain.{suffix}")
+        assert read_parameters(tmp_path / f"plain.{suffix}") is None
+    long = Parameters("x" * 40_000)
+    with pytest.raises(
+        ValueError, match="the prompt is too long for a JPEG: write a .png or .webp"
+    ):
+        write_picture(Image.new("RGB", (4, 4)), tmp_path / "x.jpg", long)
+    write_picture(Image.new("RGB", (4, 4)), tmp_path / "x.webp", long)
+    assert read_parameters(tmp_path / "x.webp") == long
+    with pytest.raises(
+        ValueError, match=r"x.gif: a picture is written as .png, .jpg, .jpeg, .webp"
+    ):
+        write_picture(Image.new("RGB", (4, 4)), tmp_path / "x.gif", Parameters("a"))
 
 
 def test_png_of_a_web_ui_and_of_nobody(tmp_path: Path) -> None:
@@ -468,4 +642,4 @@ def test_png_of_a_web_ui_and_of_nobody(tmp_path: Path) -> None:
         "v1-5", "6ce0161689",
     )  # fmt: skip
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    assert read_png(tmp_path / "plain.png") is None
+    assert read_parameters(tmp_path / "plain.png") is None

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import tiny
 from ldm.cli import app
 from ldm.engine.trainer import Trainer
 from ldm.interop import embedding
+from ldm.models import inversion
 from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
@@ -132,8 +134,8 @@ def test_a_run_that_was_broken_off_ends_in_the_same_bits(base, tmp_path, monkeyp
     files = sorted(f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*.safe*"))
     assert len(files) == 3 * 3 + 1  # three checkpoints and the result
     for file in files:
-        one, other = (load_file(tmp_path / name / file) for name in ("whole", "broken"))
-        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+        one, other = (tmp_path / name / file for name in ("whole", "broken"))
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_captions_that_say_the_word(pictures, base, tmp_path, command):
@@ -163,6 +165,10 @@ def test_captions_that_say_the_word(pictures, base, tmp_path, command):
         (
             {"textual_inversion": {"token": "a", "initializer": "cat"}},
             "textual_inversion: token: the tokenizer has 'a' already: choose another word",
+        ),
+        (
+            {"textual_inversion": {"token": WORD, "initializer": "cat", "vectors": 23}},
+            "textual_inversion: vectors: 23 are too many, a text has room for 22",
         ),
         (
             {"textual_inversion": {"token": WORD, "initializer": " "}},
@@ -229,8 +235,21 @@ def test_bad_files(base, tmp_path):
     with pytest.raises(ValueError, match=r"wide.safetensors cannot be read as safetensors: "):
         pipe.load_textual_inversion(other)
     torch.save({WORD: torch.zeros(1, 32)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x.pt is no .safetensors, and nothing else is read$"):
+    with pytest.raises(ValueError, match=r"x.pt is pickled and could run code when it is read; "):
         pipe.load_textual_inversion(tmp_path / "x.pt")
+    for rows, words in (
+        (torch.zeros(100_000, 32), "holds 100,000 vectors, and no text has room for more than 1,0"),
+        (torch.full((2, 32), torch.nan), "holds no vectors that a text encoder could read"),
+        (torch.ones(2, 32, dtype=torch.int64), "holds no vectors that a text encoder could read"),
+        (torch.ones(0, 32), "holds no vectors that a text encoder could read"),
+    ):
+        save_file({WORD: rows}, other)
+        with pytest.raises(ValueError, match=words):
+            pipe.load_textual_inversion(other)
+    for word in ("", " ", "x" * 1000):
+        save_file({word: torch.ones(1, 32)}, other)
+        with pytest.raises(ValueError, match="is of no word"):
+            pipe.load_textual_inversion(other)
     with pytest.raises(ValueError, match=r"learned_embeds.safetensors: there is no such file$"):
         pipe.load_textual_inversion(tmp_path)
     run = CliRunner().invoke(app, ["sample", "x", "--model", str(base), "--embedding", "none"])
@@ -240,6 +259,80 @@ def test_bad_files(base, tmp_path):
     save_file({"emb_params": torch.ones(3, 32)}, tmp_path / "style.safetensors")
     pipe.load_textual_inversion(tmp_path / "style.safetensors")
     assert {"style", "style_1", "style_2"} <= set(pipe.tokenizer.added_tokens_encoder)
+
+
+@pytest.mark.parametrize("word", ["<MyCat>", "ΑΣΤΈΡΙ", "<Café>"])
+def test_a_word_of_several_vectors_in_any_case(tmp_path, word):
+    """It is all of its vectors, in order, as stock has them of a word in lower case."""
+    ours, theirs = (
+        tiny.pipeline(),
+        StableDiffusionPipeline(**tiny.components(), safety_checker=None, feature_extractor=None),
+    )
+    rows = torch.randn(3, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+    file = embedding.write(word, rows, tmp_path)
+    ours.load_textual_inversion(file)
+    theirs.load_textual_inversion(file, token=word.lower())  # it knows no others
+    conditioner = ClipConditioner(ours.tokenizer, ours.text_encoder)
+    first = ours.tokenizer.convert_tokens_to_ids(word)
+    cases = {word, word.lower(), word.upper(), unicodedata.normalize("NFD", word)}
+    assert len(cases) >= 3
+    for case in cases:
+        for text, count in ((case, 1), (f"a {case}, {case}s", 2), (f"A{case}{case}?", 2)):
+            found = conditioner.tokenize([text])[0].tolist()
+            assert [i for i in found if i >= first] == [first, first + 1, first + 2] * count
+    alone = conditioner.tokenize([f"{word}_1"])[0].tolist()
+    assert [i for i in alone if i >= first] == [first + 1]
+    stock = draw(theirs, f"a {word.lower()}, red")
+    for case in (word, word.lower(), word.upper()):
+        assert np.array_equal(draw(ours, f"a {case}, red"), stock)
+    saved = tmp_path / "saved"
+    ours.save_pretrained(saved)
+    again = LatentDiffusionPipeline.from_pretrained(saved)
+    assert np.array_equal(draw(again, f"a {word.upper()}, red"), draw(ours, f"a {word}, red"))
+
+
+def test_words_that_differ_in_case_alone(tmp_path):
+    pipe = tiny.pipeline()
+    pipe.load_textual_inversion(embedding.write("<MyCat>", torch.ones(2, tiny.WIDTH), tmp_path))
+    other = embedding.write("<mycat>", torch.ones(1, tiny.WIDTH), tmp_path / "other")
+    for more in ({}, {"token": "<MYCAT>"}):
+        with pytest.raises(ValueError, match=r"and '<MyCat>' differ in case alone"):
+            pipe.load_textual_inversion(other, **more)
+    pipe.load_textual_inversion(other, token="<cat-2>")
+    words = pipe.tokenizer
+    with pytest.raises(ValueError, match=r"the tokenizer has '<MYCAT>' already"):
+        inversion.add_word(words, pipe.text_encoder, "<MYCAT>", "cat", 1)
+    with pytest.raises(ValueError, match=r"the tokenizer has 'A' already"):
+        inversion.add_word(words, pipe.text_encoder, "A", "cat", 1)
+
+
+def test_captions_say_a_word_in_any_case(pictures, base, tmp_path):
+    (pictures / "3.txt").write_text(unicodedata.normalize("NFD", "picture of <CAFÉ>"))
+    word = {"token": "<Café>", "initializer": "cat", "vectors": 2}
+    asked = settings(base, textual_inversion=word, batch_size=8, duration="1 step")
+    asked["data"] = {"kind": "folder", "path": str(pictures), "held_out_fraction": 0.0}
+    final = train(tmp_path / "run", **asked)
+    start = tiny.components()
+    ids = start["tokenizer"]("cat", add_special_tokens=False).input_ids
+    c, a, t = start["text_encoder"].get_input_embeddings().weight[ids]
+    moved = embedding.read(final)[1] - torch.stack([c, (a + t) / 2])
+    assert (moved.abs().amax(1) > 1e-3).all()  # both of its vectors
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "A1111"])
+def test_the_line_that_converts_pickled_words(tmp_path, kind):
+    rows = torch.randn(2, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+    a1111 = {"string_to_param": {"*": rows.clone().requires_grad_()}, "name": "x", "step": 9}
+    file = tmp_path / "my 'own' $word.pt"
+    torch.save({WORD: rows} if kind == "diffusers" else a1111, file)
+    with pytest.raises(ValueError) as caught:
+        tiny.pipeline().load_textual_inversion(file)
+    _, _, line = str(caught.value).partition("this converts it without: ")
+    python, option, program = shlex.split(line)
+    assert (python, option) == ("python", "-c") and "weights_only=True" in program
+    exec(program, {})
+    word, found = embedding.read(file.with_suffix(".safetensors"))
+    assert word == (WORD if kind == "diffusers" else file.stem) and torch.equal(found, rows)
 
 
 def test_every_template_is_drawn(base):

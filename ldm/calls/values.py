@@ -1,0 +1,155 @@
+"""Values of the arguments of a call: a number is a number, whichever library made it.
+
+Everything is checked before anything is drawn, so that what is wrong costs nothing and is told as
+one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable, Mapping, Set
+from functools import partial, wraps
+from typing import Any, TypeVar
+
+import torch
+
+from ldm.models.tokenizer import unreadable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STEPS = 1_000_000
+_PICTURES = 100_000  # their noise is drawn at once
+_SIDE = 16_384  # pixels
+_SHOWN = 100  # characters of a value
+
+
+def whole(name: str, value: Any, *, most: int | None = None, optional: bool = False) -> Any:
+    """``value`` as an int, or None where it is ``optional``; ``ValueError`` for anything else, a
+    bool among it, and for more than ``most``.
+    """
+    if value is None and optional:
+        return None
+    try:
+        found = _index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {shown(value)}") from None
+    if most is not None and found > most:
+        raise ValueError(f"{name} must be at most {most:,}, not {found:,}")
+    return found
+
+
+def _index(value: Any) -> int:
+    # True is no number of steps, though Python counts with it.
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        raise TypeError
+    return operator.index(value)
+
+
+def real(name: str, value: Any, *, optional: bool = False) -> Any:
+    """``value`` as a float, or None where it is ``optional``; ``ValueError`` if it is no finite
+    number.
+    """
+    if value is None and optional:
+        return None
+    try:
+        found = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = math.nan  # the errors of arrays and of tensors of several numbers
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be a finite number, not {shown(value)}")
+    return found
+
+
+def seeds(name: str, value: Any) -> int | list[int] | None:
+    """``value`` as an int or a list of ints, or None; ``ValueError`` if it is none of them."""
+    if value is None:
+        return None
+    plain = isinstance(value, (str, bytes, Mapping, Set)) or not hasattr(value, "__len__")
+    try:
+        return _index(value) if plain or getattr(value, "ndim", 1) == 0 else [*map(_index, value)]
+    except TypeError:
+        raise ValueError(
+            f"{name} must be a whole number or a list of them, not {shown(value)}"
+        ) from None
+
+
+def texts(name: str, value: Any) -> Any:
+    """``value`` as it is; ``ValueError`` if one of its texts holds what is no text."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and (wrong := _no_text(text)):
+            raise ValueError(f"{name} {shown(text)} {wrong}")
+    return value
+
+
+def _no_text(text: str) -> str | None:
+    return "holds a NUL character, which no text does" if "\0" in text else unreadable(text)
+
+
+def _is_a(name: str, value: Any, *, kind: type | tuple[type, ...], told: str) -> Any:
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} must be {told}, not {shown(value)}")
+    return value
+
+
+def _generators(name: str, value: Any) -> Any:
+    many = list(value) if isinstance(value, (list, tuple)) else [value]
+    told = "a torch.Generator or a list of them"
+    for one in many:
+        _is_a(name, one, kind=torch.Generator, told=told)
+    return many if isinstance(value, tuple) else value
+
+
+def shown(value: Any) -> str:
+    """``repr`` on one line, cut."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "prompt": texts,
+    "negative_prompt": texts,
+    "height": partial(whole, most=_SIDE, optional=True),
+    "width": partial(whole, most=_SIDE, optional=True),
+    "num_inference_steps": partial(whole, most=_STEPS, optional=True),
+    "guidance_scale": partial(real, optional=True),
+    "num_images_per_prompt": partial(whole, most=_PICTURES),
+    "generator": _generators,
+    "latents": partial(_is_a, kind=torch.Tensor, told="a tensor n c h w"),
+    "guidance_rescale": real,
+    "sampler": partial(_is_a, kind=str, told="a name of a sampler"),
+    "seed": seeds,
+    "eta": real,
+    "batch_size": partial(whole, optional=True),
+}
+
+
+def checked(call: F) -> F:
+    """``call`` on arguments that are of their kind: every whole number is an int, every other a
+    float.
+
+    Raises:
+        ValueError: in a call, naming the argument that is not; the message is one line.
+    """
+    signature = inspect.signature(call)
+
+    @wraps(call)
+    def checking(*arguments: Any, **named: Any) -> Any:
+        bound = signature.bind(*arguments, **named)
+        given = bound.arguments
+        for name, check in _CHECKS.items():
+            if name in given:
+                given[name] = check(name, given[name])
+        prompts = given.get("prompt")
+        count = (len(prompts) if isinstance(prompts, list) else 1) * given.get(
+            "num_images_per_prompt", 1
+        )
+        if count > _PICTURES:
+            raise ValueError(
+                f"{count:,} pictures are too many for one call, of {_PICTURES:,} at most: draw them"
+                " in several, with further seeds"
+            )
+        return call(*bound.args, **bound.kwargs)
+
+    return checking  # type: ignore[return-value]

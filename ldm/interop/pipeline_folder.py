@@ -1,0 +1,102 @@
+"""Folders of pipelines in diffusers' layout: opened after a look at what is in them, and written in
+one step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.interop import soundness
+from ldm.interop.recognised import INDEX, told
+from ldm.models.clip import save_text_encoder
+from ldm.models.origin import forget_origin
+from ldm.models.tokenizer import save_tokenizer
+from ldm.models.wrapped import bare
+from ldm.storage.folders import replace
+
+
+def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mapping[str, Any]) -> Any:
+    """What ``read``, diffusers' ``from_pretrained``, makes of a folder of this machine, or of a
+    repository of the Hub.
+
+    Args:
+        read: called with the path and what is asked for.
+        path: the folder, or the repository's name.
+        asked: keywords of ``read``; ``use_safetensors=False`` allows pickled weights where there
+            are no others.
+
+    Raises:
+        OSError: there is no such folder, or a file of it is missing; the message is one line.
+        ValueError: something in it is damaged, or larger than its weights; likewise.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
+        raise ValueError(f"a pipeline is opened by the path of its folder, not by {path!r}")
+    asked = dict(asked)
+    if pickled := asked.get("use_safetensors") is False:
+        asked["use_safetensors"] = None  # today's text encoders are safetensors even there
+    folder = Path(path)
+    if isinstance(path, str) and not folder.exists() and soundness.may_be_of_the_hub(path):
+        try:
+            return read(path, **asked)
+        except Exception as error:
+            line = " ".join(str(error).split())[:300]
+            raise OSError(f"{path}: no such folder is here, and of the Hub: {line}") from error
+    if wrong := told(folder):
+        raise OSError(wrong)
+    parts = soundness.check(folder, asked, pickled or asked.get("use_safetensors") is None)
+    try:
+        pipe = read(str(folder), **asked)
+    except Exception as error:  # whatever diffusers, transformers, tokenizers or torch raise
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{folder} cannot be opened as a pipeline: {line}") from error
+    for name in parts:
+        soundness.check_all_there(folder / name, getattr(pipe, name, None), asked.get("variant"))
+    return pipe
+
+
+def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str, Any]) -> None:
+    """Makes ``folder`` that of ``pipe`` in one step; what no pipeline's index lists stays there.
+
+    Beyond what ``write``, diffusers' ``save_pretrained``, does older readers, A1111 and ComfyUI
+    find their way in it, it loads in float32, and it names no folder of this machine.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: a pipeline is saved as a folder")
+
+    def put_in(staging: Path) -> None:
+        write(staging, **asked)
+        if pipe.text_encoder is not None:
+            save_tokenizer(pipe.tokenizer, staging / "tokenizer")
+            _text_encoder(pipe.text_encoder, staging / "text_encoder", asked.get("variant"))
+        forget_origin(staging)
+
+    replace(folder, put_in, _owned, last=INDEX)
+
+
+def _text_encoder(text_encoder: Any, folder: Path, variant: str | None) -> None:
+    if variant is None:
+        shutil.rmtree(folder)  # it may be in several files
+        save_text_encoder(bare(text_encoder), folder)
+        return
+    file = folder / "config.json"
+    config = {**json.loads(file.read_text()), "dtype": "float32"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _owned(folder: Path) -> Iterable[str]:
+    """Names in ``folder`` that belong to the pipeline in it, if there is one: its index, and the
+    parts that the index lists.
+
+    A README, pictures, and a picture tower beside the pipeline are in no index.
+    """
+    try:
+        index = soundness.json_object(folder / INDEX)
+    except (OSError, ValueError):  # none, or one that lists nothing
+        return [INDEX]
+    listed = (name for name, part in index.items() if soundness.is_part(part))
+    return [INDEX, *(name for name in listed if name != "classes")]  # of two classes
