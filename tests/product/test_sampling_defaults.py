@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm.cli import app
-from ldm.interop.png import read_png
+from ldm.interop.png import read_parameters
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling.defaults import KEY, SamplingDefaults, stated
 from runs import ROOT, train
@@ -60,7 +60,7 @@ def test_the_command_line_draws_as_the_folder_states(folder, tmp_path):
             app, ["sample", "red", "--model", str(folder), *more, "--out", str(out)]
         )
         assert result.exit_code == 0, result.output
-        found = read_png(out)
+        found = read_parameters(out)
         assert (found.steps, found.guidance, found.sampler) == told
 
 
