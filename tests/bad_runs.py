@@ -30,7 +30,7 @@ CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "list as key": ("[1, 2]: 3\n", "line 1 cannot be used: a key is a list or a mapping"),
     "number as key": ("1: 3\n", "unknown key '1'"),
     "null as key": ("null: 3\n", "unknown key 'None'"),
-    "python object": ("run: !!python/object:os.system {}\n", "could not determine a constructor"),
+    "python object": ("run: !!python/object:os.system {}\n", "is no plain value"),
     "unknown anchor": ("run: *a\n", "found undefined alias"),
     "endless anchor": ("run: &a [*a]\n", "nested too deep"),
     "Latin-1": (b"run: caf\xe9\n", "is not UTF-8 text"),

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from ldm.engine.config import load
+from ldm.data.folder import FolderData
+from ldm.data.source import DataError
+from ldm.engine.config import ConfigError, load
 from ldm.engine.costly import costly
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.record import check_folder
@@ -69,6 +71,22 @@ class Command(Generic[C]):
         for line in costly(self.config) if first else ():
             log.warning(line)
         self.dry_run: bool = arguments.dry_run
+        _refuse_missing(self.config, data=not self.dry_run)
+
+
+def _refuse_missing(config: RunConfig, *, data: bool) -> None:
+    """Says which folder is not there, in the words of those who would read it seconds later.
+
+    Args:
+        config: the run.
+        data: whether its pictures have to be there already.
+    """
+    model = getattr(config, "model", None)
+    if model is not None and not Path(model).exists():
+        raise ConfigError(f"model: {model} is no pipeline folder (it has no model_index.json)")
+    for source in config.data if isinstance(config.data, tuple) else (config.data,):
+        if data and isinstance(source, FolderData) and not source.root.exists():
+            raise DataError(f"{source.root}: this folder does not exist, check data.path")
 
 
 def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

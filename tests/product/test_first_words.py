@@ -44,6 +44,7 @@ print(json.dumps([alone, told]))
 """
 LDM = ROOT / "ldm" / "cli.py"
 FINETUNE = ["--config", ROOT / "configs" / "finetune.yaml", "data.path=x"]
+SMALL = f"model={ROOT / 'assets' / 'ldm-small'}"
 CLIP, CLASSIFIER = ROOT / "configs" / "clip.yaml", ROOT / "configs" / "classifier.yaml"
 SAID = {
     ("train", *FINETUNE, "batchsize=3"): "unknown key 'batchsize'; did you mean 'batch_size'?",
@@ -52,6 +53,8 @@ SAID = {
     ("train", *FINETUNE, "validation.sampler=dmp++"): "did you mean 'dpm++'?",
     ("train", *FINETUNE, "batch_size"): "'batch_size' is no override: write key=value",
     ("train", "--config", "none.yaml"): "config file none.yaml does not exist",
+    ("train", *FINETUNE, "model=none"): "model: none is no pipeline folder (it has no model_index",
+    ("train", *FINETUNE, SMALL): "x: this folder does not exist, check data.path",
     ("train_autoencoder", *FINETUNE): "unknown key 'model'",
     ("train_clip", "--config", CLIP, "clip.patch=7"): "size=64 is no multiple of patch=7",
     ("train_classifier", "--config", CLASSIFIER, "labels.a=("): "'(' is no regular expression",
