@@ -310,8 +310,8 @@ def test_quarantine_and_back(tmp_path: Path) -> None:
     status, content = run(root, "--fix", "quarantine")
     assert (status, content["fix"]["left"]) == (0, {})
     moved = {
-        "sub/bad.png", "sub/bad.png.txt", "sub/raw.nef", "sub/raw.nef.txt", "sub/one.jpg", "bare.png", "alone.caption", "link.png",
-        "rows/broken.png",
+        "sub/bad.png", "sub/bad.png.txt", "sub/raw.nef", "sub/raw.nef.txt", "sub/one.jpg",
+        "bare.png", "alone.caption", "link.png", "rows/broken.png",
     }  # fmt: skip
     tables = {"rows/metadata.jsonl", "table/metadata.csv"}
     assert set(content["fix"]["done"]) == moved | tables
