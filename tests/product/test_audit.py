@@ -285,6 +285,7 @@ def corpus(root: Path) -> None:
     """Offenders of every kind that can be moved, and captions that two pictures share."""
     put(root, GOOD, photo(0))
     put(root, "sub/bad.png", b"")
+    put(root, "sub/raw.nef", b"")
     put(root, "sub/one.png", photo(1), None)
     put(root, "sub/one.jpg", b"", None)
     (root / "sub/one.txt").write_text("two pictures share this one")
@@ -308,8 +309,8 @@ def test_quarantine_and_back(tmp_path: Path) -> None:
     status, content = run(root, "--fix", "quarantine")
     assert (status, content["fix"]["left"]) == (0, {})
     moved = {
-        "sub/bad.png", "sub/bad.png.txt", "sub/one.jpg", "bare.png", "alone.caption", "link.png",
-        "rows/broken.png",
+        "sub/bad.png", "sub/bad.png.txt", "sub/raw.nef", "sub/raw.nef.txt", "sub/one.jpg",
+        "bare.png", "alone.caption", "link.png", "rows/broken.png",
     }  # fmt: skip
     tables = {"rows/metadata.jsonl", "table/metadata.csv"}
     assert set(content["fix"]["done"]) == moved | tables

@@ -21,7 +21,7 @@ from ldm.data.audit.tables import without
 from ldm.data.folder import FolderData, sidecars, walk
 from ldm.data.metadata import TABLES, rows_of
 from ldm.data.names import Names, Root, composed
-from ldm.data.picture import READABLE
+from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.source import DataError
 from ldm.storage.json import parse_json
 
@@ -55,7 +55,7 @@ def quarantine(source: FolderData, offenders: Mapping[str, str]) -> Outcome:
     """
     root = source.root
     files, strays = walk(root, source.links)
-    pictures = {key for key in files if key.lower().endswith(READABLE)}
+    pictures = {key for key in files if key.lower().endswith((*READABLE, *UNREADABLE))}
     there = files.keys() | {row.key for row in strays if os.path.lexists(root / row.key)}
     moves = {key: why for key, why in offenders.items() if key in there}
     # A caption that another picture needs as well stays.
