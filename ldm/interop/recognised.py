@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ldm.interop.pickled import SUFFIXES
+
 INDEX = "model_index.json"
 _HEADER = 100_000_000  # bytes, the most that safetensors reads
 _RUN = "final"
@@ -73,7 +75,7 @@ def _file(file: Path) -> str:
     single = _SINGLE.replace("FILE", str(file)).replace("FOLDER", str(file.with_suffix("")))
     if file.name == INDEX:
         return f"name the folder that it lies in, {file.parent}"
-    if file.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+    if file.suffix.lower() in SUFFIXES:
         return f"it is pickled; if it is a whole model, {single}"
     if file.suffix.lower() != ".safetensors":
         return "a folder with a model_index.json is needed"

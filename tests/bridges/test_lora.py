@@ -415,8 +415,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         lora.read(tmp_path)
     pickled = tmp_path / "x.bin"
     pickled.write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"x.bin is no .safetensors, and nothing else is read$"):
+    with pytest.raises(ValueError, match=r"x.bin is pickled and could run code when it is read; "):
         lora.read(pickled)
+    other = pickled.rename(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match=r"x.npz is no .safetensors, and nothing else is read$"):
+        lora.read(other)
     broken = tmp_path / "y.safetensors"
     broken.write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match=r"y.safetensors cannot be read as safetensors: [^\n]*$"):
