@@ -155,7 +155,6 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
         Files of this machine are read by ``ldm.interop.embedding``, from safetensors only; what is
         not on this machine is a repository of the Hub and is left to diffusers. Prompts may write a
         word in any case, and one of several vectors as its first token.
-        ``unload_textual_inversion`` is diffusers' own.
 
         Args:
             pretrained_model_name_or_path: a file, its folder, its tensor by its word, or a list of
@@ -170,7 +169,8 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
                 word is taken, be it in another case; the message is one line.
         """
         sources = pretrained_model_name_or_path
-        width = (text_encoder or self.text_encoder).get_input_embeddings().weight.shape[-1]
+        encoder = bare(self.text_encoder if text_encoder is None else text_encoder)
+        width = encoder.get_input_embeddings().weight.shape[-1]
         loaded = []
         for source in sources if isinstance(sources, list) else [sources]:
             if isinstance(source, (str, PathLike)) and Path(source).exists():
@@ -194,4 +194,11 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
                     )
         # Room for the new rows is drawn from the global generator before they are copied there.
         with torch.random.fork_rng(devices=[]):
-            super().load_textual_inversion(loaded, token, tokenizer, text_encoder, **kwargs)
+            super().load_textual_inversion(loaded, token, tokenizer, encoder, **kwargs)
+
+    def unload_textual_inversion(
+        self, tokens: str | list[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
+    ) -> None:
+        """Forgets words that were loaded, by default all."""
+        encoder = bare(self.text_encoder if text_encoder is None else text_encoder)
+        super().unload_textual_inversion(tokens, tokenizer, encoder)

@@ -380,6 +380,10 @@ def test_a_compiled_unet_draws_is_saved_and_takes_loras(
     ours.unfuse_lora()
     with pytest.raises(ValueError, match="no place for adapters"):
         ours.save_pretrained(tmp_path / "loaded")
+    ours.load_textual_inversion({"<new>": torch.ones(tiny.WIDTH)})
+    assert np.abs(draw(ours, "<new>") - draw(ours, "a")).max() > 1e-3
+    ours.unload_textual_inversion()
+    assert len(ours.tokenizer) == len(tiny.tokenizer())
     ours.unload_lora_weights()
     assert ours.get_list_adapters() == {} and np.abs(draw(ours) - plain).max() < 1e-4
 
