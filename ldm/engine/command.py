@@ -36,6 +36,10 @@ torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGT
 (SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
 later; accelerate launch does not hand them on to a single process, which notices when it is gone,
 and stops as on SIGTERM.
+
+Of several processes, one that has not answered for 5 minutes, or that holds up a step for half an
+hour, ends the run in a line that names it; so does a data worker that hangs. LDM_TIMEOUT sets the
+half hour in seconds (and the 5 minutes where it is less).
 """
 
 

@@ -81,10 +81,10 @@ class Table:
 
     def take(self, words: Sequence[Word], passed: float) -> None:
         """Takes in what all say ``passed`` seconds after the last time."""
-        before = self.words or words
-        self.silence = self.silence or [0.0] * len(words)
-        self.pause = self.pause or [0.0] * len(words)
-        for rank, (old, new) in enumerate(zip(before, words, strict=True)):
+        before = self.words
+        if not before:
+            self.silence, self.pause = [0.0] * len(words), [0.0] * len(words)
+        for rank, (old, new) in enumerate(zip(before, words, strict=False)):
             self.silence[rank] = 0.0 if new.beats != old.beats else self.silence[rank] + passed
             self.pause[rank] = 0.0 if new.marks != old.marks else self.pause[rank] + passed
         self.words = list(words)
@@ -104,6 +104,15 @@ class Table:
             return []
         least = min(word.marks for word in self.words)
         return [rank for rank, word in enumerate(self.words) if word.marks == least]
+
+    def told_already(self) -> bool:
+        """Whether a process ended with an error, which it has told."""
+        return any(word.over == "failed" for word in self.words)
+
+    def first(self, ranks: Sequence[int]) -> int | None:
+        """The process that tells that ``ranks`` are at fault; None: another has told already."""
+        rest = [r for r, w in enumerate(self.words) if r not in ranks and not w.over]
+        return None if self.told_already() else (rest or [0])[0]
 
     def told(self, ranks: Sequence[int]) -> str:
         """Rank, host and process of each."""
@@ -174,15 +183,12 @@ class Watch:
         """The line about a collective that failed as a process is gone; "" if another tells it."""
         gone: list[int] = []
         for _ in range(8):  # seconds in which one that is gone falls silent
-            if self._lost or (gone := self.table.silent(3 * self.interval)):
-                break
-            if any(word.over == "failed" for word in self.table.words):
+            gone = self.table.silent(3 * self.interval)
+            if gone or self._lost or self.table.told_already():
                 break
             time.sleep(self.interval)
-        words = self.table.words
-        gone = gone or [0] * self._lost * bool(words)  # who kept the store
-        rest = [r for r in range(len(words)) if r not in gone and not words[r].over]
-        if rest and self.rank != rest[0]:
+        gone = gone or [0] * self._lost * bool(self.table.words)  # the one that kept the store
+        if self.rank != self.table.first(gone):
             return ""
         if not gone:
             return "another process of the run has ended, and what it said before tells why"
@@ -243,13 +249,11 @@ class Watch:
             then = f"see what it does (py-spy dump); {_AGAIN} (LDM_TIMEOUT sets the seconds)"
             self._end(ranks, f"{table.told(ranks)} {why}: {then}")
         elif ranks := table.failed(self.silent):
-            self._end(ranks, f"{table.told(ranks)} has ended, and what it said before tells why")
+            self._end(ranks, "")
 
     def _end(self, ranks: Sequence[int], line: str) -> NoReturn:
-        """Ends this process; the first of those that are not at fault tells why."""
-        words = self.table.words
-        rest = [r for r in range(len(words)) if r not in ranks and not words[r].over]
-        if self.rank == (rest or [0])[0]:
+        """Ends this process; the first of those that are not at fault tells why, if none has."""
+        if self.rank == self.table.first(ranks):
             print(f"error: {line}", file=sys.stderr, flush=True)
             leave_note(line)
         else:

@@ -11,6 +11,8 @@ import yaml
 from torch.utils.data import DataLoader, Dataset
 
 from launched import ENVIRONMENT, TRAIN, launch, logged, steps, wait_for
+from ldm.engine import readers
+from ldm.engine.fault import RunError
 from ldm.engine.readers import ignore_signals, reading
 from runs import tree
 
@@ -61,6 +63,43 @@ def test_one_that_is_stuck_is_killed(monkeypatch):
     with reading(loader(Numbers(stuck=3))) as batches:
         assert int(next(batches)) == 0
     assert not active_children()
+
+
+def test_one_that_hangs_ends_the_run_in_a_line(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setenv("LDM_TIMEOUT", "1")
+    batches = [[n] for n in range(9)]
+    began = time.monotonic()
+    with pytest.raises(RunError) as error:
+        with reading(readers.loader(Numbers(stuck=5), batches, 2)) as read:
+            pids = [child.pid for child in active_children()]
+            assert [int(next(read)) for _ in range(9)]
+    assert str(error.value) == (
+        f"rank 0: no batch came from the processes that read pictures ({pids[0]}, {pids[1]}) for 1"
+        " seconds: one of them hangs, or the disk or network that it reads; the same command goes"
+        " on from the newest checkpoint (LDM_TIMEOUT sets the seconds)"
+    )
+    assert time.monotonic() - began < 20 and not active_children()
+    assert readers.loader(Numbers(), batches, 0).timeout == 0
+
+
+def test_one_that_is_killed_ends_the_run_in_a_line():
+    with pytest.raises(RunError) as error:
+        with reading(loader(Numbers(stuck=5))) as batches:
+            for batch in batches:
+                if int(batch) == 4:
+                    killed = sorted(active_children(), key=lambda child: child.name)[-1]
+                    os.kill(killed.pid, signal.SIGKILL)
+    told = str(error.value)
+    assert told.startswith("rank 0: a process that reads pictures is gone, (pid")
+    assert str(killed.pid) in told and "\n" not in told
+
+
+def test_an_error_of_another_kind_is_left_alone():
+    with pytest.raises(RuntimeError, match="^out of memory$") as error:
+        with reading(loader(Numbers())):
+            raise RuntimeError("out of memory")
+    assert not isinstance(error.value, RunError)
 
 
 def test_without_processes_there_is_nothing_to_end():
