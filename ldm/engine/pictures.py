@@ -13,7 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.engine.disk import in_one_step
+from ldm.models.conditioner import unnamed
 from ldm.pipeline import LatentDiffusionPipeline
+
+_READ = 500  # characters of a caption that can fit below a picture
 
 
 def sheet_name(folder: Path, images: int) -> Path:
@@ -48,7 +51,8 @@ def drawn(
     mine: list[tuple[int, Tensor]] = []
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         part = list(prompts[start : start + batch])
-        images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+        with unnamed():  # of what a run draws, its captions are listed and its prompts named
+            images = pipe(part, seed=seed + start, output_type="pt", **settings).images
         # A picture of its own: what is sent of a part of a tensor is all of it.
         mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
     return [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
@@ -89,7 +93,7 @@ def sheet(
 
 def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     lines = [""]
-    for word in text.split():
+    for word in text[:_READ].split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
