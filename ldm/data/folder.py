@@ -188,9 +188,10 @@ class FolderData(Indexed):
                     reason = str(error).removeprefix(f"{self.root / mine[0]}: ")
                     wrong = f"pictures whose caption file is unreadable ({reason}); repair it"
                 else:
-                    found = lines_of(text, self.lines)
+                    first = self.lines == "first"
+                    every = lines_of(text, "each" if first else self.lines)
+                    found, cut = every[:1] if first else every, cut + (first and len(every) > 1)
                     wrong = "" if found else "pictures with an empty caption file; write it"
-                    cut += self.lines == "first" and len(lines_of(text, "each")) > 1
             if wrong:
                 captions.pop(key, None)
                 yield Row(key, (), problem=wrong)

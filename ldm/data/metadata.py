@@ -142,8 +142,6 @@ def _json(line: str) -> dict[str, Any] | str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         return f"lines that are not valid JSON ({error.msg}); {cure}"
-    except ValueError:
-        return f"lines that are not valid JSON (a number of thousands of digits); {cure}"
     except RecursionError:
         return f"lines that are not valid JSON (too deep); {cure}"
     return row if isinstance(row, dict) else f"lines that are no JSON objects; {cure}"
