@@ -21,7 +21,7 @@ from typing import Literal
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
-from ldm.data.names import Names, Root
+from ldm.data.names import Names, Root, of_windows
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.data.rows import Row
 from ldm.data.source import DataError
@@ -241,7 +241,8 @@ def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]
         DataError: ``root`` is no folder, or one below it cannot be read.
     """
     if not root.exists():
-        raise DataError(f"{root}: this folder does not exist, check data.path")
+        where = " (a path of Windows: write where it is on this machine)" * of_windows(str(root))
+        raise DataError(f"{root}: this folder does not exist, check data.path{where}")
     if not root.is_dir():
         raise DataError(f"{root}: this is a file, set data.path to a folder of pictures")
     real = os.path.realpath(root)

@@ -454,6 +454,8 @@ def test_bad_pictures_are_skipped_where_that_is_asked_for(tmp_path: Path) -> Non
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this folder does not exist, check data.path"):
         len(FolderData(path=str(tmp_path / "none")).examples)
+    with pytest.raises(DataError, match="check data.path .a path of Windows: write where it is"):
+        len(FolderData(path=r"C:\Users\me\pictures").examples)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="this is a file"):
         len(FolderData(path=str(tmp_path / "file")).examples)
