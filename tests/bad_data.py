@@ -296,7 +296,7 @@ BAD = {
 ODD = {
     "smaller than a step": (file(X, photo(5, 50, 90)), "smaller-than-a-step", [X], "50x90"),
     "small": (file(X, photo(5, 70, 90)), "small", [X], "70x90"),
-    "huge": (file(X, photo(5).resize((4100, 2100))), "huge", [X], "4100x2100"),
+    "huge": (file(X, photo(5).resize((4100, 2100), 0)), "huge", [X], "4100x2100"),
     "long": (file(X, photo(5, 240, 80)), "long", [X], "240x80"),
     "one colour": (file(X, Image.new("RGB", (90, 90), "teal")), "blank", [X], ""),
     "floating point": (file("x.tif", photo(5).convert("F")), "float", ["x.tif"], ""),
@@ -350,6 +350,16 @@ ODD = {
     "JPEG named PNG": (file(X, encoded(photo(5), "JPEG")), "misnamed", [X], ""),
     "file name as caption": (file("IMG_1.png", photo(5), "img_1"), "file-names", ["IMG_1.png"], ""),
     "path as caption": (file(X, photo(5), "cats/7.jpg"), "file-names", [X], ""),
+    **{
+        f"{text!r} as caption": (file(X, photo(5), text), "says-nothing", [X], text)
+        for text in (",,,", "...", "nan", "None", "null", "N/A", "&amp;", "&nbsp;", "<lora:x:1>",
+                     "<p> </p>", "\u2026 \u200b!")
+    },
+    **{
+        f"{text!r} as caption": (file(X, photo(5), text), "markup", [X], text)
+        for text in ("cats &amp; dogs", "<b>a cat</b>", 'a <a href="x">cat</a><br/>',
+                     "a cat <lora:x:0.8>", "a&#39;cat")
+    },
     "mojibake": (file(X, photo(5), "a caf\u00c3\u00a9"), "broken-characters", [X], "xc3"),
     "lost character": (file(X, photo(5), "a caf\ufffd"), "broken-characters", [X], "ufffd"),
     "same file": (

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ldm.data.source import Contrary
+from ldm.engine import long_captions
 from ldm.engine.batch import split_batch
 from ldm.engine.config import ConfigError
 from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
@@ -87,6 +88,8 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
+    if accelerator.is_main_process:
+        long_captions.tell(Path(config.run), collection.sources, task.conditioner)
     final = trainer.fit()
     accelerator.print(f"the text encoder, its tokenizer and the image encoder are in {final}")
     return final

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ldm.data.audit.quarantine import Outcome
     from ldm.data.audit.report import Report
     from ldm.data.audit.texts import Count
-    from ldm.data.source import Source
+    from ldm.data.source import Source, SourceGroup
 
 app = typer.Typer(no_args_is_help=True)
 app.command()(cache)
@@ -31,7 +33,6 @@ MOVABLE = (
     "smaller-than-a-step",
 )
 """Findings besides errors whose pictures can be put aside: of copies all but the first."""
-_DRAWN = ("emoji", "shapes")
 
 
 class Fix(StrEnum):
@@ -53,45 +54,57 @@ def source_of(
     caption_column: str | None,
     image_column: str | None,
     held_out_fraction: float,
-) -> Source:
-    """The source at ``path``, in whatever layout it is; or ``emoji``, ``shapes``.
+) -> Source | SourceGroup:
+    """What is at ``path``, in whatever layout it is; or ``emoji``, ``shapes``, ``digits``.
 
     Raises:
-        DataError: there is nothing that is known.
+        DataError: there is nothing that is known, or it has no such column.
     """
+    from ldm.data.cached import CachedData
     from ldm.data.detect import layout
+    from ldm.data.digits import DigitsData
     from ldm.data.emoji import EmojiData
     from ldm.data.folder import FolderData
     from ldm.data.hub import DatasetsData
+    from ldm.data.sd_scripts import SdScriptsData
     from ldm.data.shapes import ShapesData
     from ldm.data.source import DataError
     from ldm.data.table import TableData
     from ldm.data.tar import TarData
 
-    if path in _DRAWN and not Path(path).exists():
-        return EmojiData() if path == "emoji" else ShapesData()
-    columns = {
-        name: value
-        for name, value in (("caption_column", caption_column), ("image_column", image_column))
-        if value is not None
-    }
+    drawn = {"emoji": EmojiData, "shapes": ShapesData, "digits": DigitsData}
+    if path in drawn and not Path(path).exists():
+        return drawn[path]()
     kind = layout(path).kind
     classes: dict[str, Any] = {
         "folder": FolderData, "webdataset": TarData, "parquet": TableData, "datasets": DatasetsData,
+        "sd_scripts": SdScriptsData, "cached": CachedData,
     }  # fmt: skip
-    if kind not in classes:
-        raise DataError(f"{path}: {kind} is not read as a whole here: name one of its folders")
-    if kind == "webdataset":
-        columns.pop("image_column", None)
-    return classes[kind](path=path, held_out_fraction=held_out_fraction, **columns)
+    known = {field.name for field in fields(classes[kind])}
+    columns = {"caption_column": caption_column, "image_column": image_column}
+    given = {name: value for name, value in columns.items() if value is not None}
+    for name in given.keys() - known:
+        raise DataError(f"{path}: --{name.replace('_', '-')} is nothing that {kind} has, leave it")
+    if "held_out_fraction" in known:
+        given["held_out_fraction"] = held_out_fraction
+    return classes[kind](path=path, **given)
 
 
 @app.command()
 @piped()
 def check(
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A folder of pictures; or emoji, shapes.")
-    ],
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH|[a.b=c]...",
+            help="What data.path of a run can be, or emoji, shapes, digits; with --config, changes"
+            " to its keys.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of a run: check all that it reads, as it reads it."),
+    ] = None,
     json_out: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write all of it as JSON; - is stdout."),
@@ -100,8 +113,12 @@ def check(
     size: Annotated[
         int | None, typer.Option(help="Side that is trained at [512; of drawn pictures their own].")
     ] = None,
-    step: Annotated[int, typer.Option(help="Step of the aspect-ratio buckets, in pixels.")] = 64,
-    max_aspect: Annotated[float, typer.Option(help="Longest side over shortest.")] = 2.0,
+    step: Annotated[
+        int | None, typer.Option(help="Step of the aspect-ratio buckets, in pixels [64].")
+    ] = None,
+    max_aspect: Annotated[
+        float | None, typer.Option(help="Longest side over shortest [2].")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Tokenizer folder of the model, to find long captions.")
     ] = None,
@@ -109,8 +126,8 @@ def check(
         Path | None, typer.Option(help="Write a PNG of some pictures and of the flagged ones.")
     ] = None,
     held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="The run's held_out_fraction.")
-    ] = 0.05,
+        float | None, typer.Option(help="The run's held_out_fraction [0.05].")
+    ] = None,
     caption_column: Annotated[
         str | None, typer.Option(help="Of a table: the captions [text].")
     ] = None,
@@ -143,6 +160,7 @@ def check(
     from ldm.commands import terminal
     from ldm.data.audit.check import Expected
     from ldm.data.audit.check import check as checked
+    from ldm.data.audit.together import Together
     from ldm.data.buckets import Buckets
 
     if (fix is Fix.convert) != (out is not None):
@@ -152,24 +170,40 @@ def check(
     for kind in also or ():
         if kind not in MOVABLE:
             fail(f"--also {kind}: not one of {', '.join(MOVABLE)}")
-    if not 0 <= held_out <= 1:
+    if held_out is not None and not 0 <= held_out <= 1:
         fail(f"--held-out {held_out} is not in [0, 1]")
+    given = given or []
+    if config is None and len(given) != 1:
+        fail(f"{len(given)} paths are given: name one, or the config of a run with --config")
+    told = {"--caption-column": caption_column, "--image-column": image_column}
+    told |= {"--size": size, "--step": step, "--max-aspect": max_aspect, "--held-out": held_out}
+    if config is not None and (mine := [name for name, value in told.items() if value is not None]):
+        fail(f"{mine[0]} is what the config says: change it with a.b=c behind --config {config}")
     # The report names every such picture; Pillow would do so as well, and less clearly.
     warnings.filterwarnings("ignore", module="PIL")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     try:
-        source = source_of(
-            path,
-            caption_column=caption_column,
-            image_column=image_column,
-            held_out_fraction=held_out,
-        )
-        if fix is Fix.undo:
-            _finish(_undo(path), "moved back", json_out)
-        count, limit = _tokens(tokenizer) if tokenizer else (None, 0)
-        native = getattr(source, "size", 512)  # of drawn pictures
-        expected = Expected(size or native, Buckets(step, max_aspect), count, limit)
-        report = checked(source, getattr(source, "kind", "folder"), expected)
+        if config is not None and fix is Fix.undo:
+            fail("--fix undo goes with a PATH")
+        if config is not None:
+            from ldm.commands.of_run import of_run
+
+            source, expected = of_run(config, given, tokenizer)
+        else:
+            data = source_of(
+                given[0],
+                caption_column=caption_column,
+                image_column=image_column,
+                held_out_fraction=0.05 if held_out is None else held_out,
+            )
+            if fix is Fix.undo:
+                _finish(_undo(given[0]), "moved back", json_out)
+            count, limit = tokens_of(tokenizer) if tokenizer else (None, 0)
+            native = getattr(data, "size", 512)  # of drawn pictures
+            buckets = Buckets(step or 64, 2.0 if max_aspect is None else max_aspect)
+            expected = Expected(size or native, buckets, count, limit)
+            source = Together(getattr(data, "name", given[0]), data.kind, [data])
+        report = checked(source, source.kind, expected)
         if json_out != "-":
             terminal.show(report)
         if sheet and report.train + report.held_out:
@@ -178,7 +212,8 @@ def check(
 
             save(contact_sheet(source, report), sheet)
         if fix is not None:
-            outcome = _fix(fix, source, report, also or [], out)
+            only = source if len(source.given) > 1 else source.given[0]
+            outcome = _fix(fix, only, report, also or [], out)
             done = "written" if fix is Fix.convert else "put aside"
             _finish(outcome, done, json_out, report.json())
     except BrokenPipeError:
@@ -189,9 +224,11 @@ def check(
     raise typer.Exit(report.status(strict))
 
 
-def _tokens(folder: Path) -> tuple[Count, int]:
+def tokens_of(folder: Path) -> tuple[Count, int]:
     """How many tokens texts are, and how many the text encoder sees."""
     import transformers
+
+    from ldm.models.lengths import shortened
 
     transformers.utils.logging.set_verbosity_error()  # "longer than the maximum": that is asked
     if not folder.is_dir():
@@ -200,10 +237,15 @@ def _tokens(folder: Path) -> tuple[Count, int]:
     limit = loaded.model_max_length
     if limit > 2**20:  # how transformers writes "none"
         fail(f"--tokenizer {folder}: it has no model_max_length, so no text is too long for it")
-    return lambda texts: [len(ids) for ids in loaded(list(texts))["input_ids"]], limit
+
+    def count(texts: Sequence[str]) -> list[int]:
+        short = [shortened(text, limit) for text in texts]
+        return [len(ids) for ids in loaded(short)["input_ids"]]
+
+    return count, limit
 
 
-def _fix(fix: Fix, source: Source, report: Report, also: list[str], out: Path | None) -> Outcome:
+def _fix(fix: Fix, source: Any, report: Report, also: list[str], out: Path | None) -> Outcome:
     from ldm.data.audit.convert import convert
     from ldm.data.audit.quarantine import Outcome, quarantine
     from ldm.data.folder import FolderData

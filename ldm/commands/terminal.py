@@ -28,6 +28,13 @@ def show(report: Report) -> None:
             f"{report.train:,} to train on and {report.held_out:,} held out"
         )
     )
+    for source in report.sources:
+        console.print(
+            Text(
+                f"  {printable(source['name'])} ({source['kind']}): {source['train']:,} to train"
+                f" on and {source['held_out']:,} held out{_weight(source['weight'])}"
+            )
+        )
     for finding in report.findings:
         console.print()
         _finding(console, finding)
@@ -44,6 +51,10 @@ def show(report: Report) -> None:
         console.print(Text(f"not checked: {what}"))
     counts = report.json()["counts"]
     console.print(", ".join(f"{count} kinds of {kind}s" for kind, count in counts.items()))
+
+
+def _weight(weight: float | None) -> str:
+    return "" if weight is None else f", weight {weight:g}"
 
 
 def _finding(console: Console, finding: Finding) -> None:

@@ -22,7 +22,7 @@ from typing import Literal
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
-from ldm.data.names import Names, Root
+from ldm.data.names import Names, Root, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
@@ -197,9 +197,10 @@ class FolderData(Indexed):
                     reason = str(error).removeprefix(f"{self.root / mine[0]}: ")
                     wrong = f"pictures whose caption file is unreadable ({reason}); repair it"
                 else:
-                    found = lines_of(text, self.lines)
+                    first = self.lines == "first"
+                    every = lines_of(text, "each" if first else self.lines)
+                    found, cut = every[:1] if first else every, cut + (first and len(every) > 1)
                     wrong = "" if found else "pictures with an empty caption file; write it"
-                    cut += self.lines == "first" and len(lines_of(text, "each")) > 1
             if wrong:
                 captions.pop(key, None)
                 yield Row(key, (), problem=wrong)
@@ -249,7 +250,8 @@ def walk(root: Path, links: bool) -> tuple[dict[str, tuple[int, int]], list[Row]
         DataError: ``root`` is no folder, or one below it cannot be read.
     """
     if not root.exists():
-        raise DataError(f"{root}: this folder does not exist, check data.path")
+        where = " (a path of Windows: write where it is on this machine)" * of_windows(str(root))
+        raise DataError(f"{root}: this folder does not exist, check data.path{where}")
     if not root.is_dir():
         raise DataError(f"{root}: this is a file, set data.path to a folder of pictures")
     real = os.path.realpath(root)

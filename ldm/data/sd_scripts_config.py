@@ -115,7 +115,6 @@ _PLACES = {
     **{name: places for name, (_, _, places) in _OURS.items()},
     **{name: places for name, (_, places) in _OTHERS.items()},
 }
-_DIGITS = "a number of thousands of digits"
 _TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -220,7 +219,7 @@ def _tree(file: Path) -> dict[str, Any]:
             cure = ", write paths in 'single quotes'" if "\\" in str(error) else ""
             raise DataError(f"{file}: not valid TOML ({error}){cure}") from None
         except ValueError:
-            raise DataError(f"{file}: not valid TOML ({_DIGITS})") from None
+            raise DataError(f"{file}: not valid TOML (a number of too many digits)") from None
         except RecursionError:
             raise DataError(f"{file}: not valid TOML (nested too deep)") from None
     if not isinstance(tree, dict):
@@ -242,10 +241,6 @@ def _json(file: Path, text: str) -> Any:
         raise DataError(
             f"{file}: not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})"
         ) from None
-    except DataError:
-        raise
-    except ValueError:
-        raise DataError(f"{file}: not valid JSON ({_DIGITS})") from None
     except RecursionError:
         raise DataError(f"{file}: not valid JSON (nested too deep)") from None
 

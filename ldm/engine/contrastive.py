@@ -35,7 +35,7 @@ from ldm.engine.noised import Noised
 from ldm.engine.schema import ClipConfig
 from ldm.evaluation.retrieval import ranks
 from ldm.models.clip import Clip
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import ClipConditioner, unnamed
 from ldm.models.tokenizer import save_tokenizer, settings_of
 
 
@@ -73,9 +73,10 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         caption = item.caption(stream(self.seed, "caption", position))
         view = self.transform.view(stream(self.seed, "transform", position))
         picture = self.transform(item.load(), view)
-        ids = self.conditioner.tokenize([caption])[0]
         false = item.contrary(stream(self.seed, "caption", position)) if self.contraries else None
-        false_ids = ids if false is None else self.conditioner.tokenize([false])[0]
+        with unnamed():
+            ids = self.conditioner.tokenize([caption])[0]
+            false_ids = ids if false is None else self.conditioner.tokenize([false])[0]
         return {
             "position": position,
             "pixels": to_pixels(picture),
@@ -154,7 +155,8 @@ class ContrastiveTask(nn.Module):
             return {}
         chosen = spread(self.held_out, validation.images)
         pixels = torch.stack([to_pixels(self.config.images(i.load())) for i in chosen])
-        ids = self.conditioner.tokenize([i.caption(None) for i in chosen])
+        with unnamed():
+            ids = self.conditioner.tokenize([i.caption(None) for i in chosen])
         device = accelerator.device
         texts = torch.cat([self.clip.text_features(x.to(device)) for x in ids.split(64)])
         levels = validation.levels if self.noised else 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from ldm.data.collection import Collection, Item, Items
 from ldm.data.images import View, coordinates, to_pixels
 from ldm.data.source import DataError, cache_root
 from ldm.diffusion import Condition, normal, stratified, stream
+from ldm.engine import long_captions
 from ldm.engine.learning import parts
 from ldm.engine.schema import TrainConfig
 from ldm.models.codec import Codec, Moments, VaeCodec
-from ldm.models.conditioner import ClipConditioner, Conditioner
+from ldm.models.conditioner import ClipConditioner, Conditioner, unnamed
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Encoded:
         self.latents_cached &= isinstance(codec, VaeCodec)
         self.text_cached = config.cache_text and "text_encoder" not in parts(config)
         self.text_cached &= isinstance(conditioner, ClipConditioner)
+        self.listed = False  # captions that are too long, once and for all
 
     def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
@@ -113,6 +116,12 @@ class Encoded:
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
             self.latents_cached = self.text_cached = False
+        elif isinstance(self.conditioner, ClipConditioner):
+            self.listed = True
+            if self.accelerator.is_main_process:
+                long_captions.tell(Path(self.config.run), collection.sources, self.conditioner)
+                if (validation := self.config.validation) and validation.prompts:
+                    self.conditioner.tokenize(validation.prompts)  # names what it cuts
         if self.text_cached and collection.endless:
             log.warning(
                 "captions vary endlessly, so the text encoder runs at every step: set"
@@ -218,7 +227,8 @@ class Encoded:
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
         """``tokens``, ``mask`` and ``pooled`` of the captions that ``rows`` are numbers of."""
-        cond = self.conditioner.encode([captions[row] for row in rows])
+        with unnamed():
+            cond = self.conditioner.encode([captions[row] for row in rows])
         assert cond.mask is not None and cond.pooled is not None
         return {"tokens": cond.tokens, "mask": cond.mask, "pooled": cond.pooled}
 
@@ -232,7 +242,8 @@ class Encoded:
             cond = Condition(batch["tokens"], batch["mask"], batch["pooled"])
             return Moments(batch["mean"], batch["logvar"]), cond
         x = torch.stack([self._pixels(item, View()) for item in items])
-        return self.codec.encode(x.to(device)), self.conditioner.encode(captions).to(device)
+        with self._telling():
+            return self.codec.encode(x.to(device)), self.conditioner.encode(captions).to(device)
 
     def _pixels(self, item: Item, view: View) -> Tensor:
         return to_pixels(self.transform(item.load(), view, item.shape))
@@ -252,9 +263,14 @@ class Encoded:
         if self.text is not None:
             return self.text[key_of(text)]
         try:
-            return {"ids": self.conditioner.tokenize([text])[0]}
+            with self._telling():
+                return {"ids": self.conditioner.tokenize([text])[0]}
         except ValueError as error:
             raise DataError(f"condition: the caption {error}") from None
+
+    def _telling(self) -> AbstractContextManager[None]:
+        """Where texts are cut that are listed already, unless they are a stream's."""
+        return unnamed() if self.listed else nullcontext()
 
     def latent(self, batch: dict[str, Tensor]) -> Tensor:
         """What the denoiser sees of the pictures of ``batch``, ``b c h w``."""

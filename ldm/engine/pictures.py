@@ -15,7 +15,10 @@ from torch import Tensor
 from ldm.calls.running import NotFiniteError
 from ldm.engine.disk import in_one_step
 from ldm.engine.fault import RunError, ToldElsewhere
+from ldm.models.conditioner import unnamed
 from ldm.pipeline import LatentDiffusionPipeline
+
+_READ = 500  # characters of a caption that can fit below a picture
 
 
 def sheet_name(folder: Path, images: int) -> Path:
@@ -54,7 +57,8 @@ def drawn(
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         part = list(prompts[start : start + batch])
         try:
-            images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+            with unnamed():  # of what a run draws, its captions are listed and its prompts named
+                images = pipe(part, seed=seed + start, output_type="pt", **settings).images
         except NotFiniteError as error:
             mine.append((start, f"{part[0]!r} was drawn as {error}"))  # the others wait
             break
@@ -111,7 +115,7 @@ def stacked(pages: Sequence[Image.Image]) -> Image.Image:
 
 def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     lines = [""]
-    for word in text.split():
+    for word in text[:_READ].split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer

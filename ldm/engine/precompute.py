@@ -22,7 +22,7 @@ from ldm.data.cache import column_of, key_of
 from ldm.data.cached import FORMAT, MADE_WITH, MANIFEST, CachedData, texts, write_index
 from ldm.data.collection import Collection, Items, spread
 from ldm.data.source import DataError
-from ldm.engine import learning, reads
+from ldm.engine import learning, long_captions, reads
 from ldm.engine.checkpoint import sha256
 from ldm.engine.config import ConfigError, plain
 from ldm.engine.disk import write_text, writing
@@ -165,6 +165,7 @@ class Precompute:
         accelerator, collection = self.accelerator, self.collection
         if accelerator.is_main_process:
             write_skipped(self.folder, collection.skipped)
+            long_captions.tell(self.folder, collection.sources, self.conditioner)
             for number, source in enumerate(collection.sources):
                 write_index(self.folder / _index(number), source, *_rows_of(collection, number))
         accelerator.wait_for_everyone()

@@ -23,6 +23,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPToken
 from ldm.data.images import to_image, to_levels
 from ldm.interop import open_clip
 from ldm.models.clip import Clip
+from ldm.models.lengths import shortened
 
 Extract = Callable[[Tensor], Tensor]
 
@@ -152,7 +153,8 @@ def _clip(folder: str, device: torch.device | str) -> tuple[Judge, tuple[Any, ..
     words = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
 
     def text(texts: Sequence[str]) -> Tensor:
-        ids = words(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        short = [shortened(text, words.model_max_length) for text in texts]
+        ids = words(short, padding="max_length", truncation=True, return_tensors="pt")
         return towers.text_features(ids.input_ids.to(device))
 
     return Judge(text, lambda x: towers.image_features(x.to(device))), (towers.model,)
@@ -171,8 +173,8 @@ def _clip_of_transformers(folder: str, device: torch.device | str) -> tuple[Judg
 
     def text(texts: Sequence[str]) -> Tensor:
         inputs = words(
-            list(texts), padding="max_length", truncation=True, max_length=length,
-            return_tensors="pt",
+            [shortened(text, length) for text in texts], padding="max_length", truncation=True,
+            max_length=length, return_tensors="pt",
         )  # fmt: skip
         return normalize(network.get_text_features(**inputs.to(device)).pooler_output, dim=-1)
 
@@ -202,7 +204,8 @@ def _clip_of_open_clip(folder: str, device: torch.device | str) -> tuple[Judge, 
         return network.encode_image(ready.to(device), normalize=True)
 
     def text(texts: Sequence[str]) -> Tensor:
-        return network.encode_text(words(list(texts)).to(device), normalize=True)
+        short = [shortened(text, words.context_length) for text in texts]
+        return network.encode_text(words(short).to(device), normalize=True)
 
     return Judge(text, picture), (network, settings.read_text(encoding="utf-8"))
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,11 +21,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.diffusion import Condition
+from ldm.models.lengths import most, shortened
 from ldm.models.tokenizer import unreadable
 
 log = logging.getLogger(__name__)
 
-_NAMED = 100  # texts that are too long, in the life of a conditioner
+_NAMED = 3  # texts that are too long, in the life of a conditioner
+_SHOWN = 200  # characters of what is cut
+_unnamed: ContextVar[bool] = ContextVar("unnamed", default=False)
 _OLD_EOS = 2  # where a config says so, the tower pools at the largest id of a text
 
 
@@ -42,6 +47,16 @@ class Conditioner(Protocol):
     def encode(self, texts: Sequence[str]) -> Condition:
         """The condition of texts; that of "" is the null condition."""
         ...
+
+
+@contextmanager
+def unnamed() -> Iterator[None]:
+    """Inside, texts that are too long are cut without a word: they are told of elsewhere."""
+    before = _unnamed.set(True)
+    try:
+        yield
+    finally:
+        _unnamed.reset(before)
 
 
 class ClipConditioner:
@@ -105,9 +120,10 @@ class ClipConditioner:
 
         Case says nothing: CLIP's tokenizer lower-cases texts, new words among them, and what it
         takes for a word is that word here. A text that is too long is reported once in the life of
-        this object, with the words that were cut; of very many the first are.
+        this object, with the words that were cut; of many the first are, and ``unnamed`` none.
         """
-        texts = self._written_out(texts)
+        given = texts
+        texts = self._written_out([shortened(text, self.length) for text in given])
         # Overflowing tokens come back as further rows: one pass finds the ids and what was cut.
         rows = self.tokenizer(
             texts,
@@ -121,11 +137,18 @@ class ClipConditioner:
         for row, sample in enumerate(rows["overflow_to_sample_mapping"]):
             if sample == len(ids):
                 ids.append(rows["input_ids"][row])
-            elif texts[sample] not in self._reported and len(self._reported) < _NAMED:
-                self._reported.add(texts[sample])
+            elif self._worth_a_word(given[sample]):
                 first_cut = rows["offset_mapping"][row][1][0]  # behind the start-of-text token
-                self._report(texts[sample], first_cut)
+                unread = max(0, len(given[sample]) - most(self.length))
+                self._report(texts[sample], first_cut, unread)
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.length)
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text is before it is cut, the two specials included; a text of very
+        many characters is counted as far as it is read.
+        """
+        short = self._written_out([shortened(text, self.length) for text in texts])
+        return [len(ids) for ids in self.tokenizer(short, verbose=False)["input_ids"]]
 
     def _written_out(self, texts: Sequence[str]) -> list[str]:
         """Behind every word of several vectors its further tokens; ``<cat>_1`` alone is that token
@@ -147,19 +170,33 @@ class ClipConditioner:
             found.append(text)
         return found
 
-    def _report(self, text: str, first_cut: int) -> None:
+    def _worth_a_word(self, text: str) -> bool:
+        """Whether the end that is cut off is to be told."""
+        if _unnamed.get() or text in self._reported or len(self._reported) > _NAMED:
+            return False
+        self._reported.add(text)
+        if len(self._reported) > _NAMED:
+            log.warning(
+                "further texts that are too long are not named; `ldm data check --tokenizer` lists"
+                " those of a data set"
+            )
+        return len(self._reported) <= _NAMED
+
+    def _report(self, text: str, first_cut: int, unread: int) -> None:
+        """Tells what is cut, and ``unread`` characters behind it."""
         start = first_cut
         while start > 0 and not text[start - 1].isspace():
             start -= 1  # a word that lost its end is lost
         if not text[:start].strip():
             start = first_cut
+        cut = text[start:]
+        count = len(cut) + unread
         log.warning(
-            "a text is longer than %d tokens, this part of it is not seen: %r",
+            "a text is longer than %d tokens, this part of it is not seen: %r%s",
             self.length,
-            text[start:],
+            cut[:_SHOWN],
+            f" ... ({count:,} characters)" if count > _SHOWN else "",
         )
-        if len(self._reported) == _NAMED:
-            log.warning("further texts that are too long are not named")
 
     def encode(self, texts: Sequence[str]) -> Condition:
         """Condition of ``texts`` on the text encoder's device: tokens ``b l d``, mask ``b l``,

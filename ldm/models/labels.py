@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ldm.diffusion import Condition
 
+_SHOWN = 200  # characters of a caption in a message
+
 
 class LabelConditioner:
     """A ``Conditioner`` without text: ``Condition.extra["label"]``, int64 ``b``.
@@ -47,7 +49,7 @@ class LabelConditioner:
         if len(said) != 1:
             which = f"both {' and '.join(sorted(said))}" if said else "none"
             few = ", ".join(self.names[:10]) + ", ..." * (len(self.names) > 10)
-            raise ValueError(f"{text!r} says {which} of the classes {few}")
+            raise ValueError(f"{text[:_SHOWN]!r} says {which} of the classes {few}")
         return self._number[said.pop()]
 
     def encode_ids(self, ids: Int64[Tensor, "b 1"]) -> Condition:

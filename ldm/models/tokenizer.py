@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
+from ldm.models.lengths import shortened
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 _WRONG = "it was decoded in another encoding than its own"
@@ -58,7 +60,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> C
         end_of_word_suffix=WORD_END,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((shortened(text, max_length) for text in texts), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     vocab = dict(model["vocab"])
     for special in (START, END):

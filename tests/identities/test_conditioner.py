@@ -1,13 +1,16 @@
 """Our text conditions are what stock Stable Diffusion computes, to the bit."""
 
 import logging
+import re
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import ClipConditioner, unnamed
+from ldm.models.labels import LabelConditioner
+from ldm.models.lengths import most, shortened
 from ldm.models.tokenizer import train_tokenizer
 
 TEXTS = [
@@ -121,8 +124,60 @@ def test_of_very_many_too_long_texts_the_first_are_reported(
     conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
     with caplog.at_level(logging.WARNING):
         conditioner.tokenize([f"a red apple, a green apple, a red apple {n}" for n in range(300)])
+        with unnamed():
+            ClipConditioner(tokenizer, text_encoder(tokenizer)).tokenize(["a red apple " * 9])
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 101 and messages[-1].startswith("further texts")
+    assert len(messages) == 4 and messages[-1].startswith("further texts")
+
+
+TEXTS_OF_MANY = {
+    "words": "a red apple, and then ",
+    "one word": "appleredgreen",
+    "one letter": "a",
+    "emoji": "\U0001f602",
+    "marks": ", ",
+    "composed": "e\u0301\u0323",  # two characters more than are left of it
+    "spaces": "a \n \u3000" + " " * 500,
+    "separators": "a\x1c\x1f\u200b ",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS_OF_MANY)
+def test_characters_that_are_not_read_move_no_token(
+    name: str, tokenizer: CLIPTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """100,000 characters, read whole by the tokenizer and cut in front of it."""
+    part = TEXTS_OF_MANY[name]
+    text = (part * (100_000 // len(part) + 1))[:100_000]
+    whole = tokenizer([text], padding="max_length", truncation=True, max_length=12)["input_ids"]
+    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    assert len(shortened(text, 12)) <= most(12) == 3072 < len(text)
+    with caplog.at_level(logging.WARNING):
+        assert conditioner.tokenize([text]).tolist() == whole
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert len(message) < 1500 and re.search(
+        r" \.\.\. \([0-9]{2,3},[0-9]{3} characters\)$", message
+    )
+    assert 12 < conditioner.counts([text])[0] <= 4 * most(12) + 2
+    longest = max(len(token.encode()) for token in tokenizer.get_vocab())
+    assert most(1) > 8 * longest
+
+
+def test_ten_megabytes_are_as_cheap_as_a_page(tokenizer: CLIPTokenizer) -> None:
+    text = "a red apple " * 870_000
+    assert len(text) > 10**7
+    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    assert conditioner.counts([text, "a red apple"])[1] == 5
+    assert torch.equal(conditioner.tokenize([text]), conditioner.tokenize([text[:999]]))
+    assert train_tokenizer([text, text], 600, 12).get_vocab() == (
+        train_tokenizer([text[: most(12)]] * 2, 600, 12).get_vocab()
+    )
+
+
+def test_labels_name_the_beginning_of_a_text() -> None:
+    with pytest.raises(ValueError, match="says none of the classes") as error:
+        LabelConditioner(["cat"]).tokenize(["dog " * 10**6])
+    assert len(str(error.value)) < 300
 
 
 def test_parts_that_do_not_belong_together_are_refused(tokenizer: CLIPTokenizer) -> None:

@@ -1,12 +1,17 @@
 """``ldm data check``: every kind of bad input is named, nothing is lost, fixes can be undone."""
 
+import io
 import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,6 +28,7 @@ from ldm.data.images import ImageTransform
 from ldm.data.shapes import ShapesData
 from ldm.data.source import DataError
 from ldm.models.tokenizer import save_tokenizer, train_tokenizer
+from runs import tree as run_tree
 
 pytestmark = [
     pytest.mark.usefixtures("own_cache"),
@@ -60,6 +66,54 @@ def test_each_kind_is_named_exactly(name: str, folder: Path) -> None:
     assert detail in next(iter(finding.details.values()), "")
     assert finding.what and finding.cure
     assert json.loads(json.dumps(result.json()))["findings"][0]["keys"] == list(finding.keys)
+
+
+@pytest.mark.parametrize("name", [*BAD, *ODD])
+def test_a_run_says_of_each_kind_what_the_check_says(name: str, folder: Path) -> None:
+    """An error ends a run, by its name; skipped, it is what the check named; a warning trains."""
+    make, kind, keys, _ = {**BAD, **ODD}[name]
+    make(folder)
+    result = report(folder)
+    errors = [finding for finding in result.findings if finding.severity == "error"]
+    data, transform = FolderData(path=str(folder), held_out_fraction=0), ImageTransform(80)
+    if errors:
+        (finding,) = errors
+        with pytest.raises(DataError) as error:
+            Collection(data, transform)
+        assert f"{folder}: {len(finding.keys)} {finding.what}" in str(error.value)
+        assert finding.cure in str(error.value)
+    run = Collection(data, transform, "skip" if errors else "error")
+    assert sorted(p.key for _, p in run.skipped) == (keys if errors else [])
+    assert len(run.train) == result.train >= 1
+
+
+@pytest.mark.parametrize(("size", "refused"), [((50, 90), True), ((70, 90), False)])
+def test_what_is_too_small_for_the_buckets_of_a_run(
+    size: tuple[int, int], refused: bool, folder: Path
+) -> None:
+    put(folder, "x.png", photo(5, *size))
+    data = FolderData(path=str(folder), held_out_fraction=0)
+    for upscale in (False, True):
+        buckets = Buckets(64, 2, upscale)
+        found = check(data, "folder", Expected(80, buckets, refused=True)).findings
+        kinds = {finding.kind: finding.severity for finding in found}
+        if refused and not upscale:
+            assert kinds == {"smaller-than-a-step": "error"}
+            with pytest.raises(DataError, match="1 pictures smaller than a step of the buckets: x"):
+                Collection(data, ImageTransform(80, buckets=buckets))
+        else:
+            assert kinds == {"small": "warning"}
+            assert len(Collection(data, ImageTransform(80, buckets=buckets)).train) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a <cat-toy> on a table", "\U0001f34e", "AT&T", "R&D; a lab", "3", "<3", "none of it", "nanny",
+     "\u732b", "a < b > c", "<sks>"],
+)  # fmt: skip
+def test_captions_that_say_something(text: str, folder: Path) -> None:
+    put(folder, "x.png", photo(5), text)
+    assert found(report(folder)) == {}
 
 
 def test_all_kinds_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -184,6 +238,158 @@ def test_captions_longer_than_the_text_encoder_sees(folder: Path, tmp_path: Path
     assert finding["kind"] == "long-captions" and finding["keys"] == ["x.png"]
     assert finding["details"] == {"x.png": "2 tokens are cut"}
     assert (status, content["unchecked"], content["settings"]["tokens"]) == (0, [], 8)
+
+
+def test_a_caption_of_megabytes_is_counted_as_it_is_read(folder: Path, tmp_path: Path) -> None:
+    save_tokenizer(train_tokenizer(["a caption of its own"] * 2, 600, 8), tmp_path / "tokenizer")
+    put(folder, "x.png", photo(1), "a caption of its own " * 100_000)
+    sheet = tmp_path / "sheet.png"
+    words = ("--tokenizer", str(tmp_path / "tokenizer"), "--sheet", str(sheet))
+    status, content = run(folder, "--size", "80", *words)
+    (finding,) = content["findings"]
+    assert (status, finding["kind"], finding["keys"]) == (0, "long-captions", ["x.png"])
+    told = "at least 482 tokens are cut: it has 2,099,999 characters"
+    assert finding["details"] == {"x.png": told}
+    assert sheet.exists()
+
+
+def test_all_held_out_is_nothing_to_train_on(folder: Path) -> None:
+    result = report(folder, held_out_fraction=1.0)
+    assert found(result) == {"nothing-to-train-on": [str(folder)]}
+    assert result.status(strict=False) == 2
+    with pytest.raises(DataError, match="none of 1 pictures is left to train on"):
+        Collection(FolderData(path=str(folder), held_out_fraction=1.0), ImageTransform(80))
+
+
+# --- all that a run reads
+
+
+def subset(folder: Path, name: str, more: str = "") -> str:
+    put(folder / name, GOOD, photo(sum(name.encode())), None)
+    (folder / name / "good.caption").write_text(f"what {name} shows")
+    return f"[[datasets.subsets]]\nimage_dir = '{folder / name}'\n{more}\n"
+
+
+def test_a_dataset_config_is_checked_as_a_whole(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    text = "[[datasets]]\n" + subset(root, "dogs", "num_repeats = 3") + subset(root, "cats")
+    put(root / "cats", "bad.png", b"", None)
+    (root / "cats/bad.caption").write_text("broken")
+    put(root / "cats", "same.png", photo(sum(b"dogs")), None)
+    (root / "cats/same.caption").write_text("what dogs shows")
+    (root / "set.toml").write_text(text)
+    settings = ("--size", "80", "--held-out", "0")
+    status, content = run(root / "set.toml", *settings)
+    kinds = {f["kind"]: f["keys"] for f in content["findings"]}
+    assert (status, content["source"]) == (
+        2, {"name": str(root / "set.toml"), "kind": "sd_scripts"},
+    )  # fmt: skip
+    assert content["pictures"] == {"usable": 3, "train": 3, "held_out": 0}
+    assert kinds == {
+        "pictures-that-cannot-be-read": ["cats/bad.png"],
+        "exact-duplicates": ["dogs/good.png", "cats/same.png"],  # across the subsets
+        "dominant-caption": ["dogs/good.png", "cats/same.png"],
+    }
+    assert [(s["name"], s["train"], s["weight"]) for s in content["sources"]] == [
+        (str(root / "dogs"), 1, 3), (str(root / "cats"), 2, 2),
+    ]  # fmt: skip
+    # A subset that cannot be read at all leaves the others.
+    (root / "empty").mkdir()
+    (root / "set.toml").write_text(f"{text}[[datasets.subsets]]\nimage_dir = '{root / 'empty'}'")
+    status, content = run(root / "set.toml", *settings)
+    found = {f["kind"]: f for f in content["findings"]}
+    assert found.keys() == kinds.keys() | {"unusable"}
+    assert found["unusable"]["keys"] == [str(root / "empty")]
+    assert "no picture in this folder" in found["unusable"]["details"][str(root / "empty")]
+    shown = CliRunner().invoke(app, ["data", "check", str(root / "set.toml"), *settings]).stdout
+    assert f"  {root / 'dogs'} (sd_scripts): 1 to train on and 0 held out" in shown.splitlines()
+
+
+def test_folders_named_by_repeats_are_checked(tmp_path: Path) -> None:
+    put(tmp_path / "10_sks dog", "a.png", photo(1), None)
+    put(tmp_path / "2_cat", "b.png", photo(2), None)
+    status, content = run(tmp_path, "--size", "80", "--held-out", "0")
+    assert (status, content["source"]["kind"], content["findings"]) == (0, "sd_scripts", [])
+    assert [s["weight"] for s in content["sources"]] == [2, 10]
+    status, content = run(tmp_path / "nothing.toml")
+    assert (status, [f["kind"] for f in content["findings"]]) == (2, ["unusable"])
+    result = CliRunner().invoke(app, ["data", "check", str(tmp_path), "--caption-column", "x"])
+    assert result.exit_code == 2
+    assert "--caption-column is nothing that sd_scripts has" in result.stderr
+
+
+def described(folder: Path, **changes: object) -> Path:
+    """The config of a run on a folder, a tar, a table and drawn pictures."""
+    put(folder / "pictures", GOOD, photo(1), "the same in two sources")
+    put(folder / "pictures", "small.png", photo(2, 40, 90), "less than a step")
+    with tarfile.open(folder / "a.tar", "w") as opened:
+        for name, data in (
+            ("x.png", encoded(photo(1), "PNG")),
+            ("x.txt", b"a tar's"),
+            ("y.txt", b""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            opened.addfile(member, io.BytesIO(data))
+    columns = {"image": [encoded(photo(3), "PNG")], "text": ["a word of a table and many more"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "b.parquet")
+    data = [{"path": str(folder / name), "held_out_fraction": 0}
+            for name in ("pictures", "a.tar", "b.parquet")]  # fmt: skip
+    data.append({"kind": "shapes", "count": 9, "size": 16})
+    config = run_tree(folder / "run", data=data, images={"size": 128, "buckets": {"step": 64}})
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config | changes))
+    return file
+
+
+def test_all_that_a_run_reads(tmp_path: Path) -> None:
+    save_tokenizer(train_tokenizer(["the same in two sources"] * 2, 600, 8), tmp_path / "words")
+    file = described(tmp_path)
+    status, content = run("images.buckets.step=16", "--config", str(file))
+    kinds = {f["kind"]: f["keys"] for f in content["findings"]}
+    assert (status, content["source"]) == (2, {"name": str(file), "kind": "several"})
+    assert [s["kind"] for s in content["sources"]] == [
+        "folder", "webdataset", "parquet", "shapes",
+    ]  # fmt: skip
+    assert kinds["samples-without-a-picture"] == [f"{tmp_path}/a.tar/a.tar/y"]
+    assert kinds["exact-duplicates"] == [
+        f"{tmp_path}/pictures/good.png", f"{tmp_path}/a.tar/a.tar/x",
+    ]  # fmt: skip
+    assert "smaller-than-a-step" not in kinds
+    assert content["settings"] == {"size": 128, "step": 16, "max_aspect": 2.0, "tokens": None}
+    # What such a run is refused for is an error; which tokenizer it has is found.
+    status, content = run(f"text.tokenizer={tmp_path}/words", "--config", str(file))
+    found = {f["kind"]: f for f in content["findings"]}
+    small = found["smaller-than-a-step"]
+    assert small["severity"] == "error" and f"{tmp_path}/pictures/small.png" in small["keys"]
+    assert found["long-captions"]["keys"] and content["settings"]["tokens"] == 8
+    _, content = run("on_bad_sample=skip", "--config", str(file))
+    assert {f["kind"]: f["severity"] for f in content["findings"]}[
+        "smaller-than-a-step"
+    ] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config", "{run}", "--size", "64"],
+            "--size is what the config says: change it with a.b",
+        ),
+        (["--config", "{run}", "batch_sise=3"], "did you mean 'batch_size'?"),
+        (["--config", "{run}", "--fix", "undo"], "--fix undo goes with a PATH"),
+        (["--config", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
+        ([], "0 paths are given: name one, or the config of a run"),
+        (["a", "b"], "2 paths are given"),
+    ],
+)
+def test_calls_about_a_run_that_make_no_sense(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    file = described(tmp_path)
+    given = [part.replace("{run}", str(file)) for part in arguments]
+    result = CliRunner().invoke(app, ["data", "check", *given])
+    assert (result.exit_code, message in " ".join(result.stderr.split())) == (2, True)
 
 
 def test_a_second_check_opens_no_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,10 @@ def test_the_same_weights_without_pictures_and_networks(tmp_path, model, request
     changes = settings(tmp_path, model)
     train(tmp_path / "ordinary", **changes)
     folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    report = CliRunner().invoke(app, ["data", "check", str(folder), "--size", "16", "--step", "4"])
+    assert report.exit_code == 0, report.output
+    assert f"{tmp_path / 'b'} (cached): " in report.stdout
+    assert "not checked: the pixels: a cached set holds none; `ldm data cache" in report.stdout
     for name in ("a", "b", "cache"):
         shutil.rmtree(tmp_path / name)
     request.getfixturevalue("closed")

@@ -195,7 +195,7 @@ def test_whole_paths_into_the_folder(tmp_path: Path) -> None:
     (root / "7.png").symlink_to(tmp_path / "out.png")
     paths = [
         str(root / "0.png"), str(tmp_path / "link/1.png"), "../data/2.png", f"{root}/x/../3.png",
-        str(tmp_path / "link/../data/4.png"), f"{tmp_path}//data/./5.png", "below/6.png",
+        str(tmp_path / "link/../data/4.png"), f"{root}//./5.png", "below/6.png",
         str(tmp_path / "out.png"), "../out.png", str(root / "7.png"), f"{root}/sub/../../out.png",
         str(tmp_path), str(root), f"{root}/a\0b.png",
     ]  # fmt: skip
@@ -397,7 +397,6 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no caption column": (one_row({"file_name": "a.png", "caption": "x"}), "no column 'text'"),
     "no file column": (one_row({"file": "a.png", "text": "x"}), "no column 'file_name'"),
     "empty row": (one_row({}), "no column 'file_name' (but nothing): metadata.jsonl:2; write it,"),
-    "number of many digits": (one_row('{"text": ' + "1" * 5000 + "}"), "thousands of digits): met"),
     "no file name": (one_row({"file_name": None, "text": "x"}), "no file name in 'file_name': met"),
     "broken JSON": (one_row('{"file_name": "a.png", "te'), "1 lines that are not valid JSON ("),
     "JSON list": (one_row([1]), "1 lines that are no JSON object: metadata.jsonl:2; write one"),
@@ -455,6 +454,8 @@ def test_bad_pictures_are_skipped_where_that_is_asked_for(tmp_path: Path) -> Non
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this folder does not exist, check data.path"):
         len(FolderData(path=str(tmp_path / "none")).examples)
+    with pytest.raises(DataError, match="check data.path .a path of Windows: write where it is"):
+        len(FolderData(path=r"C:\Users\me\pictures").examples)
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="this is a file"):
         len(FolderData(path=str(tmp_path / "file")).examples)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import tarfile
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ import pytest
 from PIL import Image
 
 from ldm.data import files, index, table, tar
+from ldm.data.audit.check import Expected, check
+from ldm.data.buckets import Buckets
 from ldm.data.collection import Collection
 from ldm.data.detect import detect
 from ldm.data.files import braces, find
@@ -382,6 +385,11 @@ def test_bad_members_are_named(name: str, tmp_path: Path) -> None:
     assert "a.tar/good" in [e.key for e in source.examples]
     assert len(source.examples) == (2 if name == "twice" else 1)
     assert all("; " in p.reason for p in source.problems)
+    errors = [f for f in check(source, "webdataset", Expected(64, Buckets())).findings
+              if f.severity == "error"]  # fmt: skip
+    assert {key for finding in errors for key in finding.keys} == {p.key for p in source.problems}
+    with pytest.raises(DataError, match=re.escape(errors[0].what)):
+        Collection(tar_source(tmp_path, *members), ImageTransform())
     assert source.where("a.tar/b") == str(tmp_path / "a.tar/b")
 
 

@@ -345,7 +345,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda folder: folder / "none.toml", "this does not exist, check data.path"),
     "no TOML": (toml("a = ?\n"), "data.toml: not valid TOML (Invalid value (at line 1, column 5))"),
     "Windows": (toml(ONE.replace("'a'", "'C:\\hoge'")), 'hoge" does not exist: a path of Windows,'),
-    "many digits": (toml("a = " + "1" * 5000), "not valid TOML (a number of thousands of digits)"),
+    "many digits": (toml("a = " + "1" * 5000), "not valid TOML (a number of too many digits)"),
     "backslash": (toml('image_dir = "C:\\hoge"'), "write paths in 'single quotes'"),
     "deep": (toml("a = " + "[" * 20000), "not valid TOML (nested too deep)"),
     "no UTF-8": (toml(b"a = '\xe9'"), "data.toml: byte 5 is not UTF-8"),

@@ -32,7 +32,7 @@ _RANGES = (
 
 
 def check_sizes(
-    keys: Sequence[str], sizes: np.ndarray, size: int, buckets: Buckets
+    keys: Sequence[str], sizes: np.ndarray, size: int, buckets: Buckets, refused: bool = False
 ) -> Iterator[Finding]:
     """Pictures too small, too large or too long; details give their sizes.
 
@@ -40,16 +40,18 @@ def check_sizes(
         keys: of the pictures.
         sizes: width and height, ``n 2``.
         size: side of the training pictures.
-        buckets: gives step and longest aspect ratio.
+        buckets: give step and longest aspect ratio, and say whether small pictures are enlarged.
+        refused: whether a picture that is too small for them ends the run.
     """
     shortest, longest = sizes.min(1), sizes.max(1)
-    less = shortest < buckets.step
+    less = (shortest < buckets.step) & (not buckets.upscale)
     checks: list[tuple[str, Severity, str, str, np.ndarray]] = [
         (
             "smaller-than-a-step",
-            "warning",
+            "error" if refused else "warning",
             f"pictures smaller than {buckets.step} pixels along a side, a step of the buckets",
-            "buckets leave them out: remove them or set a smaller --step",
+            "a run with buckets refuses them: remove them, or set a smaller step, or"
+            " images.buckets.upscale, or on_bad_sample to skip",
             less,
         ),
         (

@@ -76,6 +76,7 @@ class Report:
         settings: what the findings depend on.
         aspects: how many pictures have a ratio of width to height in each range, as (name, count).
         buckets: how many pictures go to each bucket, as ((width, height), count); (0, 0) is none.
+        sources: name, kind, numbers and weight of each, where there are several.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     aspects: Sequence[tuple[str, int]] = ()
     buckets: Sequence[tuple[tuple[int, int], int]] = ()
+    sources: Sequence[Mapping[str, Any]] = ()
 
     @property
     def worst(self) -> Severity | None:
@@ -103,6 +105,7 @@ class Report:
         return {
             "version": VERSION,
             "source": {"name": self.name, "kind": self.kind},
+            "sources": [dict(source) for source in self.sources],
             "settings": dict(self.settings),
             "pictures": {
                 "usable": self.train + self.held_out,
