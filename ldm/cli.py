@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from rich.console import Console
 from ldm.commands import data
 from ldm.commands.evaluate import evaluate
 from ldm.commands.failure import fail
+from ldm.progress import Progress, listen
 
 
 class Program(StrEnum):
@@ -44,6 +44,7 @@ app.command()(evaluate)
 @app.callback()
 def main() -> None:
     """Latent text-to-image diffusion."""
+    listen("ldm.progress")
 
 
 def _targets(out: Path, count: int) -> list[Path]:
@@ -155,6 +156,7 @@ def sample(
     import torch
     import transformers
 
+    from ldm.engine.pictures import counted
     from ldm.guidance import ClassifierFree
     from ldm.interop.png import Parameters, write_png
     from ldm.pipeline import LatentDiffusionPipeline
@@ -178,19 +180,23 @@ def sample(
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
             fail(f"--device {device}: {error}")
         sampler = sampler or default_sampler(pipe.scheduler.config)
-        pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-        images = pipe(
-            prompts,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            negative_prompt=negative,
-            num_images_per_prompt=count,
-            sampler=None if sampler == "model" else sampler,
-            seed=seed,
-            batch_size=batch,
-            guidance=ClassifierFree(guidance, guidance_rescale, interval),
-        ).images
+        total = len(prompts) * count
+        with (
+            Progress("drawing", "pictures", total) as progress,
+            counted(pipe, progress, total),
+        ):
+            images = pipe(
+                prompts,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                negative_prompt=negative,
+                num_images_per_prompt=count,
+                sampler=None if sampler == "model" else sampler,
+                seed=seed,
+                batch_size=batch,
+                guidance=ClassifierFree(guidance, guidance_rescale, interval),
+            ).images
         if pipe.text_encoder is None and not pipe.config.classes:
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         targets[0].parent.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ldm.commands.failure import fail
+from ldm.progress import listen, main_process
 
 
 def cache(
@@ -39,11 +38,9 @@ def cache(
     from ldm.engine.program import USER_ERRORS, connect
     from ldm.engine.schema import TrainConfig
 
-    first = os.environ.get("RANK", "0") == "0"
+    first = main_process()
     transformers.utils.logging.disable_progress_bar()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if first:
-        logging.getLogger("ldm").setLevel(logging.INFO)
+    listen()
     found: list[str] = []
     try:
         run = load(TrainConfig, config, overrides or ())

@@ -137,7 +137,6 @@ def evaluate(
         named = space or ["pixels:16", *([own] if own else [])]
         spaces = [features.space(spec, device) for spec in named] if compares else []
         pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
-        pipe.set_progress_bar_config(disable=True)
         size = pipe.unet.config.sample_size * codec_of(pipe.vae).factor
         judge = None
         if own and compares & {"quality", "prompts"} and not any(each.judge for each in spaces):
@@ -158,9 +157,8 @@ def evaluate(
             several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
-                with console.status(told):
-                    draw = draw_with(pipe, drawing)
-                    several.append(measurer.measure(chosen.value, draw, count))
+                draw = draw_with(pipe, drawing, told)
+                several.append(measurer.measure(chosen.value, draw, count))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
             write(out, model, data, reports, drawings, name)

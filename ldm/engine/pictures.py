@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ldm.engine.disk import in_one_step
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.progress import Progress
 
 
 def sheet_name(folder: Path, images: int) -> Path:
@@ -21,11 +23,39 @@ def sheet_name(folder: Path, images: int) -> Path:
     return folder / f"images-{images:012d}.png"
 
 
+class _Steps:
+    """A pipeline's bar that counts pictures, of which every evaluation is a part."""
+
+    def __init__(self, progress: Progress, each: float) -> None:
+        self.progress, self.each = progress, each
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        """``count`` more evaluations."""
+        self.progress.advance(count * self.each)
+
+
+@contextmanager
+def counted(pipe: LatentDiffusionPipeline, progress: Progress, count: float) -> Iterator[None]:
+    """Inside, a call of ``pipe`` advances ``progress`` by ``count``, step by step."""
+    pipe.progress_bar = lambda total: _Steps(progress, count / total)
+    try:
+        yield
+    finally:
+        del pipe.progress_bar  # of the object: that of its class is there again
+
+
 def drawn(
     pipe: LatentDiffusionPipeline,
     prompts: Sequence[str],
     accelerator: Accelerator,
     *,
+    what: str,
     seed: int,
     batch: int,
     **settings: Any,
@@ -40,17 +70,21 @@ def drawn(
         pipe: on every process the same.
         prompts: one for each picture.
         accelerator: the processes.
+        what: is drawn, for people who wait.
         seed: of the first picture.
         batch: pictures at a time.
         settings: further arguments of ``pipe``.
     """
-    starts = range(0, len(prompts), batch)
+    starts = range(0, len(prompts), batch)[accelerator.process_index :: accelerator.num_processes]
     mine: list[tuple[int, Tensor]] = []
-    for start in starts[accelerator.process_index :: accelerator.num_processes]:
-        part = list(prompts[start : start + batch])
-        images = pipe(part, seed=seed + start, output_type="pt", **settings).images
-        # A picture of its own: what is sent of a part of a tensor is all of it.
-        mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
+    with Progress(f"drawing {what}", "pictures", len(prompts)) as progress:
+        for start in starts:
+            part = list(prompts[start : start + batch])
+            # The others are about as far.
+            with counted(pipe, progress, len(prompts) / len(starts)):
+                images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+            # A picture of its own: what is sent of a part of a tensor is all of it.
+            mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
     return [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
 
 

@@ -85,6 +85,7 @@ class Suites:
                 pipe,
                 captions,
                 accelerator,
+                what="captions of the suites",
                 seed=asked.seed,
                 batch=self.batch,
                 num_inference_steps=asked.steps,

@@ -1,8 +1,8 @@
 """The rooms of the house: what may import what, and how large a file may grow.
 
 training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.interop -> ldm.{models,
-guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is on top. Each
-room may use those below it, and itself, but none beside it.
+guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is on top, and
+ldm.progress below all. Each room may use those below it, and itself, but none beside it.
 """
 
 import ast
@@ -25,6 +25,7 @@ LEVELS = [
     {"ldm.interop"},  # the formats of others, which pipeline and engine read and write
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
+    {"ldm.progress"},  # of any long work
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 LONGEST = 400
