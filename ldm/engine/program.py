@@ -29,11 +29,15 @@ from ldm.engine.estimate import Step, lines
 from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.engine.interrupt import REQUESTS, STOPPED, Interrupted
 from ldm.engine.parts import parameters
+from ldm.engine.precision import MIXED, device_at_hand, named, settled
 from ldm.engine.schema import RunConfig
 from ldm.engine.state import OtherRunError
 from ldm.engine.streaming import streamed
 from ldm.engine.trackers import require
 from ldm.models.attention import BackendError
+from ldm.progress import listen, main_process
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=RunConfig)
 USER_ERRORS = (ConfigError, DataError, CheckpointError, RunError, BackendError)
@@ -162,9 +166,7 @@ class Program(Generic[C]):
     def __init__(self, schema: type[C], description: str | None) -> None:
         sys.excepthook = _one_line
         transformers.utils.logging.disable_progress_bar()  # one would cross the run's own
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        if os.environ.get("RANK", "0") == "0":
-            logging.getLogger("ldm").setLevel(logging.INFO)
+        listen()
         parser = argparse.ArgumentParser(
             description=description,
             epilog=ENDS,
@@ -177,8 +179,12 @@ class Program(Generic[C]):
         )
         arguments = parser.parse_args()
         REQUESTS.listen()
-        self.config: C = load(schema, arguments.config, arguments.overrides)
-        require(self.config.trackers)
+        config = load(schema, arguments.config, arguments.overrides)
+        require(config.trackers)
+        # Nothing is left to the machine from here on.
+        self.config, self.told, slow = settled(config, device_at_hand())
+        for warning in slow if main_process() else ():
+            log.warning(warning)
         self.dry_run: bool = arguments.dry_run
 
     def accelerator(self, *, sharded: bool = False) -> Accelerator:
@@ -189,16 +195,23 @@ class Program(Generic[C]):
 
         Raises:
             ConfigError: the launcher asks for what a run cannot be (DeepSpeed), or started
-                processes that do not see each other.
+                processes that do not see each other, or whose precision differs.
         """
         try:
-            bfloat16 = self.config.precision == "bfloat16"
-            accelerator = connect("bf16" if bfloat16 else "no", sharded=sharded)
+            accelerator = connect(MIXED[self.config.precision], sharded=sharded)
         finally:
             # torch puts a hook in front that collects what ours prints and shows it when ours
             # returns: it does not, and the line would be lost.
             sys.excepthook = _one_line
         split_batch(self.config, accelerator.num_processes)
+        number = torch.tensor([list(MIXED).index(self.config.precision)], device=accelerator.device)
+        if len(accelerator.gather(number).unique()) > 1:
+            raise ConfigError("precision: auto is not the same on all machines of the run: set it")
+        several = "es" * (accelerator.num_processes > 1)
+        accelerator.print(
+            f"on {named(accelerator.device)}, {accelerator.num_processes} process{several};",
+            ", ".join(f"{key} {value}" for key, value in self.told.items()),
+        )
         return accelerator
 
     def report(self, step: Step) -> None:
@@ -208,6 +221,8 @@ class Program(Generic[C]):
         """
         config = self.config
         print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        for key, value in self.told.items():
+            print(f"{key:>12}: {value}")
         for name, network in step.networks.items():
             print(f"{name:>12}: {parameters(network):>15,} parameters")
         data = self._lengths()
