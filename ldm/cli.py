@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +19,7 @@ from ldm.commands import data
 from ldm.commands.evaluate import evaluate
 from ldm.commands.failure import check_pipeline, fail, named_sampler
 from ldm.interop.png import FORMATS
+from ldm.progress import Progress, listen
 
 
 class Program(StrEnum):
@@ -46,6 +46,7 @@ app.command()(evaluate)
 @app.callback()
 def main() -> None:
     """Latent text-to-image diffusion."""
+    listen("ldm.progress")
 
 
 def _targets(out: Path, count: int) -> list[Path]:
@@ -181,6 +182,7 @@ def sample(
     import torch
     import transformers
 
+    from ldm.engine.pictures import counted
     from ldm.guidance import ClassifierFree
     from ldm.interop.png import Parameters, write_picture
     from ldm.pipeline import LatentDiffusionPipeline
@@ -208,19 +210,23 @@ def sample(
             num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
         )
         steps, guidance, sampler = how.num_inference_steps, how.guidance_scale, how.sampler
-        pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
-        images = pipe(
-            prompts,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            negative_prompt=negative,
-            num_images_per_prompt=count,
-            sampler=None if sampler == "model" else sampler,
-            seed=seed,
-            batch_size=batch,
-            guidance=ClassifierFree(guidance, guidance_rescale, interval),
-        ).images
+        total = len(prompts) * count
+        with (
+            Progress("drawing", "pictures", total) as progress,
+            counted(pipe, progress, total),
+        ):
+            images = pipe(
+                prompts,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                negative_prompt=negative,
+                num_images_per_prompt=count,
+                sampler=None if sampler == "model" else sampler,
+                seed=seed,
+                batch_size=batch,
+                guidance=ClassifierFree(guidance, guidance_rescale, interval),
+            ).images
         if pipe.text_encoder is None and not pipe.config.classes:
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         used = [f"{p.resolve().stem} {s:g}" for p, s in zip(loras, scales, strict=True)]

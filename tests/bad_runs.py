@@ -59,7 +59,7 @@ CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "huge duration": ({"duration": "9" * 400 + " steps"}, "duration: longer than can be counted"),
     "never saved": ({"checkpoints": {"every": "0 steps"}}, "checkpoints.every: '0 steps' is no in"),
     "micro-batch": ({"micro_batch_size": 5}, "micro_batch_size 5 does not divide the 16 images"),
-    "precision": ({"precision": "fp16"}, "key 'precision' is 'fp16': input should be 'float32'"),
+    "precision": ({"precision": "fp16"}, "key 'precision' is 'fp16': input should be 'auto'"),
     "no part learns": ({"train": []}, "key 'train'"),
     "frozen part learns": ({"train": ["vae"]}, "train.0: 'vae' is no part: write unet or"),
     "part as text": ({"train": "unet"}, "key 'train' is 'unet': input should be a list"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ldm.engine.interrupt import REQUESTS, Interrupted
-from runs import ROOT, accelerator, program
+from runs import ROOT, forget, program
 
 
 class Exit(BaseException):
@@ -58,7 +58,7 @@ def in_this_process(
         file.write_text(yaml.safe_dump(config))
         arguments = [f"{name}.py", "--config", str(file), *overrides]
         monkeypatch.setattr(sys, "argv", arguments)
-        accelerator()  # forgets the precision of the last one
+        forget()
         capsys.readouterr()
         status = 0
         with monkeypatch.context() as patch:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from ldm.engine.config import validate
+from ldm.engine.precision import MIXED
 from ldm.engine.schema import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,7 @@ def tree(run: Path, **changes: Any) -> dict[str, Any]:
         "duration": "6 steps",
         "optimizer": {"lr": 1e-4},
         "ema": {"half_life": "64 images"},
+        "precision": "float32",  # on every machine: in auto the numbers depend on it
         "log_every": 1,
         "validation": None,
         "checkpoints": {"every": "100 steps", "keep": 2},
@@ -71,15 +73,19 @@ def tree(run: Path, **changes: Any) -> dict[str, Any]:
     return plain
 
 
-def accelerator(**arguments: Any) -> Accelerator:
-    """A fresh Accelerator: its state is global and would keep the last one's precision."""
+def forget() -> None:
+    """Lets the next Accelerator have another precision: its state is global."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
+
+
+def accelerator(**arguments: Any) -> Accelerator:
+    """A fresh Accelerator."""
+    forget()
     return Accelerator(cpu=True, **arguments)
 
 
 def train(run: Path, **changes: Any) -> Path:
     """Trains in this process; returns the final pipeline folder."""
     config = validate(TrainConfig, tree(run, **changes))
-    mixed = "bf16" if config.precision == "bfloat16" else "no"
-    return program("train").train(config, accelerator(mixed_precision=mixed))
+    return program("train").train(config, accelerator(mixed_precision=MIXED[config.precision]))

@@ -110,8 +110,6 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
             pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
         for pipe in pipes.values():
             pipe.to(accelerator.device)
-            watched = accelerator.is_main_process and sys.stderr.isatty()
-            pipe.set_progress_bar_config(disable=not watched, leave=False)
         with writing("the score", Path(config.run), "the same command draws it again"):
             how = parts.drawn_with(config.score)
             scores = score(pipes, config, collection.train, Path(config.run), accelerator, how)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from ldm.commands.failure import fail
+from ldm.progress import listen, main_process
 
 
 def cache(
@@ -34,10 +33,8 @@ def cache(
     from ldm.engine.schema import TrainConfig
     from ldm.errors import UserError
 
-    first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if first:
-        logging.getLogger("ldm").setLevel(logging.INFO)
+    first = main_process()
+    listen()
     try:
         run = load(TrainConfig, config, overrides or ())
     except ConfigError as error:

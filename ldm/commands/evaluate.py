@@ -141,7 +141,6 @@ def evaluate(
         named = space or ["pixels:16", *([own] if own else [])]
         spaces = [features.space(spec, device) for spec in named] if compares else []
         pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
-        pipe.set_progress_bar_config(disable=True)
         how = pipe.sampling_defaults.but(
             num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
         )
@@ -167,9 +166,8 @@ def evaluate(
             several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
-                with console.status(told):
-                    draw = draw_with(pipe, drawing)
-                    several.append(measurer.measure(chosen.value, draw, count))
+                draw = draw_with(pipe, drawing, told)
+                several.append(measurer.measure(chosen.value, draw, count))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
             write(out, model, data, reports, drawings, name)

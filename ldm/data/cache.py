@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.data.pace import Pace
 from ldm.data.shard import KEYS, Shard, ShardError, checksums
 from ldm.data.source import DataError
+from ldm.progress import Progress
 from ldm.storage.json import JsonError, read_json
 from ldm.storage.tensors import write_tensors
 
@@ -215,14 +215,14 @@ class TensorCache:
         if mine:
             self.folder.mkdir(parents=True, exist_ok=True)
             share = len(mine) / len(missing)
-            with Pace(what, unit, len(missing), quiet=rank > 0) as pace:
+            with Progress(f"caching {what}", unit, len(missing)) as progress:
                 numbers, chunks, size = list[int](), list[dict[str, Tensor]](), 0
                 for some in _parts(mine, min(batch, shard_rows)):
                     rows = {name: value.cpu() for name, value in make(some).items()}
                     numbers += some
                     chunks.append(rows)
                     size += sum(value.nbytes for value in rows.values())
-                    pace.advance(len(some) / share)  # the others are about as far
+                    progress.advance(len(some) / share)  # the others are about as far
                     full = len(numbers) + batch > shard_rows or size > _SHARD_BYTES
                     if full or numbers[-1] == mine[-1]:
                         columns = {name: torch.cat([c[name] for c in chunks]) for name in rows}

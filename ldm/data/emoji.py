@@ -30,11 +30,11 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from ldm.data.console import PipeConsole
 from ldm.data.ranges import Copies, Count, Side, Weight
 from ldm.data.scene import BACKGROUNDS, Background, Position
 from ldm.data.source import DataError, Drawn, Example, cache_root, in_fraction
 from ldm.diffusion import stream
+from ldm.progress import track
 from ldm.storage.json import read_json
 
 log = logging.getLogger(__name__)
@@ -366,13 +366,11 @@ def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None
     import io
 
     import resvg_py
-    from rich.progress import track
 
     files = _svg_files(style)
     keys = [concept.key for concept in concepts() if concept.key in files]
     pixels = np.empty((len(keys), size, size, 4), np.uint8)
-    what, console = f"rendering {style} at {size} px (once)", PipeConsole(stderr=True)
-    for row, key in enumerate(track(keys, what, console=console)):
+    for row, key in enumerate(track(keys, f"rendering {style} at {size} px (once)")):
         png = resvg_py.svg_to_bytes(svg_path=str(files[key]), width=size, height=size)
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         if picture.size != (size, size):  # a few drawings are not square: centre them

@@ -27,14 +27,13 @@ import numpy as np
 import PIL
 import pyarrow as pa
 from PIL import Image
-from rich.progress import Progress
 
 from ldm.data.captions import Grammar
-from ldm.data.console import PipeConsole
 from ldm.data.picture import HEIF, Facts, decode, look, unreadable
 from ldm.data.rows import SCHEMA, Mapped, Row, Rows
 from ldm.data.source import DataError, Example, Problem, cache_root
 from ldm.diffusion import stream
+from ldm.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -307,9 +306,8 @@ def _write(part: Part, file: Path, known: _Known | None) -> Mapped:
         with (
             pa.ipc.new_file(str(partial), SCHEMA) as writer,
             ThreadPoolExecutor(os.cpu_count()) as pool,
-            Progress(console=PipeConsole(stderr=True), transient=True) as progress,
+            Progress(f"looking at the pictures of {part.path}", "pictures", None) as progress,
         ):
-            bar = progress.add_task(f"looking at the pictures of {part.path}", total=None)
             for chunk in _chunks(part.rows(), _CHUNK):
                 both = list(pool.map(examined, chunk))
                 # Apart: the good rows of an index can then be used as they lie in the file.
@@ -318,7 +316,7 @@ def _write(part: Part, file: Path, known: _Known | None) -> Mapped:
                 for some in (good, bad):
                     if some:
                         writer.write_batch(_batch(some))
-                progress.advance(bar, len(both))
+                progress.advance(len(both))
         if passing:
             log.warning("%d files of %s could not be read this time", len(passing), part.path)
             return Mapped(Mapped.open(partial).table, None)  # mapped when its name is gone

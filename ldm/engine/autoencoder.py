@@ -30,6 +30,7 @@ from ldm.engine.schema import AutoencoderConfig
 from ldm.evaluation.similarity import psnr, ssim
 from ldm.models.codec import VaeCodec, fold_statistics
 from ldm.models.origin import forget_origin
+from ldm.progress import track
 
 
 class PictureDraws(Dataset[dict[str, Any]]):
@@ -117,7 +118,7 @@ class AutoencoderTask(nn.Module):
         mine = chosen[accelerator.process_index :: accelerator.num_processes]
         totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         shown = []
-        for at in range(0, len(mine), 32):
+        for at in track(range(0, len(mine), 32), "measuring held-out pictures", "batches"):
             x = torch.stack(
                 [to_pixels(self.config.images(i.load())) for i in mine[at : at + 32]]
             ).to(accelerator.device)
@@ -162,7 +163,7 @@ def fold(vae: AutoencoderKL, items: Items, transform: ImageTransform, count: int
     chosen = spread(items, count)
     total = torch.zeros(3, codec.channels, dtype=torch.float64)
     seen = 0
-    for at in range(0, len(chosen), 64):
+    for at in track(range(0, len(chosen), 64), "measuring latents", "batches"):
         x = torch.stack([to_pixels(transform(i.load())) for i in chosen[at : at + 64]])
         moments = codec.encode(x.to(vae.device))
         mean, var = moments.mean.double().cpu(), moments.logvar.double().exp().cpu()

@@ -29,6 +29,7 @@ from ldm.engine.memory import Memory
 from ldm.engine.noised import Noised
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.origin import forget_origin
+from ldm.progress import track
 
 
 class Labels:
@@ -145,7 +146,8 @@ class ClassificationTask(nn.Module):
         chosen = spread(self.held_out, validation.images)
         levels = validation.levels
         hits = torch.zeros(levels + 1, dtype=torch.float64, device=device)
-        for n in range(accelerator.process_index, len(chosen), accelerator.num_processes):
+        mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
+        for n in track(mine, "measuring held-out accuracy"):
             x = to_pixels(self.config.images(chosen[n].load())).to(device)
             draws = default_collate(
                 [self.noised.held_out(validation.seed, n, k, levels) for k in range(levels)]

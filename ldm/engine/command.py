@@ -22,6 +22,7 @@ from ldm.engine.schema import RunConfig
 from ldm.engine.trackers import require
 from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import UserError
+from ldm.progress import listen, main_process
 
 C = TypeVar("C", bound=RunConfig)
 log = logging.getLogger(__name__)
@@ -53,10 +54,7 @@ class Command(Generic[C]):
 
     def __init__(self, schema: type[C], description: str | None) -> None:
         sys.excepthook = one_line
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        first = os.environ.get("RANK", "0") == "0"
-        if first:
-            logging.getLogger("ldm").setLevel(logging.INFO)
+        listen()
         parser = argparse.ArgumentParser(
             description=description,
             epilog=ENDS,
@@ -72,7 +70,7 @@ class Command(Generic[C]):
         self.config: C = load(schema, arguments.config, arguments.overrides)
         check_folder(Path(self.config.run))
         require(self.config.trackers)
-        for line in costly(self.config) if first else ():
+        for line in costly(self.config) if main_process() else ():
             log.warning(line)
         self.dry_run: bool = arguments.dry_run
         _refuse_missing(self.config, data=not self.dry_run)

@@ -37,6 +37,7 @@ from ldm.evaluation.retrieval import ranks
 from ldm.models.clip import Clip
 from ldm.models.conditioner import ClipConditioner, unnamed
 from ldm.models.tokenizer import save_tokenizer, settings_of
+from ldm.progress import track
 
 
 class CaptionedDraws(Dataset[dict[str, Any]]):
@@ -154,14 +155,15 @@ class ContrastiveTask(nn.Module):
         if validation is None or not validation.images or not self.held_out:
             return {}
         chosen = spread(self.held_out, validation.images)
-        pixels = torch.stack([to_pixels(self.config.images(i.load())) for i in chosen])
+        shown = track(chosen, "reading held-out pictures")
+        pixels = torch.stack([to_pixels(self.config.images(i.load())) for i in shown])
         with unnamed():
             ids = self.conditioner.tokenize([i.caption(None) for i in chosen])
         device = accelerator.device
         texts = torch.cat([self.clip.text_features(x.to(device)) for x in ids.split(64)])
         levels = validation.levels if self.noised else 1
         found: dict[str, float] = {}
-        for k in range(levels):
+        for k in track(range(levels), "measuring held-out pictures", "levels"):
             pictures = []
             for at in range(0, len(pixels), 64):
                 x = pixels[at : at + 64].to(device)

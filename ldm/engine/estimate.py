@@ -29,13 +29,22 @@ from torch.utils.flop_counter import (
 )
 
 from ldm.engine.config import images
+from ldm.engine.precision import DTYPES, device_at_hand, has_bfloat16, named
 from ldm.engine.schema import RunConfig
 
-EFFICIENCY = {"float32": 0.9, "bfloat16": 0.6}
-"""Share of the modelled speed that steps of small text-to-image models reach on a CPU; in bfloat16
-casts and the backward pass cost more than the two rates say. With it tests/benchmarks/estimate.py
-told 0.74 to 1.09 times the speed, and 0.53 to 0.91 times the memory (40 to 120 MB too little), of
-five runs of quickstart, lora, finetune and ldm_small. No GPU has been measured."""
+EFFICIENCY = {
+    True: {"float32": 0.62, "bfloat16": 0.36, "float16": 0.36},
+    False: {"float32": 0.71, "bfloat16": 0.71, "float16": 0.71},
+}
+"""Share of the modelled speed that training steps of small text-to-image models reach, on devices
+that have bfloat16 in hardware and on those that have not.
+
+Without: measured in float32 on a CPU with AVX2 alone by tests/benchmarks/estimate.py, 0.76 for
+quickstart (16 images at a time), 0.67 for lora and 0.71 for finetune (8): the mean, and memory 0.71
+to 0.86 times what was used. Its other precisions were not measured. With: 0.9 and 0.6, as measured
+on a CPU with AMX while look-ups counted as traffic, times what of quickstart's time in the model is
+left without them (0.69 and 0.60, at 20 GB/s and 200 and 500 GFLOP/s); in bfloat16 casts and the
+backward pass cost more than the rates say. No GPU has been measured."""
 _PROBE = 0.25  # seconds for each of the three rates
 
 
@@ -105,7 +114,8 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
             if parts > 1:  # all but the first meet the gradients of those before
                 for parameter in learning:
                     parameter.grad = torch.zeros_like(parameter)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "float32"):
+            dtype = DTYPES[config.precision]
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 loss = step.loss(micro)
             loss.backward()
     counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
@@ -170,7 +180,7 @@ class _Live(TorchDispatchMode):
                 self.now += self.sizes[key]
                 weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.now)
-        if not func.is_view:
+        if made and not func.is_view:  # what makes none asks for its device, and reads nothing
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.traffic += sum(x.numel() * x.element_size() for x in [*made, *given])
         return out
@@ -181,23 +191,21 @@ class _Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOPs a second of convolutions and of products, bytes a second, and of which device."""
+    """FLOPs a second of convolutions and of products, bytes a second, of which device, and the
+    share of all that a step reaches there.
+    """
 
     convolution: float
     product: float
     bandwidth: float
     device: str
-
-
-def device_at_hand() -> torch.device:
-    """A GPU, or else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    efficiency: float
 
 
 def measure(precision: str) -> Rates:
     """The rates of this machine's GPU, or else its CPU, in the precision of the run."""
     device = device_at_hand()
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    dtype = DTYPES[precision]
     large = device.type == "cuda"
     with torch.no_grad():
         channels, side, n = (320, 64, 16) if large else (128, 16, 16)
@@ -211,8 +219,8 @@ def measure(precision: str) -> Rates:
         product = _rounds(lambda: a @ b, device) * 2 * a.numel() * width
         line = torch.ones(2**27 if large else 2**22, device=device)
         bandwidth = _rounds(lambda: line + 1, device) * 2 * line.nbytes
-    name = torch.cuda.get_device_name() if large else f"CPU ({torch.get_num_threads()} threads)"
-    return Rates(convolution, product, bandwidth, name)
+    efficiency = EFFICIENCY[has_bfloat16(device)][precision]
+    return Rates(convolution, product, bandwidth, named(device), efficiency)
 
 
 def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
@@ -230,10 +238,10 @@ def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
             return count / spent
 
 
-def seconds(cost: Cost, rates: Rates, precision: str) -> float:
+def seconds(cost: Cost, rates: Rates) -> float:
     """Of one optimiser step on one process of that device."""
     work = cost.convolution / rates.convolution + cost.product / rates.product
-    return (work + cost.traffic / rates.bandwidth) / EFFICIENCY[precision]
+    return (work + cost.traffic / rates.bandwidth) / rates.efficiency
 
 
 # -- what is printed --
@@ -278,7 +286,7 @@ def lines(
         f"{flops / 1e12:,.3g} TFLOP",
         f"a step of {share} images, {flops / share / 1e9:,.3g} GFLOP an image",
     )
-    spent = seconds(cost, rates, config.precision)
+    spent = seconds(cost, rates)
     speed = share / spent
     how = (
         f"on this {rates.device}, roughly: it does {rates.convolution / 1e9:,.0f} GFLOP/s in"

@@ -17,6 +17,7 @@ from ldm.data.scene import Scene
 from ldm.diffusion import Objective, predictor
 from ldm.engine.figures import Drawing
 from ldm.engine.noise import saved
+from ldm.engine.pictures import counted
 from ldm.evaluation import suites
 from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import Judge, Space
@@ -29,6 +30,7 @@ from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.labels import LabelConditioner
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.progress import Progress
 
 _COUNT = {
     "shapes": 1000,
@@ -49,19 +51,23 @@ FEWEST = 8
 """Pictures that are compared as a set, one of which is left out at a time."""
 
 
-def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing) -> Draw:
-    """Draws captions as ``drawing`` says."""
+def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing, what: str = "captions") -> Draw:
+    """Draws captions as ``drawing`` says; ``what`` is told to people who wait."""
 
     def draw(captions: Sequence[str]) -> Tensor:
-        images = pipe(
-            list(captions),
-            num_inference_steps=drawing.steps,
-            guidance_scale=drawing.guidance,
-            sampler=drawing.sampler,
-            seed=drawing.seed,
-            batch_size=drawing.batch,
-            output_type="pt",
-        ).images
+        with (
+            Progress(f"drawing {what}", "pictures", len(captions)) as progress,
+            counted(pipe, progress, len(captions)),
+        ):
+            images = pipe(
+                list(captions),
+                num_inference_steps=drawing.steps,
+                guidance_scale=drawing.guidance,
+                sampler=drawing.sampler,
+                seed=drawing.seed,
+                batch_size=drawing.batch,
+                output_type="pt",
+            ).images
         return images.float().cpu() * 2 - 1
 
     return draw

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ldm.engine.disk import in_one_step
 from ldm.engine.fault import RunError, ToldElsewhere
 from ldm.models.conditioner import unnamed
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.progress import Progress
 
 _READ = 500  # characters of a caption that can fit below a picture
 
@@ -26,11 +28,39 @@ def sheet_name(folder: Path, images: int) -> Path:
     return folder / f"images-{images:012d}.png"
 
 
+class _Steps:
+    """A pipeline's bar that counts pictures, of which every evaluation is a part."""
+
+    def __init__(self, progress: Progress, each: float) -> None:
+        self.progress, self.each = progress, each
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int = 1) -> None:
+        """``count`` more evaluations."""
+        self.progress.advance(count * self.each)
+
+
+@contextmanager
+def counted(pipe: LatentDiffusionPipeline, progress: Progress, count: float) -> Iterator[None]:
+    """Inside, a call of ``pipe`` advances ``progress`` by ``count``, step by step."""
+    pipe.progress_bar = lambda total: _Steps(progress, count / total)
+    try:
+        yield
+    finally:
+        del pipe.progress_bar  # of the object: that of its class is there again
+
+
 def drawn(
     pipe: LatentDiffusionPipeline,
     prompts: Sequence[str],
     accelerator: Accelerator,
     *,
+    what: str,
     seed: int,
     batch: int,
     **settings: Any,
@@ -45,6 +75,7 @@ def drawn(
         pipe: on every process the same.
         prompts: one for each picture.
         accelerator: the processes.
+        what: is drawn, for people who wait.
         seed: of the first picture.
         batch: pictures at a time.
         settings: further arguments of ``pipe``.
@@ -52,18 +83,20 @@ def drawn(
     Raises:
         RunError: what was drawn, by whichever process, is not finite.
     """
-    starts = range(0, len(prompts), batch)
+    starts = range(0, len(prompts), batch)[accelerator.process_index :: accelerator.num_processes]
     mine: list[tuple[int, Tensor | str]] = []
-    for start in starts[accelerator.process_index :: accelerator.num_processes]:
-        part = list(prompts[start : start + batch])
-        try:
-            with unnamed():  # of what a run draws, its captions are listed and its prompts named
-                images = pipe(part, seed=seed + start, output_type="pt", **settings).images
-        except NotFiniteError as error:
-            mine.append((start, f"{part[0]!r} was drawn as {error}"))  # the others wait
-            break
-        # A picture of its own: what is sent of a part of a tensor is all of it.
-        mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
+    with Progress(f"drawing {what}", "pictures", len(prompts)) as progress:
+        for start in starts:
+            part = list(prompts[start : start + batch])
+            # The others are about as far. What a run draws, its captions, is listed elsewhere.
+            with counted(pipe, progress, len(prompts) / len(starts)), unnamed():
+                try:
+                    images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+                except NotFiniteError as error:
+                    mine.append((start, f"{part[0]!r} was drawn as {error}"))  # the others wait
+                    break
+            # A picture of its own: what is sent of a part of a tensor is all of it.
+            mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
     whole = [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
     if wrong := [told for told in whole if isinstance(told, str)]:
         raise (RunError if accelerator.is_main_process else ToldElsewhere)(wrong[0])

@@ -39,6 +39,7 @@ from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
+from ldm.progress import track
 from ldm.storage.lock import NAME as LOCK
 from ldm.storage.lock import Lock
 
@@ -189,7 +190,8 @@ class Precompute:
 
     def _hashes(self, names: Sequence[str]) -> list[tuple[str, str]]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [(name, sha256(self.folder / name)) for name in names[rank::world]]
+        some = track(names[rank::world], f"hashing {self.folder}", "files")
+        mine = [(name, sha256(self.folder / name)) for name in some]
         return sorted(gather_object(mine))
 
     # -- checking --
@@ -240,14 +242,14 @@ class Precompute:
         encoded, collection = self.encoded, self.collection
         assert encoded.text is not None
         for items in (collection.train, collection.held_out):
-            for item in spread(items, SAMPLE // 2):
+            for item in track(spread(items, SAMPLE // 2), "encoding a sample again"):
                 one = Items([item.source], *_alone(item))
                 wanted = Wanted(one, self.config.images.variants)
                 for variant in range(len(wanted)):
                     stored = encoded.latents[item.shape][wanted.key(variant)]
                     if not _same(stored, encoded.encode_pictures(wanted, [variant])):
                         yield f"{item.example.key}: its latent is not what encoding it gives now"
-        for caption in spread(self.captions, SAMPLE):
+        for caption in track(spread(self.captions, SAMPLE), "encoding a sample again", "captions"):
             made = encoded.encode_captions([caption], [0])
             if not _same(encoded.text[key_of(caption)], made):
                 yield f"{caption!r}: its embedding is not what encoding it gives now"

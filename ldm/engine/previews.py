@@ -82,6 +82,7 @@ class Previews:
             pipe,
             prompts,
             accelerator,
+            what="the validation's previews",
             seed=asked.seed,
             batch=4,  # few, so that many processes have some
             **asdict(self._parts.drawn_with(asked)),

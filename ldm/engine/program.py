@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import nullcontext
@@ -24,9 +25,13 @@ from ldm.engine.disk import writing
 from ldm.engine.ending import WAIT
 from ldm.engine.estimate import Step, lines
 from ldm.engine.parts import parameters
+from ldm.engine.precision import MIXED, device_at_hand, named, settled
 from ldm.engine.schema import RunConfig
 from ldm.engine.streaming import streamed
 from ldm.engine.watch import WATCH
+from ldm.progress import main_process
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -106,7 +111,10 @@ class Program(Generic[C]):
 
     def __init__(self, command: Command[C]) -> None:
         transformers.utils.logging.disable_progress_bar()  # one would cross the run's own
-        self.config: C = command.config
+        # Nothing is left to the machine from here on.
+        self.config, self.told, slow = settled(command.config, device_at_hand())
+        for warning in slow if main_process() else ():
+            log.warning(warning)
         self.dry_run = command.dry_run
 
     def accelerator(self, *, sharded: bool = False) -> Accelerator:
@@ -117,16 +125,23 @@ class Program(Generic[C]):
 
         Raises:
             ConfigError: the launcher asks for what a run cannot be (DeepSpeed), or started
-                processes that do not see each other.
+                processes that do not see each other, or whose precision differs.
         """
         try:
-            bfloat16 = self.config.precision == "bfloat16"
-            accelerator = connect("bf16" if bfloat16 else "no", sharded=sharded)
+            accelerator = connect(MIXED[self.config.precision], sharded=sharded)
         finally:
             # torch puts a hook in front that collects what ours prints and shows it when ours
             # returns: it does not, and the line would be lost.
             sys.excepthook = one_line
         split_batch(self.config, accelerator.num_processes)
+        number = torch.tensor([list(MIXED).index(self.config.precision)], device=accelerator.device)
+        if len(accelerator.gather(number).unique()) > 1:
+            raise ConfigError("precision: auto is not the same on all machines of the run: set it")
+        several = "es" * (accelerator.num_processes > 1)
+        accelerator.print(
+            f"on {named(accelerator.device)}, {accelerator.num_processes} process{several};",
+            ", ".join(f"{key} {value}" for key, value in self.told.items()),
+        )
         return accelerator
 
     def report(self, step: Step) -> None:
@@ -136,6 +151,8 @@ class Program(Generic[C]):
         """
         config = self.config
         print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+        for key, value in self.told.items():
+            print(f"{key:>12}: {value}")
         for name, network in step.networks.items():
             print(f"{name:>12}: {parameters(network):>15,} parameters")
         data = self._lengths()

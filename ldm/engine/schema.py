@@ -25,6 +25,7 @@ Batch = Annotated[int, Field(gt=0, le=2**20)]
 Pictures = Annotated[Count, Field(gt=0)]
 SamplerSteps = Annotated[int, Field(gt=0, le=10_000)]
 SamplerName = Annotated[str, AfterValidator(canonical)]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _seeds(first: int, pictures: int) -> None:
@@ -198,7 +199,9 @@ class RunConfig:
         duration: length of the run.
         optimizer: AdamW and its schedule.
         ema: None trains without.
-        precision: of the forward pass; parameters and optimiser stay float32.
+        precision: of the forward pass; parameters and optimiser stay float32. ``auto``: bfloat16
+            where the device has it in hardware, else float32; a run that goes on keeps what it
+            began in. ``float16``, with loss scaling, is for GPUs without bfloat16.
         log_every: steps between two lines of ``metrics.jsonl``.
         trackers: where its numbers and the sample sheets go as well: ``tensorboard`` writes into
             ``RUN/tensorboard``, ``wandb`` to its server, or with WANDB_MODE=offline into ``RUN``.
@@ -221,7 +224,7 @@ class RunConfig:
     duration: Duration
     optimizer: AdamW = field(default_factory=AdamW)
     ema: Ema | None = field(default_factory=Ema)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "auto"
     log_every: Positive = 10
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     validation: Validation | None = field(default_factory=Validation)
@@ -264,7 +267,8 @@ class TrainConfig(RunConfig):
         text_dropout: share of captions replaced by "" for classifier-free guidance.
         cache_latents: encode every picture once; off with a random crop.
         cache_text: encode every caption once; off where the text encoder learns.
-        attention: ``sdpa`` or ``xformers``.
+        attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
+            ``plain`` in bfloat16 on a CPU, else ``sdpa``.
         score: draw training captions at the end and count whose nearest picture is their own.
     """
 
@@ -287,7 +291,7 @@ class TrainConfig(RunConfig):
     text_dropout: Share = 0.1
     cache_latents: bool = True
     cache_text: bool = True
-    attention: Literal["sdpa", "xformers"] = "sdpa"
+    attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
     score: Score | None = None
 
     def __post_init__(self) -> None:

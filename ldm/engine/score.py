@@ -17,6 +17,7 @@ from ldm.engine import pictures
 from ldm.engine.schema import Score, TrainConfig
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.progress import track
 from ldm.sampling import SamplingDefaults
 
 Scores = dict[str, dict[str, Proportion]]
@@ -60,6 +61,7 @@ def score(
             pipe,
             captions,
             accelerator,
+            what=f"the score's pictures, {model}",
             seed=settings.seed,
             batch=config.micro_batch_size or 64,
             **asdict(how),
@@ -70,7 +72,8 @@ def score(
     }
     if not accelerator.is_main_process:
         return {}
-    gallery = torch.stack([to_pixels(config.images(item.load())) for item in items])
+    true = track(items, "reading the pictures to compare with", total=len(items))
+    gallery = torch.stack([to_pixels(config.images(item.load())) for item in true])
     rank = {
         model: ranks(torch.stack(x), gallery, torch.tensor(chosen)) for model, x in drawn.items()
     }

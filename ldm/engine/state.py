@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.data.collection import Collection
+from ldm.engine import checkpoint
 from ldm.engine import counters as recorded
 from ldm.engine.checkpoint import CheckpointError
 from ldm.engine.config import ConfigError, images, plain
@@ -91,6 +93,7 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
         value.copy_(like(raw[name], value))
     moments, counters = _tensors(folder / _MOMENTS), recorded.read(folder)
     recorded.check_moments(moments, weights, counters, folder / _MOMENTS)
+    group = {p: group for group in optimizer.param_groups for p in group["params"]}
     for name, value in weights.items():
         if f"{name}/step" not in moments:
             continue  # it has no state before its first step
@@ -99,7 +102,10 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
         optimizer.state[value] = {
             kind: like(moments[f"{name}/{kind}"], value) for kind in ("exp_avg", "exp_avg_sq")
         }
-        optimizer.state[value]["step"] = moments[f"{name}/step"]  # AdamW counts on the CPU
+        # AdamW counts on the CPU unless its kernel reads the count.
+        there = group[value].get("fused") or group[value].get("capturable")
+        step = moments[f"{name}/step"]
+        optimizer.state[value]["step"] = step.to(value.device) if there else step
     return counters
 
 
@@ -118,6 +124,25 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         line = " ".join(str(error).split())
         raise CheckpointError(f"{file} cannot be read: {line}") from None
+
+
+def begun(run: Path) -> dict[str, str]:
+    """``precision`` and ``attention`` that the run in this folder was begun with, as far as its
+    newest checkpoint that can be read tells: it need not be whole.
+    """
+    try:
+        folders = checkpoint.folders(run / "checkpoints")
+    except (OSError, ValueError):
+        return {}  # no name of a folder: told where it would be made
+    for folder in reversed(folders):
+        try:
+            kept = recorded.read(folder / "training")
+            precision = json.loads(kept["identity"]["precision"])
+        except (CheckpointError, ValueError, LookupError, TypeError):
+            continue  # which of them can be gone on from is found out later
+        told = {"precision": precision, "attention": kept.get("attention")}
+        return {key: value for key, value in told.items() if isinstance(value, str)}
+    return {}
 
 
 # What may change between a checkpoint and going on from it: where things lie, how often something
@@ -174,6 +199,26 @@ def identity(
     for key, value in origin.items():
         flat |= _flat(key, value)
     return flat
+
+
+def same_everywhere(
+    root: Path, seen: int, identity: Mapping[str, str], accelerator: Accelerator
+) -> None:
+    """A collective that tells whether all processes begin the same run at the same image.
+
+    Raises:
+        CheckpointError: they find different checkpoints in ``root``.
+        ConfigError: their data differs.
+    """
+    mine = torch.tensor([[seen, number(identity)]]).to(accelerator.device)
+    found, runs = accelerator.gather(mine).unbind(1)
+    if len(found.unique()) > 1:
+        raise CheckpointError(
+            f"the processes find different checkpoints in {root} (after {found.tolist()} images):"
+            " the run folder must be shared by all machines"
+        )
+    if len(runs.unique()) > 1:
+        raise ConfigError("data: all machines need the same pictures, and these differ")
 
 
 def number(identity: Mapping[str, str]) -> int:

@@ -11,9 +11,10 @@ from transformers import CLIPModel
 
 from ldm.diffusion import Condition
 from ldm.engine.adapt import learn
-from ldm.engine.estimate import Step, device_at_hand
+from ldm.engine.estimate import Step
 from ldm.engine.learning import parts as learning_parts
 from ldm.engine.parts import Parts
+from ldm.engine.precision import device_at_hand
 from ldm.engine.schema import AutoencoderConfig, TrainConfig
 from ldm.models.attention import set_attention
 from ldm.models.classifier import NoisyClassifier
@@ -37,7 +38,8 @@ def text_to_image(config: TrainConfig, parts: Parts) -> Step:
     for part in learning_parts(config):
         getattr(parts, part).train()  # which checkpointing asks for
     bfloat16 = config.precision == "bfloat16"
-    set_attention(parts.unet, "sdpa", device_at_hand(), bfloat16=bfloat16)
+    here = "sdpa" if config.attention == "xformers" else config.attention  # which needs a GPU
+    set_attention(parts.unet, here, device_at_hand(), bfloat16=bfloat16)
     codec, denoiser, side = parts.codec, UNetDenoiser(parts.unet), config.images.size
     latent = (codec.channels, side // codec.factor, side // codec.factor)
     width = text.config.hidden_size if text else 0

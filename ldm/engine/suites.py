@@ -86,6 +86,7 @@ class Suites:
                 pipe,
                 captions,
                 accelerator,
+                what="captions of the suites",
                 seed=asked.seed,
                 batch=self.batch,
                 **asdict(self.how),

@@ -39,6 +39,7 @@ from ldm.interop import embedding, lora
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.lora import collect, named
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.progress import Progress
 
 
 class TextToImageTask(nn.Module):
@@ -121,7 +122,6 @@ class TextToImageTask(nn.Module):
         if self.parts.stored:
             what = self.previews.key if self.previews else "validation.suites"
             pipe = loaded(pipe, self.parts.stored, what)
-        pipe.set_progress_bar_config(disable=True)
         page = self.previews.page(pipe, accelerator) if self.previews else None
         reports = self.suites.measure(pipe, accelerator) if self.suites else {}
         # Only once all have drawn: who cannot write would leave the others waiting.
@@ -143,17 +143,19 @@ class TextToImageTask(nn.Module):
         levels, device = validation.levels, accelerator.device
         sums = torch.zeros(levels + 1, dtype=torch.float64, device=device)
         codec = self.encoded.codec
-        for numbers in _of_one_shape(chosen, mine, self.encoded.batch):
-            items = [chosen[n] for n in numbers]
-            moments, cond = self.encoded.evaluated(items)
-            z = codec.sample(moments, torch.zeros_like(moments.mean))
-            errors = errors_by_level(
-                self.objective, self.process, self.denoiser, z, cond,
-                levels=levels, seed=validation.seed, name="validation", numbers=numbers,
-            )  # fmt: skip
-            for k, error in enumerate(errors):
-                sums[k] += error.sum()
-            sums[-1] += len(z)
+        with Progress("measuring held-out loss", "pictures", len(mine)) as progress:
+            for numbers in _of_one_shape(chosen, mine, self.encoded.batch):
+                items = [chosen[n] for n in numbers]
+                moments, cond = self.encoded.evaluated(items)
+                z = codec.sample(moments, torch.zeros_like(moments.mean))
+                errors = errors_by_level(
+                    self.objective, self.process, self.denoiser, z, cond,
+                    levels=levels, seed=validation.seed, name="validation", numbers=numbers,
+                )  # fmt: skip
+                for k, error in enumerate(errors):
+                    sums[k] += error.sum()
+                    progress.advance(len(z) / levels)
+                sums[-1] += len(z)
         sums = accelerator.reduce(sums, "sum")
         per_level = (sums[:-1] / sums[-1]).tolist()
         return {

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,7 +26,7 @@ from ldm.diffusion import stream
 from ldm.engine import checkpoint, disk, fault, interrupt, shards, state
 from ldm.engine.batch import split_batch
 from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import ConfigError, images
+from ldm.engine.config import images
 from ldm.engine.counters import readable
 from ldm.engine.ema import Average, averages
 from ldm.engine.ending import Ending
@@ -35,13 +34,14 @@ from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
 from ldm.engine.optimizer import adamw, learning_rate, set_rate
 from ldm.engine.pictures import sheet_name
-from ldm.engine.progress import bar
 from ldm.engine.readers import loader, reading
 from ldm.engine.record import SKIPPED, check_folder, write_record, write_skipped
+from ldm.engine.scaling import LossScale
 from ldm.engine.schema import Resume, RunConfig
 from ldm.engine.task import Draws, Task, evaluating
 from ldm.engine.trackers import Trackers
 from ldm.engine.window import Window
+from ldm.progress import Progress
 
 
 class Trainer:
@@ -81,8 +81,10 @@ class Trainer:
         self.model, self.stepper = shards.prepare(accelerator, task, self.optimizer)  # type: ignore
         self.weights = task.trained()
         self.ema = averages(config, self.weights, collection)
+        self.scale = LossScale(accelerator.scaler, self.optimizer)
         # Reading a number every step makes the host wait for a GPU, and costs a CPU nothing.
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
+        self.prompt |= self.scale.scaler is not None
         self.seen, self.skipped = 0, 0  # images, steps
         self.window = Window(self.batch, accelerator)
         self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
@@ -123,9 +125,8 @@ class Trainer:
         clock, since = time.perf_counter(), self.seen
         with (
             reading(self._loader()) as micro_batches,
-            bar(shown=self.accelerator.is_main_process) as progress,
+            Progress("training", "images", self.total, done=self.seen) as progress,
         ):
-            shown = progress.add_task("training", total=self.total, completed=self.seen, note="")
             while self.seen < self.total:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total, cooldown)
                 rates = set_rate(self.optimizer, rate)
@@ -145,16 +146,15 @@ class Trainer:
                 self.seen += self.batch
                 if self.ema and not wrong:
                     self.ema.update(self.batch, self.seen)
-                progress.advance(shown, self.batch)
                 if due:
                     speed = (self.seen - since) / (time.perf_counter() - clock)
-                    note = self._log(rates, speed)
-                    progress.update(shown, note=f"{note}  {speed:.0f} images/s")
+                    progress.note = self._log(rates, speed)
                     clock, since = time.perf_counter(), self.seen
+                progress.advance(self.batch)
                 if stopping:  # first of all: there may be little time
                     self._save()
                 if validation and (self.seen % every_validation == 0 or end):
-                    self._validate(progress)
+                    self._validate()
                     clock, since = time.perf_counter(), self.seen
                 if not stopping and (self.seen % every_checkpoint == 0 or end):
                     stopping = self._save()
@@ -183,6 +183,7 @@ class Trainer:
                 # DDP averages over ranks: a share's mean becomes the global batch's.
                 accelerator.backward(terms["loss"].sum() / self.share)
             step.add(drawn, terms)
+        self.scale.unscale()
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.optimizer.clip_norm)
         step.norm = shards.whole(norm.detach())
         return step
@@ -201,7 +202,12 @@ class Trainer:
     # -- a step that is no step --
 
     def _skip(self, step: Step) -> None:
-        """Counts a step that is not applied; one too many, or the first, ends the run."""
+        """Counts a step that is not applied. But where its gradient was only scaled too much for
+        float16, one too many, or the first, ends the run.
+        """
+        if self.scale.overflowed(step, self.ending):
+            self._write(self.seen + self.batch, overflow=self.scale.told())
+            return
         found = self._evidence(step)
         settings = self.config.nonfinite
         if settings.action == "stop" or self.skipped == settings.at_most:
@@ -251,6 +257,7 @@ class Trainer:
             self.seen,
             **means,
             **rates,
+            **self.scale.told(),
             images_per_second=round(speed, 2),
         )
         return f"loss {means['loss']:.4f}"
@@ -273,7 +280,7 @@ class Trainer:
             with shards.written(module, here=self.accelerator.is_main_process):
                 yield raw
 
-    def _validate(self, progress: Progress) -> None:
+    def _validate(self) -> None:
         folder, measured = self.run / "samples", {}
         what = "the sample pictures"
         self.ending.written(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
@@ -288,7 +295,7 @@ class Trainer:
             self._write(self.seen, **measured)
             shown = [f"{k} {v:.4g}" for k, v in measured.items() if "/" not in k]
             told = "  ".join(shown or [f"measured, see {self.metrics.file}"])
-            progress.console.print(f"{self.seen:>10} images: {told}")
+            print(f"{self.seen:>10} images: {told}", flush=True)
 
     def _measure(self, average: Average | None, folder: Path | None = None) -> dict[str, float]:
         module: Any = self.task
@@ -325,6 +332,8 @@ class Trainer:
             "memory": self.task.memory.state(),
             "identity": self.identity,
             "average": self.ema and self.ema.choice,
+            "scale": self.scale.state(),
+            "attention": getattr(self.config, "attention", None),
         }
         state.write(folder / "training", found, counters)
 
@@ -360,16 +369,7 @@ class Trainer:
             raise CheckpointError(
                 f"{root}: none of its checkpoints is whole; remove it to start the run anew"
             )
-        mine = torch.tensor([[self.seen, state.number(self.identity)]])
-        everywhere = self.accelerator.gather(mine.to(self.accelerator.device))
-        found, runs = everywhere.unbind(1)
-        if len(found.unique()) > 1:
-            raise CheckpointError(
-                f"the processes find different checkpoints in {root} (after {found.tolist()}"
-                " images): the run folder must be shared by all machines"
-            )
-        if len(runs.unique()) > 1:
-            raise ConfigError("data: all machines need the same pictures, and these differ")
+        state.same_everywhere(root, self.seen, self.identity, self.accelerator)
 
     def _load(self, folder: Path) -> None:
         resume = self.config.resume
@@ -391,6 +391,7 @@ class Trainer:
             )
         self.skipped, self.ending.saved = counters.get("skipped", 0), folder
         self.task.memory.load(counters.get("memory"))
+        self.scale.load(counters.get("scale"))
         self.changes = counters.get("changes", []) + [
             {"images": self.seen, **change} for change in changes
         ]

@@ -22,8 +22,10 @@ from torch import Tensor
 from ldm.diffusion import (
     Condition,
     Denoiser,
+    Level,
     NoiseProcess,
     Objective,
+    Prediction,
     Predictor,
     normal,
     stream,
@@ -31,6 +33,7 @@ from ldm.diffusion import (
 from ldm.diffusion.likelihood import bits_per_dim, log_likelihood
 from ldm.diffusion.times import Uniform
 from ldm.evaluation.distances import Figure, mean
+from ldm.progress import Progress
 
 
 def errors_by_level(
@@ -91,20 +94,25 @@ def held_out_loss(
         batch: pictures at a time, which changes no figure beyond rounding.
     """
     found = []
-    for start in range(0, len(z), batch):
-        part = slice(start, start + batch)
-        errors = errors_by_level(
-            objective,
-            process,
-            denoiser,
-            z[part],
-            cond.map(lambda x, part=part: x[part]),
-            levels=levels,
-            seed=seed,
-            name="held-out",
-            numbers=range(len(z))[part],
-        )
-        found.append(torch.stack(list(errors), 1).cpu())
+    with Progress("measuring held-out loss", "pictures", len(z)) as progress:
+        for start in range(0, len(z), batch):
+            part = slice(start, start + batch)
+            errors = errors_by_level(
+                objective,
+                process,
+                denoiser,
+                z[part],
+                cond.map(lambda x, part=part: x[part]),
+                levels=levels,
+                seed=seed,
+                name="held-out",
+                numbers=range(len(z))[part],
+            )
+            columns = []
+            for error in errors:
+                columns.append(error)
+                progress.advance(len(error) / levels)
+            found.append(torch.stack(columns, 1).cpu())
     losses = torch.cat(found)
     columns = {f"loss at {(k + 0.5) / levels:.2f}": mean(losses[:, k]) for k in range(levels)}
     return {"loss": mean(losses.mean(1)), **columns}
@@ -133,14 +141,20 @@ def held_out_bits(
         batch: pictures at a time.
     """
     shape, found = tuple(pixels.shape[1:]), []
-    for start in range(0, len(pixels), batch):
-        x = pixels[start : start + batch]
-        numbers = range(start, start + len(x))
-        # The values of 256 bins are 2 / 255 apart.
-        bins = [stream(seed, "dequantise", n).random(shape) - 0.5 for n in numbers]
-        w = torch.from_numpy(np.stack(bins)).to(x) * (2 / 255)
-        probe = torch.stack([normal(seed, "probe", n, shape) for n in numbers]).sign().to(x)
-        here = cond.map(lambda part, at=start: part[at : at + batch])
-        nats = log_likelihood(process, predict, x + w, here, steps=steps, probes=probe[None])
-        found.append(bits_per_dim(nats, x[0].numel()))
+    with Progress("measuring likelihood", "pictures", len(pixels)) as progress:
+
+        def told(x: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            progress.advance(len(x) / (4 * steps))
+            return predict(x, level, timestep, cond)
+
+        for start in range(0, len(pixels), batch):
+            x = pixels[start : start + batch]
+            numbers = range(start, start + len(x))
+            # The values of 256 bins are 2 / 255 apart.
+            bins = [stream(seed, "dequantise", n).random(shape) - 0.5 for n in numbers]
+            w = torch.from_numpy(np.stack(bins)).to(x) * (2 / 255)
+            probe = torch.stack([normal(seed, "probe", n, shape) for n in numbers]).sign().to(x)
+            here = cond.map(lambda part, at=start: part[at : at + batch])
+            nats = log_likelihood(process, told, x + w, here, steps=steps, probes=probe[None])
+            found.append(bits_per_dim(nats, x[0].numel()))
     return mean(torch.cat(found))

@@ -23,6 +23,7 @@ from ldm.data.collection import Items, spread
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.data.source import cache_root
 from ldm.evaluation.features import Space
+from ldm.progress import track
 from ldm.storage.tensors import write_tensors
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,12 @@ class TrueFeatures:
     def __call__(self, space: Space) -> Tensor:
         """``n d``, float32."""
         if space.name not in self._known:
-            kept = self._kept(space) if space.made_by else space(self._pictures())
+            kept = self._kept(space) if space.made_by else self._made(space)
             self._known[space.name] = kept
         return self._known[space.name]
+
+    def _made(self, space: Space) -> Tensor:
+        return space(track(self._pictures(), f"looking at true pictures as {space.name}"))
 
     def _kept(self, space: Space) -> Tensor:
         # Another Pillow may scale otherwise. The weights are what counts, wherever they lie.
@@ -66,7 +70,7 @@ class TrueFeatures:
                 return load_file(file)["features"]
             except (SafetensorError, OSError, KeyError) as error:
                 log.warning("%s cannot be read and is made again: %s", file, error)
-        features = space(self._pictures())
+        features = self._made(space)
         try:
             _write(features, file)
         except (SafetensorError, OSError) as error:

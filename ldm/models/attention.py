@@ -1,8 +1,8 @@
-"""How attention is computed: ``sdpa`` (PyTorch) or ``xformers`` (CUDA only).
+"""How attention is computed: ``sdpa`` (PyTorch), ``plain`` or ``xformers`` (CUDA only).
 
 On a CPU the backward pass of PyTorch's fused attention is several times slower in bfloat16 than in
 float32, which alone makes a small U-Net slower under autocast than without. Plain matrix products
-and a softmax are not, so that is what bfloat16 on a CPU gets.
+and a softmax are not, so that is what ``auto`` gives bfloat16 on a CPU; elsewhere it is ``sdpa``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 
 from ldm.errors import UserError
 
-Backend = Literal["sdpa", "xformers"]
+Backend = Literal["sdpa", "plain", "xformers"]
 
 
 class BackendError(UserError, ValueError):
     """An attention backend cannot run here; the message says what is missing."""
+
+
+def chosen(asked: Literal["auto"] | Backend, device: torch.device, *, bfloat16: bool) -> Backend:
+    """The backend that ``auto`` stands for on ``device``; any other is itself."""
+    if asked != "auto":
+        return asked
+    return "plain" if bfloat16 and device.type == "cpu" else "sdpa"
 
 
 def check_backend(backend: Backend, device: torch.device) -> None:
@@ -29,7 +36,7 @@ def check_backend(backend: Backend, device: torch.device) -> None:
         return
     if device.type != "cuda":
         raise BackendError(
-            f"attention xformers needs a CUDA device, this is {device.type}: set attention to sdpa"
+            f"attention xformers needs a CUDA device, this is {device.type}: leave attention out"
         )
     try:
         version = importlib.metadata.version("xformers")
@@ -51,7 +58,7 @@ def check_backend(backend: Backend, device: torch.device) -> None:
 
 def set_attention(
     unet: UNet2DConditionModel | UNet2DModel,
-    backend: Backend,
+    backend: Literal["auto"] | Backend,
     device: torch.device,
     *,
     bfloat16: bool,
@@ -60,18 +67,18 @@ def set_attention(
 
     Args:
         unet: changed in place; the numbers are the same up to rounding.
-        backend: which.
+        backend: which, see ``chosen``.
         device: where it will run.
         bfloat16: whether it will train under bfloat16 autocast.
 
     Raises:
         BackendError: the backend cannot run there.
     """
+    backend = chosen(backend, device, bfloat16=bfloat16)
     check_backend(backend, device)
     if backend == "xformers":
         unet.enable_xformers_memory_efficient_attention()
         return
-    plain = bfloat16 and device.type == "cpu"
     for module in unet.modules():  # a UNet2DModel has no call for all
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor() if plain else AttnProcessor2_0())
+            module.set_processor(AttnProcessor() if backend == "plain" else AttnProcessor2_0())

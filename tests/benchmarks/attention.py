@@ -54,7 +54,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(arguments.rounds + 1):  # the first round warms up
         for name, (bfloat16, plain) in WAYS.items():
-            set_attention(unet, "sdpa", torch.device("cpu"), bfloat16=plain)
+            set_attention(unet, "auto", torch.device("cpu"), bfloat16=plain)
             start = time.perf_counter()
             step(unet, arguments.batch, arguments.side, bfloat16)
             if number:

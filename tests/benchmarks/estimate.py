@@ -23,6 +23,7 @@ from ldm.engine import estimate
 from ldm.engine.batch import split_batch
 from ldm.engine.config import load
 from ldm.engine.parts import build
+from ldm.engine.precision import MIXED, settled
 from ldm.engine.schema import TrainConfig
 from ldm.engine.steps import text_to_image
 from ldm.engine.trainer import Trainer
@@ -50,9 +51,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fixed = [f"run={folder}/run", f"duration={STEPS} steps", "log_every=1", "score=null"]
         fixed += ["validation=null", f"checkpoints.every={STEPS} steps"]
-        config = load(TrainConfig, file, [*overrides, *fixed])
-        bfloat16 = config.precision == "bfloat16"
-        accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bfloat16 else "no")
+        asked = load(TrainConfig, file, [*overrides, *fixed])
+        config = settled(asked, torch.device("cpu")).config
+        accelerator = Accelerator(cpu=True, mixed_precision=MIXED[config.precision])
         rates = estimate.measure(config.precision)
         before = resident()
         program("train").train(config, accelerator)
@@ -61,7 +62,7 @@ def main() -> None:
     step = text_to_image(config, build(config, [], meta=True))
     cost = estimate.trace(config, step, micro, share // micro)
     measured = statistics.median(b - a for a, b in zip(ends[2:], ends[3:], strict=False))
-    told = estimate.seconds(cost, rates, config.precision)
+    told = estimate.seconds(cost, rates)
     print(rates)
     print(f"images/s: {share / told:.3g} estimated, {share / measured:.3g} measured,", end=" ")
     print(f"ratio {measured / told:.2f}")

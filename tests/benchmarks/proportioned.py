@@ -167,7 +167,7 @@ def gigaflops(folder: Path, lora: bool) -> Costs:
 def seconds(folder: Path, lora: bool, batch: int, bfloat16: bool, rounds: int = 2) -> Costs:
     """CPU seconds a batch, medians over interleaved rounds after one to warm up."""
     pipe = _prepared(folder, lora)
-    set_attention(pipe.unet, "sdpa", torch.device("cpu"), bfloat16=bfloat16)
+    set_attention(pipe.unet, "auto", torch.device("cpu"), bfloat16=bfloat16)
     parts = _parts(pipe, batch, bfloat16)
     taken: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(rounds + 1):

@@ -43,19 +43,26 @@ def unet():
 
 
 def test_bfloat16_on_a_cpu_is_not_fused(unet):
-    set_attention(unet, "sdpa", CPU, bfloat16=True)
+    set_attention(unet, "auto", CPU, bfloat16=True)
     assert processors(unet) == {AttnProcessor}
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(("named", "kind"), [("plain", AttnProcessor), ("sdpa", AttnProcessor2_0)])
+def test_what_is_named_is_used(unet, named, kind, bfloat16):
+    set_attention(unet, named, CPU, bfloat16=bfloat16)
+    assert processors(unet) == {kind}
+
+
 def test_float32_is_sdpa(unet):
-    set_attention(unet, "sdpa", CPU, bfloat16=True)
-    set_attention(unet, "sdpa", CPU, bfloat16=False)
+    set_attention(unet, "auto", CPU, bfloat16=True)
+    set_attention(unet, "auto", CPU, bfloat16=False)
     assert processors(unet) == {AttnProcessor2_0}
 
 
 def test_bfloat16_on_a_gpu_is_sdpa(unet):
     # Only the device's type is looked at: no GPU is needed.
-    set_attention(unet, "sdpa", torch.device("cuda"), bfloat16=True)
+    set_attention(unet, "auto", torch.device("cuda"), bfloat16=True)
     assert processors(unet) == {AttnProcessor2_0}
 
 
@@ -67,7 +74,7 @@ def test_both_agree_in_float32(unet, masked):
         arguments["encoder_attention_mask"] = mask
     found = {}
     for bfloat16 in (False, True):
-        set_attention(unet, "sdpa", CPU, bfloat16=bfloat16)
+        set_attention(unet, "auto", CPU, bfloat16=bfloat16)
         found[bfloat16] = outputs(unet, **arguments)
     (fused, fused_gradients), (plain, plain_gradients) = found[False], found[True]
     assert (fused - plain).abs().max() < 1e-5 * fused.abs().max()
@@ -80,9 +87,9 @@ def test_both_agree_in_float32(unet, masked):
 
 
 def test_plain_attention_under_autocast_is_near_float32(unet):
-    set_attention(unet, "sdpa", CPU, bfloat16=False)
+    set_attention(unet, "auto", CPU, bfloat16=False)
     exact, _ = outputs(unet)
-    set_attention(unet, "sdpa", CPU, bfloat16=True)
+    set_attention(unet, "auto", CPU, bfloat16=True)
     with torch.autocast("cpu", torch.bfloat16):
         rounded, _ = outputs(unet)
     # bfloat16 keeps 8 bits; the network is a dozen layers deep.
@@ -95,7 +102,7 @@ def test_the_choice_changes_no_weight_name():
     )
     names = list(unet.state_dict())
     for bfloat16 in (True, False):
-        set_attention(unet, "sdpa", CPU, bfloat16=bfloat16)
+        set_attention(unet, "auto", CPU, bfloat16=bfloat16)
         assert list(unet.state_dict()) == names
 
 
@@ -104,7 +111,7 @@ def test_xformers_is_refused_on_a_cpu(unet):
     with pytest.raises(BackendError) as caught:
         set_attention(unet, "xformers", CPU, bfloat16=False)
     assert str(caught.value) == (
-        "attention xformers needs a CUDA device, this is cpu: set attention to sdpa"
+        "attention xformers needs a CUDA device, this is cpu: leave attention out"
     )
     assert processors(unet) == before
 

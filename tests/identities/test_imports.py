@@ -2,9 +2,9 @@
 
 training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.calls -> ldm.interop ->
 ldm.{models, guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is
-on top, and the errors, the lazy front doors and files as such are below all. Each room may use
-those below it, and itself, but none beside it. ``import ldm`` imports nothing before a name is
-asked for.
+on top, and the errors, the lazy front doors, files as such and the progress of long work are below
+all. Each room may use those below it, and itself, but none beside it. ``import ldm`` imports nothing
+before a name is asked for.
 """
 
 import ast
@@ -28,7 +28,7 @@ LEVELS = [
     {"ldm.interop"},  # the formats of others, which pipeline and engine read and write
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
-    {"ldm.errors", "ldm.lazy", "ldm.storage"},
+    {"ldm.errors", "ldm.lazy", "ldm.progress", "ldm.storage"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 LONGEST = 400

@@ -12,7 +12,7 @@ from torch import nn
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform
 from ldm.data.shapes import ShapesData
-from ldm.engine import checkpoint
+from ldm.engine import checkpoint, state
 from ldm.engine.batch import split_batch
 from ldm.engine.config import validate
 from ldm.engine.ema import Average, decay
@@ -318,6 +318,34 @@ def test_weight_decay_only_on_matrices(tmp_path):
         expected = before[name] * (1 - 0.5 * 0.25 if matrix else 1)
         assert torch.equal(parameter, expected), name
     assert sum(len(group["params"]) for group in trainer.optimizer.param_groups) == 6
+
+
+@pytest.mark.parametrize("kernel", ["fused", "capturable", "neither"])
+def test_state_is_read_to_where_the_optimiser_wants_it(tmp_path, kernel):
+    """As ``torch.optim.AdamW`` makes it. The meta device stands for a GPU: on one a fused kernel
+    reads the count of steps, and refuses one on the CPU (pytorch#104767).
+    """
+    weight = nn.Parameter(torch.ones(3, 2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.square().sum().backward()
+    optimizer.step()
+    state.write(tmp_path / "training", state.collect({"w": weight}, {"w": weight}, optimizer), {
+        "images": 8, "window": {},
+    })  # fmt: skip
+    there = nn.Parameter(torch.empty(3, 2, device="meta"))
+    going_on = torch.optim.AdamW([{"params": [there], "weight_decay": 0.0}])
+    if kernel != "neither":
+        going_on.param_groups[0][kernel] = True
+    state.read(tmp_path / "training", {"w": there}, going_on)
+    found = {name: value.device.type for name, value in going_on.state[there].items()}
+    step = "cpu" if kernel == "neither" else "meta"
+    assert found == {"exp_avg": "meta", "exp_avg_sq": "meta", "step": step}
+    here = nn.Parameter(torch.zeros(3, 2))
+    fused = torch.optim.AdamW([here], fused=True)
+    state.read(tmp_path / "training", {"w": here}, fused)
+    assert float(fused.state[here]["step"]) == 1 and fused.state[here]["step"].device.type == "cpu"
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(fused.state[here][name], optimizer.state[weight][name])
 
 
 @pytest.mark.parametrize(

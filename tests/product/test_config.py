@@ -209,7 +209,10 @@ def test_a_key_of_another_kind_names_that_kind(file):
         ("optimizer.betas=[0.9]", "key 'optimizer.betas' has too few values: [0.9]"),
         ("optimizer.betas=[0.9, 2]", "key 'optimizer.betas.1' is 2: input should be less than"),
         ("optimizer=3", "key 'optimizer' is 3: input should be keys and values"),
-        ("precision=fp16", "key 'precision' is 'fp16': input should be 'float32' or 'bfloat16'"),
+        (
+            "precision=fp16",
+            "key 'precision' is 'fp16': input should be 'auto', 'float32', 'bfloat16' or",
+        ),
         ("train=unet", "key 'train' is 'unet': input should be a list"),
         (
             "train=[unett]",

@@ -16,9 +16,8 @@ def drawn(monkeypatch, rank: int, world: int) -> list[torch.Tensor]:
     monkeypatch.setattr(pictures, "gather_object", lambda mine: mine)
     processes: Any = SimpleNamespace(process_index=rank, num_processes=world)
     pipe = tiny.pipeline()
-    pipe.set_progress_bar_config(disable=True)
     settings = dict(num_inference_steps=2, height=tiny.SIZE, width=tiny.SIZE)
-    return pictures.drawn(pipe, PROMPTS, processes, seed=5, batch=2, **settings)
+    return pictures.drawn(pipe, PROMPTS, processes, what="tests", seed=5, batch=2, **settings)
 
 
 def test_pictures_are_the_same_by_any_number_of_processes(monkeypatch):

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.engine.config import load, validate
-from ldm.engine.estimate import Step, measure, seconds, size, trace
+from ldm.engine.estimate import Step, _Live, measure, seconds, size, trace
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
 from ldm.engine.steps import text_to_image
@@ -42,6 +43,17 @@ def test_a_convolution_and_a_product_by_hand(tmp_path):
     cost = alone(product, 16, config=config(tmp_path, ema=None))
     assert (cost.convolution, cost.product, cost.average) == (0, 2 * 2 * 8 * 16 * 32, 0)
     assert cost.memory == cost.learning * 3 + cost.working
+
+
+def test_asking_a_tensor_for_its_device_moves_no_bytes():
+    with FakeTensorMode(), _Live(set()) as live:
+        x = torch.empty(1000)
+        made = live.traffic
+        y = torch.ops.aten.add.Tensor(x, x)
+        assert live.traffic - made == 3 * 4000
+        for _ in range(5):
+            torch.ops.prim.device.default(y)
+        assert live.traffic - made == 3 * 4000
 
 
 def test_accumulation_repeats_the_work_and_keeps_the_gradients(tmp_path):
@@ -136,7 +148,7 @@ def test_time_follows_the_work(tmp_path):
     rates = measure("float32")
     few, many = (trace(settings, step(settings), 16, parts) for parts in (1, 8))
     # Each part adds its gradient to that of those before.
-    assert 6 < seconds(many, rates, "float32") / seconds(few, rates, "float32") < 8.5
+    assert 6 < seconds(many, rates) / seconds(few, rates) < 8.5
 
 
 LINES = re.compile(r"^ *(memory|disk|arithmetic|speed|time): ", re.MULTILINE)

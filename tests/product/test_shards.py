@@ -46,10 +46,16 @@ import json, os, sys
 from pathlib import Path
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from ldm.engine import shards
 from ldm.engine.config import validate
+from ldm.engine.ending import Ending
+from ldm.engine.fault import Step
+from ldm.engine.precision import MIXED
+from ldm.engine.scaling import LossScale
 from ldm.engine.schema import TrainConfig
 from ldm.engine.trainer import Trainer
 from runs import accelerator, program
@@ -69,18 +75,35 @@ def final(trainer):
     held.append([share(trainer.weights.values()), share(mean.values()), share(moments)])
     return real(trainer)
 
+def overflow(processes):
+    layer = torch.nn.Linear(4, 4)
+    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scale = LossScale(scaler, torch.optim.AdamW(layer.parameters(), fused=True))
+    scaler.scale(layer(torch.ones(2, 4)).sum()).backward()
+    if os.environ["RANK"] == "1":
+        layer.weight.grad.to_local().fill_(float("inf"))
+    scale.unscale()
+    step = Step(0)
+    step.sums["loss"] = torch.ones(())
+    return [scale.overflowed(step, Ending(processes)), scaler.get_scale()]
+
 Trainer._final = final
 root = Path(sys.argv[1])
 for sharded, plain in json.loads((root / "jobs.json").read_text()):
     config = validate(TrainConfig, plain)
-    processes = accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no")
+    processes = accelerator(mixed_precision=MIXED[config.precision])
     if sharded:
         shards.settle(processes)
+        # As accelerate has one for float16 on GPUs; a power of two, which changes no number.
+        processes.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
     program("train").train(config, processes)
+overflowed = overflow(processes)
 accelerator()  # forgets all that
 sys.argv = ["train.py", "--config", str(root / "config.yaml")]
 program("train").main()
 (root / (os.environ["RANK"] + ".json")).write_text(json.dumps(held))
+(root / ("overflow-" + os.environ["RANK"] + ".json")).write_text(json.dumps(overflowed))
 """
 
 
@@ -127,6 +150,18 @@ def as_a_user_starts_it(root: Path, *command: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def test_an_overflow_in_one_shard_is_one_in_all(runs):
+    found = [json.loads((runs / f"overflow-{rank}.json").read_text()) for rank in (0, 1)]
+    assert found == [[True, 512.0]] * 2
+
+
+def test_sharded_steps_had_a_scale(runs):
+    lines = [
+        json.loads(line) for line in (runs / "moved" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line.get("loss_scale") for line in lines if "loss" in line][4:6] == [1024.0] * 2
 
 
 def test_each_process_holds_its_part(runs):

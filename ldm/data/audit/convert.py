@@ -7,11 +7,9 @@ import os
 import shutil
 from pathlib import Path, PurePosixPath
 
-from rich.progress import track
-
-from ldm.data.console import PipeConsole
 from ldm.data.images import Colour, flatten
 from ldm.data.source import DataError, Source
+from ldm.progress import track
 
 _WHITE: Colour = (255, 255, 255)
 
@@ -32,12 +30,11 @@ def convert(source: Source, out: Path, background: Colour = _WHITE) -> int:
     if os.path.lexists(out):
         raise DataError(f"{out} is there already: remove it, or choose another folder")
     partial = out.with_name(f".{out.name}-{os.getpid()}.partial")
-    examples, console = source.examples, PipeConsole(stderr=True)
+    examples = source.examples
     try:
         partial.mkdir(parents=True)
         with (partial / "metadata.jsonl").open("w", encoding="utf-8") as table:
-            numbers = range(len(examples))
-            for i in track(numbers, f"writing {out}", console=console, transient=True):
+            for i in track(range(len(examples)), f"writing {out}"):
                 example = examples[i]
                 name = _name(example.key)
                 if (partial / name).exists():  # a.jpg, and beside it a.jpg.png

@@ -19,15 +19,14 @@ import numpy as np
 import PIL
 import pyarrow as pa
 from PIL import Image, ImageStat
-from rich.progress import Progress
 
 from ldm.data.audit.alike import look_of
 from ldm.data.colour import declares_other
-from ldm.data.console import PipeConsole
 from ldm.data.images import flatten
 from ldm.data.index import Indexed
 from ldm.data.picture import HEIF, read
 from ldm.data.source import Source, cache_root
+from ldm.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +124,10 @@ def traits_of(source: Source, digests: list[bytes]) -> pa.Table:
 
 def _examine(source: Source, new: dict[bytes, int], batches: list[pa.RecordBatch]) -> None:
     """Appends the traits of ``new``, digests and places in ``source``, to ``batches``."""
-    console = PipeConsole(stderr=True)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        Progress(console=console, transient=True) as progress,
+        Progress(f"examining the pictures of {source.name}", "pictures", len(new)) as progress,
     ):
-        bar = progress.add_task(f"examining the pictures of {source.name}", total=len(new))
         todo = list(new.items())
         for start in range(0, len(todo), _CHUNK):
             chunk = todo[start : start + _CHUNK]
@@ -138,7 +135,7 @@ def _examine(source: Source, new: dict[bytes, int], batches: list[pa.RecordBatch
             rows = [(digest, *traits) for (digest, _), traits in zip(chunk, found, strict=True)]
             columns = [list(column) for column in zip(*rows, strict=True)]
             batches.append(pa.RecordBatch.from_arrays(_arrays(columns), schema=_SCHEMA))
-            progress.advance(bar, len(chunk))
+            progress.advance(len(chunk))
 
 
 def _arrays(columns: Iterable[list]) -> list[pa.Array]:
