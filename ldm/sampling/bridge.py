@@ -162,7 +162,7 @@ class SchedulerSampler:
             least, greatest = scheduler.timesteps.min().item(), scheduler.timesteps.max().item()
             if least < 0 or greatest > most - 1:
                 raise ValueError(
-                    f"timesteps must lie in 0..{most - 1}, not between {least} and {greatest}"
+                    f"timesteps must lie in 0..{most - 1}, not between {least:g} and {greatest:g}"
                 )
         elif bool((scheduler.timesteps < 0).any()):
             # np.arange(1000, 0, -1000 / 61) has 62 entries: the last is about 1e-13 and becomes

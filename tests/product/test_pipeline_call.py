@@ -304,7 +304,7 @@ BAD = {
     "timesteps is not supported": {"timesteps": [999, 1], "sampler": "ode-heun"},
     "timesteps must lie in 0..999, not between 2 and 1500": {
         "timesteps": [1500, 2],
-        "sampler": "heun",
+        "sampler": "euler",
     },
     "pass either timesteps or sigmas, not both": {
         "timesteps": [999],
