@@ -3,8 +3,8 @@
 training -> ldm.engine -> ldm.evaluation -> ldm.{pipeline, data} -> ldm.calls -> ldm.interop ->
 ldm.{models, guidance, sampling} -> ldm.diffusion -> torch; the command line, with its commands, is
 on top, and the errors, the lazy front doors, files as such and the progress of long work are below
-all. Each room may use those below it, and itself, but none beside it. ``import ldm`` imports nothing
-before a name is asked for.
+all. Each room may use those below it, and itself, but none beside it. ``import ldm`` imports
+nothing before a name is asked for.
 """
 
 import ast
