@@ -1,7 +1,9 @@
 """Losses and gradient norms of ten steps, kept: a refactor must not move them.
 
-In float32 with one thread, to 1e-4 relative. Where a change is meant to move a curve, make them
-again and say in the commit why:
+In float32 with one thread, to 1e-4 relative; norms to 5e-4, since kinds of CPU add up in other
+orders (AVX2 and AVX-512 differ by 2.4e-4 in one of the autoencoder's, after eight steps that magnify
+it, and by less than 1e-4 in all else). Where a change is meant to move a curve, make them again and
+say in the commit why:
 
     LDM_REMAKE_GOLDEN=1 python -m pytest tests/golden
 
@@ -22,7 +24,7 @@ import yaml
 from runs import accelerator, program, train, tree
 
 HERE = Path(__file__).parent
-TOLERANCE = 1e-4
+TOLERANCE = {"loss": 1e-4, "gradient_norm": 5e-4}
 STEPS = 10
 MADE_WITH = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -63,7 +65,7 @@ def compare(name: str, found: dict[str, list[float]]) -> None:
     for key, values in found.items():
         assert len(values) == len(kept[key]) == STEPS
         for step, (value, was) in enumerate(zip(values, kept[key], strict=True), 1):
-            assert abs(value - was) < TOLERANCE * was, (
+            assert abs(value - was) < TOLERANCE[key] * was, (
                 f"{key} of step {step} is {value:.8g}, was {was:.8g}"
                 f" when made with {kept['made_with']}"
             )
