@@ -4,7 +4,14 @@ BIN := .venv/bin
 
 .PHONY: demo test lint clean
 
+# First what the model that ships draws from words, then a model from random init.
 demo: .venv/installed
+	$(BIN)/ldm sample --model assets/ldm-small --out runs/demo --sheet runs/demo.png \
+	  "a red apple, twemoji style" "a red apple, openmoji style" \
+	  "a rocket, twemoji style" "a dog face, openmoji style" \
+	  "three small green hearts on a white background" "a large blue star on a cream background" \
+	  "a pizza, twemoji style, on a sky blue background" \
+	  "a small red circle to the left of a medium yellow square on a white background"
 	$(BIN)/python training/train.py --config configs/quickstart.yaml
 
 test: .venv/installed

@@ -151,6 +151,9 @@ def sample(
     captions: Annotated[
         bool, typer.Option("--captions", help="Make --out a data set: add metadata.jsonl.")
     ] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also all pictures over their prompts on one page, a .png.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:
@@ -168,6 +171,8 @@ def sample(
     check_pipeline(model, "--model ")
     if count < 1:
         fail(f"--count must be at least 1, not {count}")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        fail(f"--sheet writes a .png, not {sheet}")
     if captions and _is_picture(out):
         fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
     loras, words = lora or [], embedding or []
@@ -182,7 +187,7 @@ def sample(
     import torch
     import transformers
 
-    from ldm.engine.pictures import counted
+    from ldm.engine import pictures
     from ldm.guidance import ClassifierFree
     from ldm.interop.png import Parameters, write_picture
     from ldm.pipeline import LatentDiffusionPipeline
@@ -213,7 +218,7 @@ def sample(
         total = len(prompts) * count
         with (
             Progress("drawing", "pictures", total) as progress,
-            counted(pipe, progress, total),
+            pictures.counted(pipe, progress, total),
         ):
             images = pipe(
                 prompts,
@@ -253,6 +258,16 @@ def sample(
                 with (target.parent / "metadata.jsonl").open("a") as rows:
                     rows.write(json.dumps(row, ensure_ascii=False) + "\n")
             console.print(str(target), highlight=False, soft_wrap=True)
+        if sheet is not None:
+            told = [prompt for prompt in prompts for _ in range(count)]
+            page = pictures.sheet(
+                [[image] for image in images],
+                told if any(told) else None,
+                columns=min(len(images), 4),
+                scale=2 if images[0].width <= 128 else 1,
+            )
+            pictures.save(page, sheet)
+            console.print(str(sheet), highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
         fail(error)
 

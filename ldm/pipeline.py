@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldm.calls import arguments
-from ldm.calls.arguments import TENSORS, Pictures, number
+from ldm.calls.arguments import TENSORS, Pictures
 from ldm.calls.batches import Batches, noise, walk
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.values import checked
@@ -304,14 +304,14 @@ class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoa
         )
         call = Call(
             self,
-            number("guidance_scale", how.guidance_scale) if self._is_told() else 1.0,
-            number("guidance_rescale", guidance_rescale),
+            how.guidance_scale if self._is_told() else 1.0,
+            guidance_rescale,
             guidance,
             callback_on_step_end,
             named,
             self.unet.dtype,
         )
-        stepper = self._stepper(sampler, number("eta", eta))
+        stepper = self._stepper(sampler, eta)
         codec, device = codec_of(self.vae), self._execution_device
         batches = Batches(
             call,

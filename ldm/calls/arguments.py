@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,12 +47,12 @@ class Pictures:
         cls,
         prompt: Any,
         negative_prompt: Any,
-        num_images_per_prompt: Any,
-        generator: Any,
-        seed: Any,
-        batch_size: Any,
+        num_images_per_prompt: int,
+        generator: Generators | None,
+        seed: int | list[int] | None,
+        batch_size: int | None,
     ) -> Pictures:
-        """Those of the arguments of these names.
+        """Those of the arguments of these names, whose kinds ``ldm.calls.values`` has checked.
 
         Raises:
             ValueError: they are none, or do not fit each other.
@@ -67,9 +65,9 @@ class Pictures:
             raise ValueError(
                 f"negative_prompt has {len(negatives)} texts for {len(prompts)} prompts"
             )
-        each = whole("num_images_per_prompt", num_images_per_prompt)
+        each = _positive("num_images_per_prompt", num_images_per_prompt)
         count = len(prompts) * each
-        batch = count if batch_size is None else whole("batch_size", batch_size)
+        batch = count if batch_size is None else _positive("batch_size", batch_size)
         return cls(prompts, negatives, each, _generators(generator, seed, count), batch)
 
     def __len__(self) -> int:
@@ -82,28 +80,6 @@ class Pictures:
     def of(self, part: slice) -> Generators | None:
         """The generators of a batch."""
         return self.generators[part] if isinstance(self.generators, list) else self.generators
-
-
-def whole(name: str, value: Any, least: int | None = 1) -> int:
-    """``value`` as an int; ``ValueError`` if it is no whole number, or below ``least``."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
-    if least is not None and found < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-    return found
-
-
-def number(name: str, value: Any) -> float:
-    """``value`` as a float; ``ValueError`` if it is no finite number."""
-    try:
-        found = float(value) if not isinstance(value, str) else math.nan
-    except (TypeError, ValueError, RuntimeError):  # the last of a tensor of several numbers
-        found = math.nan
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
-    return found
 
 
 def output_type(value: Any) -> str:
@@ -146,22 +122,20 @@ def _texts(name: str, texts: Any) -> list[str]:
     return many
 
 
-def _generators(generator: Any, seed: Any, count: int) -> Generators | None:
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def _generators(generator: Any, seed: int | list[int] | None, count: int) -> Generators | None:
     if seed is None:
-        if isinstance(generator, (list, tuple)) and len(generator) != count:
+        if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"{len(generator)} generators for {count} images")
-        return list(generator) if isinstance(generator, (list, tuple)) else generator
+        return generator
     if generator is not None:
         raise ValueError("pass either generator or seed, not both")
-    one = not isinstance(seed, (list, tuple, range)) and getattr(seed, "ndim", 0) == 0
-    try:
-        seeds = (
-            [operator.index(seed) + i for i in range(count)]
-            if one
-            else [*map(operator.index, seed)]
-        )
-    except TypeError:
-        raise ValueError(f"seed must be a whole number or a list of them, not {seed!r}") from None
+    seeds = seed if isinstance(seed, list) else [seed + i for i in range(count)]
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} images")
     if not all(0 <= each < _SEEDS for each in seeds):

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ldm.calls.arguments import Pictures, refuse, whole
+from ldm.calls.arguments import Pictures, refuse
 from ldm.calls.running import Call, Interrupted
 from ldm.diffusion import Condition, Predictor
 from ldm.guidance import Threshold
@@ -29,7 +29,7 @@ def walk(
     call: Call,
     stepper: Sampler,
     device: torch.device,
-    steps: Any,
+    steps: int,
     timesteps: Sequence[int] | None,
     sigmas: Sequence[float] | None,
 ) -> Walk:
@@ -42,10 +42,10 @@ def walk(
     own = {"timesteps": timesteps, "sigmas": sigmas}
     if not isinstance(stepper, SchedulerSampler):
         refuse(**own)
-        call.num_timesteps = stepper.evaluations(whole("num_inference_steps", steps, None))
+        call.num_timesteps = stepper.evaluations(steps)
         return partial(stepper, steps=steps)
     listed = any(value is not None for value in own.values())
-    steps = 0 if listed else whole("num_inference_steps", steps, None)
+    steps = 0 if listed else steps
     begun = stepper.start(steps, device, **own)
     call.num_timesteps = len(begun.timesteps)
 
@@ -60,9 +60,9 @@ def noise(
     pictures: Pictures,
     codec: Codec,
     unet: Mapping[str, Any],
-    height: Any,
-    width: Any,
-    latents: Any,
+    height: int | None,
+    width: int | None,
+    latents: Tensor | None,
     device: torch.device,
 ) -> Tensor:
     """Standard normal noise ``n c h w``: ``latents``, or a draw for pictures of this size.
@@ -81,11 +81,11 @@ def noise(
     """
     side = unet["sample_size"]
     rows, columns = (side, side) if isinstance(side, int) else side
-    if isinstance(latents, Tensor) and latents.ndim == 4:
+    if latents is not None and latents.ndim == 4:
         rows, columns = latents.shape[2:]
     sizes: list[int] = []
     for name, pixels, cells in (("height", height, rows), ("width", width, columns)):
-        asked = cells * codec.factor if pixels is None else whole(name, pixels, None)
+        asked = cells * codec.factor if pixels is None else pixels
         if asked < 1 or asked % codec.factor:
             raise ValueError(f"{name} must be a multiple of {codec.factor} pixels, not {pixels}")
         sizes.append(asked // codec.factor)
@@ -93,8 +93,6 @@ def noise(
     if latents is None:
         draws = pictures.generators
         return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)
-    if not isinstance(latents, Tensor):
-        raise ValueError(f"latents must be a tensor of shape {shape}, not {latents!r}")
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
     return latents.to(device, torch.float32)

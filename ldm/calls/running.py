@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.calls.arguments import number
+from ldm.calls.values import real
 from ldm.diffusion import Condition, Denoiser, Level, Prediction, Predictor
 from ldm.guidance import Chain, ClassifierFree, Guidance
 
@@ -282,7 +282,7 @@ class SeenFromCallbacks:
         call = self._call()
         if call and call.guidance is not None:
             raise ValueError("_guidance_scale: this call was passed a guidance of its own")
-        self._set("guidance_scale", number("_guidance_scale", value))
+        self._set("guidance_scale", real("_guidance_scale", value))
 
     @property
     def guidance_scale(self) -> float:
@@ -295,7 +295,7 @@ class SeenFromCallbacks:
 
     @_guidance_rescale.setter
     def _guidance_rescale(self, value: float) -> None:
-        self._set("guidance_rescale", number("_guidance_rescale", value))
+        self._set("guidance_rescale", real("_guidance_rescale", value))
 
     @property
     def guidance_rescale(self) -> float:

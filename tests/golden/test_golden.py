@@ -1,9 +1,9 @@
 """Losses and gradient norms of ten steps, kept: a refactor must not move them.
 
 In float32 with one thread, to 1e-4 relative; norms to 5e-4, since kinds of CPU add up in other
-orders (AVX2 and AVX-512 differ by 2.4e-4 in one of the autoencoder's, after eight steps that magnify
-it, and by less than 1e-4 in all else). Where a change is meant to move a curve, make them again and
-say in the commit why:
+orders (AVX2 and AVX-512 differ by 2.4e-4 in one of the autoencoder's, after eight steps that
+magnify it, and by less than 1e-4 in all else). Where a change is meant to move a curve, make them
+again and say in the commit why:
 
     LDM_REMAKE_GOLDEN=1 python -m pytest tests/golden
 
