@@ -352,7 +352,7 @@ ODD_KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), ODD_KINDS, ids=repr)
+@pytest.mark.parametrize(("name", "value"), ODD_KINDS, ids=lambda v: repr(v).split(" at ")[0])
 def test_odd_kinds_are_one_clear_line(pipe: Any, name: str, value: Any) -> None:
     more = {"seed": None} if name == "generator" else {}
     assert refused(pipe, {**more, name: value}).startswith(f"{name} must be a")
