@@ -24,6 +24,7 @@ from ldm.calls import arguments
 from ldm.calls.arguments import TENSORS, Pictures
 from ldm.calls.batches import Batches, noise, walk
 from ldm.calls.running import Call, SeenFromCallbacks, running
+from ldm.calls.savings import Savings
 from ldm.calls.values import checked
 from ldm.diffusion import Condition, Denoiser, predictor, target_of
 from ldm.guidance import Guidance, Threshold
@@ -49,7 +50,9 @@ from ldm.sampling.defaults import KEY, stated, stated_by
 _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
-class LatentDiffusionPipeline(SeenFromCallbacks, DiffusionPipeline, EmbeddingLoader, LoraLoader):
+class LatentDiffusionPipeline(
+    SeenFromCallbacks, DiffusionPipeline, Savings, EmbeddingLoader, LoraLoader
+):
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
     autoencoder and a text encoder, a ``DDPMPipeline`` or ``DDIMPipeline``.
 

@@ -424,3 +424,33 @@ def test_a_unet_wrapped_by_peft_draws(ours: Any, tmp_path: Any) -> None:
     assert np.abs(draw(ours) - plain).max() > 1e-3
     with pytest.raises(ValueError, match="no place for adapters"):
         ours.save_pretrained(tmp_path)
+
+
+# --- savings --------------------------------------------------------------------------------------
+
+
+def test_tiles_slices_and_freeu() -> None:
+    pair = both(tiny.components())
+    ours, stock = pair
+    latents = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(1))
+
+    def drawn() -> np.ndarray:
+        return same(pair, ["a", "b"], latents=latents)
+
+    whole = drawn()
+    ours.vae.enable_slicing()  # the networks are the same objects
+    assert np.abs(drawn() - whole).max() < 1e-5
+    ours.disable_vae_slicing()
+    assert not ours.vae.use_slicing
+    ours.enable_vae_slicing()
+    ours.enable_vae_tiling()
+    assert stock.vae.use_slicing and stock.vae.use_tiling
+    assert np.abs(drawn() - whole).max() > 1e-3
+    ours.disable_vae_tiling()
+    assert not stock.vae.use_tiling
+    ours.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    same(pair)
+    ours.disable_freeu()
+    pixels = LatentDiffusionPipeline(None, None, None, ours.unet, ours.scheduler)
+    with pytest.raises(ValueError, match="this model has no autoencoder"):
+        pixels.enable_vae_tiling()
