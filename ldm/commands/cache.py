@@ -73,6 +73,9 @@ def cache(
 
 def _fail(error: Exception, first: bool) -> NoReturn:
     """Ends every process, of which the first one tells why."""
+    from ldm.engine.watch import WATCH
+
+    WATCH.leave("failed")
     if not first:
         raise typer.Exit(2) from None
     fail(error)

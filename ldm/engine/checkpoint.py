@@ -57,6 +57,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     If ``write`` fails (a full disk), nothing named is touched and the staging folder is removed.
     """
+    if folder.is_symlink():
+        folder = folder.resolve()  # what it points to is replaced, not the link
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.parent / f"{STAGING}{folder.name}"
     shutil.rmtree(staging, ignore_errors=True)

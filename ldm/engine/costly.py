@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 
 from ldm.engine.schema import RunConfig, TrainConfig
+from ldm.sampling.defaults import SamplingDefaults
 
 _EVALUATIONS = 1_000_000
+_STEPS = SamplingDefaults().num_inference_steps
 _READERS = 4  # to a processor; beyond, they wait for each other
 
 
@@ -29,16 +31,17 @@ def costly(config: RunConfig) -> Iterator[str]:
                 f" {validation.levels} levels pass through the network at every validation"
                 f" ({validation.every}), {passes:,} in all"
             )
-        suites = getattr(validation, "suites", {})
-        pictures = len(validation.prompts) * validation.count + sum(suites.values())
-        if pictures * validation.steps > _EVALUATIONS:
+        suites, captions = getattr(validation, "suites", {}), getattr(validation, "captions", 0)
+        pictures = len(validation.prompts) * validation.count + captions + sum(suites.values())
+        passes = pictures * (validation.steps or _STEPS)
+        if passes > _EVALUATIONS:
             yield (
                 f"validation: {pictures:,} pictures are drawn at every validation"
-                f" ({validation.every}), which takes {pictures * validation.steps:,} passes through"
+                f" ({validation.every}), which takes {passes:,} passes through"
                 " the network: lower validation.count or the numbers of validation.suites"
             )
     if isinstance(config, TrainConfig) and config.score:
-        passes = config.score.captions * config.score.steps
+        passes = config.score.captions * (config.score.steps or _STEPS)
         if passes > _EVALUATIONS:
             yield (
                 f"score.captions: up to {config.score.captions:,} pictures of every source are"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 from typing_extensions import TypedDict
 
 from ldm.engine.checkpoint import CheckpointError
@@ -98,7 +98,7 @@ def readable(folder: Path) -> Iterator[None]:
     """Makes one line of whatever a library says of a checkpoint that it cannot read."""
     try:
         yield
-    except (CheckpointError, ConfigError):
+    except (CheckpointError, ConfigError, OutOfMemoryError):
         raise
     except _UNREADABLE as error:
         line = " ".join(str(error).split())[:300] or type(error).__name__

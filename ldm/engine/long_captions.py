@@ -15,6 +15,7 @@ from ldm.data.source import Source, printable
 from ldm.engine import checkpoint
 from ldm.engine.disk import write_text
 from ldm.models.conditioner import ClipConditioner
+from ldm.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def tell(folder: Path, sources: Sequence[Source], conditioner: ClipConditioner) 
     lines: list[str] = []
     pictures, worst = 0, (0, "", "")
     for source in sources:
-        rows = _captions(source)
+        what = f"measuring the captions of {source.name}"
+        rows = iter(track(_captions(source), what, "captions", total=len(source.examples)))
         while some := list(islice(rows, _CHUNK)):
             pictures += len(some)
             keys, captions = zip(*some, strict=True)

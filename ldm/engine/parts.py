@@ -48,7 +48,9 @@ class Parts:
     # alone, on the meta device.
     stored: Path | None = None
     classes: tuple[str, ...] | None = None  # see ``ldm.engine.reads.classes``
-    sampling: dict[str, Any] = field(default_factory=dict)  # what its folder states
+    # How the folder of ``model`` says that it is drawn, and how the run's own will.
+    stated: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def all(self) -> dict[str, nn.Module]:
         """The networks that there are, by name."""
@@ -71,7 +73,7 @@ class Parts:
     def drawn_with(self, asked: Validation | Score) -> SamplingDefaults:
         """What ``asked`` gives, over what the folder of the model states, over the defaults."""
         named = SamplingDefaults(sampler=default_sampler(self.scheduler_config()))
-        return named.but(**self.sampling).but(**_given(asked))
+        return named.but(**self.stated).but(**_given(asked))
 
     def scheduler_config(self) -> dict[str, Any]:
         """What a saved folder says of noise and target."""
@@ -119,12 +121,15 @@ def build(
     unet.register_to_config(sample_size=latent_side(vae, config.images))
     parts.stored = held and held.folder
     with described("model"):
-        parts.sampling = stated_by(config.model) if config.model and config.unet is None else {}
+        parts.stated = stated_by(config.model) if config.model and config.unet is None else {}
+    if not _runs(parts.stated.get("sampler"), parts):  # the run has another process
+        del parts.stated["sampler"]
+    parts.sampling = parts.stated.copy()
     for drawing in (config.score, config.validation):  # the latter, where both say something
         parts.sampling |= _given(drawing) if drawing else {}
     for key in ("validation", "score"):
         drawing = getattr(config, key)
-        # A validation without prompts or suites draws nothing.
+        # A validation without prompts, captions or suites draws nothing.
         asked = (getattr(drawing, what, True) for what in ("prompts", "captions", "suites"))
         if drawing is not None and any(asked):
             with described(key):
@@ -137,6 +142,16 @@ def build(
                 raise ValueError("this model is unconditional: it reads no prompt but ''")
     adapt(parts, config, meta=meta)
     return parts
+
+
+def _runs(name: str | None, parts: Parts) -> bool:
+    """Whether the named sampler, if there is one, runs the process of ``parts``."""
+    try:
+        if name is not None:
+            sampler(name, parts.scheduler_config())
+    except ValueError:
+        return False
+    return True
 
 
 def _given(asked: Validation | Score) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def drawn(
             mine += enumerate((x.clone() for x in images.float().cpu() * 2 - 1), start)
     whole = [picture for _, picture in sorted(gather_object(mine), key=itemgetter(0))]
     if wrong := [told for told in whole if isinstance(told, str)]:
-        raise (RunError if accelerator.is_main_process else ToldElsewhere)(wrong[0])
+        raise RunError(wrong[0]) if accelerator.is_main_process else ToldElsewhere()
     return [picture for picture in whole if isinstance(picture, Tensor)]
 
 

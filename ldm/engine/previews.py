@@ -27,8 +27,9 @@ class Previews:
     """
 
     def __init__(self, config: TrainConfig, parts: Parts, collection: Collection) -> None:
-        self.settings, self.size = config.validation, config.images.size
-        self._parts, self._cut = parts, replace(config.images, buckets=None)
+        self.settings, factor = config.validation, parts.codec.factor
+        self.size = config.images.size // factor * factor  # with buckets it may be none of latents
+        self._parts, self._cut = parts, replace(config.images, size=self.size, buckets=None)
         asked = config.validation.captions if config.validation else 0
         held_out = spread(collection.held_out, asked // 2)
         trained = (

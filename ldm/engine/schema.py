@@ -24,6 +24,7 @@ from ldm.sampling.names import canonical
 Batch = Annotated[int, Field(gt=0, le=2**20)]
 Pictures = Annotated[Count, Field(gt=0)]
 SamplerSteps = Annotated[int, Field(gt=0, le=10_000)]
+GuidanceScale = Annotated[float, Field(ge=0, lt=1000)]
 SamplerName = Annotated[str, AfterValidator(canonical)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -73,7 +74,7 @@ class Validation:
     count: Pictures = 1
     seed: Seed = 0
     steps: SamplerSteps | None = None
-    guidance: float | None = None
+    guidance: GuidanceScale | None = None
     sampler: SamplerName | None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +135,7 @@ class Score:
     before: bool = False
     seed: Seed = 0
     steps: SamplerSteps | None = None
-    guidance: float | None = None
+    guidance: GuidanceScale | None = None
     sampler: SamplerName | None = None
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ def prepare(
         if plugin.auto_wrap_policy in (None, transformer_auto_wrap_policy) and not named:
             plugin.auto_wrap_policy = transformer_auto_wrap_policy
             plugin.transformer_cls_names_to_wrap = _blocks(task)
-    # The optimiser stays where it is: AdamW counts its steps on the CPU.
+    # The optimiser stays where it is: ``state.read`` knows where AdamW counts its steps.
     return accelerator.prepare(task, optimizer, device_placement=[True, False])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.sampling.names import canonical
+from ldm.storage.json import read_json
 
 KEY = "_sampling"
 
@@ -49,7 +50,7 @@ def stated(index: Mapping[str, Any]) -> dict[str, Any]:
         told.get(key) if isinstance(told, dict) else None
         for key in ("num_inference_steps", "guidance_scale", "sampler")
     )
-    counts = type(steps) is int and 0 < steps <= 1000
+    counts = type(steps) is int and 0 < steps <= 10_000
     scales = type(guidance) in (int, float) and 0 <= guidance < 1000
     known = {"num_inference_steps", "guidance_scale", "sampler"}
     if not (
@@ -68,7 +69,7 @@ def stated_by(folder: str | Path) -> dict[str, Any]:
     """``stated`` of the folder of a pipeline; {} where it has no index."""
     file = Path(folder) / "model_index.json"
     try:
-        index = json.loads(file.read_text(encoding="utf-8"))
+        index = read_json(file, dict[str, Any])
     except FileNotFoundError:
         return {}
     try:

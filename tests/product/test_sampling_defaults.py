@@ -11,10 +11,13 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm.cli import app
+from ldm.engine.config import validate
+from ldm.engine.parts import build
+from ldm.engine.schema import TrainConfig
 from ldm.interop.png import read_parameters
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling.defaults import KEY, SamplingDefaults, stated
-from runs import ROOT, train
+from runs import ROOT, train, tree
 
 STATED = {"num_inference_steps": 3, "guidance_scale": 2.5, "sampler": "euler"}
 
@@ -74,6 +77,29 @@ def test_a_run_states_what_it_drew_with_and_what_its_model_stated(own_cache, tmp
     final = train(tmp_path / "tuned", **short, **parts, validation=once)
     index = json.loads((final / "model_index.json").read_text())
     assert index[KEY] == STATED | {"num_inference_steps": 2}
+
+
+def test_validation_and_score_draw_each_in_their_own_way(folder):
+    own = dict(model=str(folder), vae=None, text=None, unet=None, score={"steps": 7})
+    config = validate(TrainConfig, tree(folder, **own, validation={"guidance": 1.5, "captions": 1}))
+    parts = build(config, [], meta=True)
+    assert parts.drawn_with(config.validation) == SamplingDefaults(3, 1.5, "euler")
+    assert parts.drawn_with(config.score) == SamplingDefaults(7, 2.5, "euler")
+    assert parts.sampling == {**STATED, "num_inference_steps": 7, "guidance_scale": 1.5}
+
+
+def test_a_sampler_that_another_process_has_no_use_for_is_not_taken_over(folder):
+    file = folder / "model_index.json"
+    told = STATED | {"sampler": "dpm++"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {KEY: told}))
+    own = dict(model=str(folder), vae=None, text=None, unet=None, score={})
+    for process, named in (("discrete", "dpm++"), ("rectified_flow", "ode-heun")):
+        target = {"target": "velocity"} if process == "rectified_flow" else {}
+        changed = tree(folder, **own, process={"kind": process}, objective=target)
+        config = validate(TrainConfig, changed)
+        parts = build(config, [], meta=True)
+        assert parts.drawn_with(config.score) == SamplingDefaults(3, 2.5, named)
+        assert ("sampler" in parts.sampling) == (process == "discrete")
 
 
 @pytest.mark.parametrize(
