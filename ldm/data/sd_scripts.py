@@ -276,9 +276,8 @@ class SdScriptsSubset(Indexed):
             cut += not self._lines and len(lines_of(text, "each")) > 1
             yield self._row(key, files, captions, "pictures with an empty caption file; write it")
         unread = _unreadable(files)
-        for row in unread:
-            stem = Path(row.key).stem
-            used.update(n for ending in self.subset.extensions for n in names.find(stem + ending))
+        beside = (Path(row.key).stem + end for row in unread for end in self.subset.extensions)
+        used.update(name for text in beside for name in names.find(text))
         yield from (*unread, *problems)
         for key in sorted(files, key=natural):
             orphan = key.endswith(self.subset.extensions) and key not in used
@@ -332,9 +331,10 @@ class SdScriptsSubset(Indexed):
         problems += known.doubles()
         stems: dict[str, list[str]] = defaultdict(list)
         for key in pictures:
-            stems[_stem(key)].append(key)
+            stems[os.path.splitext(composed(key))[0]].append(key)
         unread = _unreadable(files)
-        named = {name for row in unread for name in (composed(row.key), _stem(row.key))}
+        named = {composed(row.key) for row in unread}
+        named |= {os.path.splitext(name)[0] for name in named}
         captions: dict[str, tuple[str, ...]] = {}
         twice: set[str] = set()
         for entry, about in read_metadata(self.subset.metadata_file).items():
@@ -392,11 +392,6 @@ class SdScriptsSubset(Indexed):
 def _pictures(files: dict[str, tuple[int, int]]) -> list[str]:
     """Those that are read, in natural order."""
     return sorted((key for key in files if key.lower().endswith(READABLE)), key=natural)
-
-
-def _stem(key: str) -> str:
-    """``key`` without its suffix, as an entry may name it."""
-    return composed(key[: -len(Path(key).suffix)])
 
 
 def _unreadable(files: dict[str, tuple[int, int]]) -> list[Row]:
