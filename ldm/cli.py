@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ldm.commands import data
 from ldm.commands.evaluate import evaluate
-from ldm.commands.failure import check_pipeline, fail, named_sampler
+from ldm.commands.failure import check_pipeline, fail, named_sampler, there
 from ldm.interop.png import FORMATS
 from ldm.progress import Progress, listen
 
@@ -66,7 +66,8 @@ def _targets(out: Path, count: int) -> list[Path]:
 
 def _is_picture(out: Path) -> bool:
     """Whether --out names a picture, and no folder."""
-    if out.is_dir() or not (out.is_file() or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix)):
+    folder = there(out, "--out ") and out.is_dir()
+    if folder or not (out.is_file() or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix)):
         return False
     if out.suffix.lower() not in FORMATS:
         fail(
@@ -179,7 +180,7 @@ def sample(
     scales = _scales(loras, lora_scale or [1.0])
     for option, paths in (("lora", loras), ("embedding", words)):
         for path in paths:
-            if not path.exists():
+            if not there(path, f"--{option} "):
                 fail(f"--{option} {path}: there is no such file or folder")
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
@@ -283,7 +284,7 @@ def export(
     With the picture tower of its CLIP, if there is one that still fits its text encoder.
     """
     check_pipeline(model, "--model ")
-    if (out / "model_index.json").exists():
+    if there(out / "model_index.json"):
         fail(f"{out} already holds a pipeline: remove it, or choose another folder")
 
     import diffusers
@@ -335,7 +336,7 @@ def convert_lora(
     from ldm.interop import lora
 
     target = out if out.suffix == ".safetensors" else out / lora.FILE
-    if target.exists():
+    if there(target):
         fail(f"{target} is there already: remove it, or choose another name")
     try:
         updates = lora.read(source)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ldm.data.audit.quarantine import Outcome
     from ldm.data.audit.report import Report
     from ldm.data.audit.texts import Count
+    from ldm.data.audit.together import Together
+    from ldm.data.folder import FolderData
     from ldm.data.source import Source, SourceGroup
 
 app = typer.Typer(no_args_is_help=True)
@@ -200,8 +202,10 @@ def check(
                 _finish(_undo(given[0]), "moved back", json_out)
             count, limit = tokens_of(tokenizer) if tokenizer else (None, 0)
             native = getattr(data, "size", 512)  # of drawn pictures
-            buckets = Buckets(step or 64, 2.0 if max_aspect is None else max_aspect)
-            expected = Expected(size or native, buckets, count, limit)
+            buckets = Buckets(
+                64 if step is None else step, 2.0 if max_aspect is None else max_aspect
+            )
+            expected = Expected(native if size is None else size, buckets, count, limit)
             source = Together(getattr(data, "name", given[0]), data.kind, [data])
         report = checked(source, source.kind, expected)
         if json_out != "-":
@@ -212,8 +216,7 @@ def check(
 
             save(contact_sheet(source, report), sheet)
         if fix is not None:
-            only = source if len(source.given) > 1 else source.given[0]
-            outcome = _fix(fix, only, report, also or [], out)
+            outcome = _fix(fix, source, report, also or [], out)
             done = "written" if fix is Fix.convert else "put aside"
             _finish(outcome, done, json_out, report.json())
     except BrokenPipeError:
@@ -245,22 +248,42 @@ def tokens_of(folder: Path) -> tuple[Count, int]:
     return count, limit
 
 
-def _fix(fix: Fix, source: Any, report: Report, also: list[str], out: Path | None) -> Outcome:
+def _fix(fix: Fix, source: Together, report: Report, also: list[str], out: Path | None) -> Outcome:
     from ldm.data.audit.convert import convert
     from ldm.data.audit.quarantine import Outcome, quarantine
-    from ldm.data.folder import FolderData
 
     if fix is Fix.convert:
         assert out is not None
-        return Outcome([f"{convert(source, out)} pictures in {out}"])
-    if not isinstance(source, FolderData):
-        fail("--fix quarantine is for folders of pictures")
+        made = [f"{convert(source, out)} pictures in {out}"] if source.sources else []
+        reasons = source.unusable.items()
+        return Outcome(made, {name: why.removeprefix(f"{name}: ") for name, why in reasons})
+    folder, starts = _folder(source)
     offenders = {}
     for finding in report.findings:
         if finding.severity == "error" or finding.kind in also:
             for key in finding.spare:
+                label = next((label for label in starts if key.startswith(label)), "")
+                key = starts.get(label, "") + key.removeprefix(label)
                 offenders.setdefault(key, finding.what)
-    return quarantine(source, offenders)
+    return quarantine(folder, offenders)
+
+
+def _folder(source: Together) -> tuple[FolderData, dict[str, str]]:
+    """The one folder that all of ``source`` lies in, and what keys begin with: in the report and
+    in the folder.
+    """
+    from ldm.data.folder import FolderData
+    from ldm.data.sd_scripts import SdScriptsData
+
+    data = source.given[0] if len(source.given) == 1 else None
+    if isinstance(data, FolderData):
+        return data, {}
+    # Folders named by repeats.
+    if isinstance(data, SdScriptsData) and Path(data.name).is_dir() and data.reg_path is None:
+        labels = [f"{label}/" * source.several for label in source.labels]
+        names = [f"{Path(subset.name).name}/" for subset in source.sources]
+        return FolderData(data.path, links=data.links), dict(zip(labels, names, strict=True))
+    fail("--fix quarantine is for folders of pictures")
 
 
 def _undo(path: str) -> Outcome:

@@ -14,6 +14,8 @@ import typer
 
 from ldm.interop.recognised import told
 
+_SHOWN = 200  # characters of a path that nothing can have
+
 
 def fail(message: object) -> NoReturn:
     """Prints ``error: message`` as one line and ends the command."""
@@ -37,8 +39,26 @@ def check_pipeline(path: Path, option: str = "") -> None:
         wrong = told(path)
     except ValueError as error:  # a damaged file
         wrong = str(error)
+    except OSError as error:
+        wrong = _unlookable(path, error)
     if wrong:
         fail(f"{option}{wrong}")
+
+
+def there(path: Path, option: str = "") -> bool:
+    """Whether there is anything at ``path``, which ``option`` gave; ends the command where nobody
+    can look.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        fail(f"{option}{_unlookable(path, error)}")
+
+
+def _unlookable(path: Path, error: OSError) -> str:
+    shown = str(path)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]} ..."
+    return f"{shown}: it cannot be looked at ({error.strerror}), check the path"
 
 
 @contextmanager

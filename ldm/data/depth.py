@@ -46,7 +46,7 @@ def eight_bits(image: Image.Image, file: Image.Image, depth: int = 0) -> tuple[I
         _within(values, 0, 65535, "whole numbers")
         white = 255 if values.max() <= 255 else white
     clear = image.info.get("transparency")
-    grey = _grey(white - values if inverted else values, white)
+    grey = _grey(image, white - values if inverted else values, white)
     if not isinstance(clear, int):
         return grey, "" if white == 65535 and not inverted else _told(white, inverted)
     grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
@@ -72,12 +72,15 @@ def _floats(image: Image.Image, inverted: bool) -> tuple[Image.Image, str]:
     white = 1 if highest <= 1 else 255
     if white == 255 and not inverted:
         return image, ""  # Pillow takes them so
-    return _grey(white - values if inverted else values, white), _told(white, inverted)
+    return _grey(image, white - values if inverted else values, white), _told(white, inverted)
 
 
-def _grey(values: np.ndarray, white: float) -> Image.Image:
+def _grey(image: Image.Image, values: np.ndarray, white: float) -> Image.Image:
+    """``values`` in 8 bits, with the colour profile of ``image``."""
     levels = values / (white / 255)
-    return Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
+    grey = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
+    grey.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    return grey
 
 
 def _told(white: float, inverted: bool) -> str:

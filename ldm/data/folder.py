@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Literal
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
-from ldm.data.names import Names, Root, of_windows
+from ldm.data.names import Names, Root, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
@@ -111,22 +111,21 @@ class FolderData(Indexed):
     def _rows(self, files: dict[str, tuple[int, int]], strays: list[Row]) -> Iterator[Row]:
         """One row per picture in natural order (``2.png`` before ``10.png``), then the problems."""
         pictures = {key for key in files if key.lower().endswith(READABLE)}
-        unread = [key for key in files if key.lower().endswith(UNREADABLE)]
+        unread = {key: None for key in files if key.lower().endswith(UNREADABLE)}
         if not pictures and not strays and not unread:
             raise DataError(
                 f"{self.root}: no picture in this folder or below it, "
                 f"put {', '.join(READABLE[:5])} ... there with captions as {LAYOUTS}"
             )
-        names = Names(pictures)
-        doubles = names.doubles()
-        captions, problems, tabled = self._tables(files, names)
+        doubles = Names(pictures).doubles()
+        captions, problems, tabled = self._tables(files, pictures, unread.keys())
         single = pictures - {row.key for row in doubles}
         problems += self._sidecars(files, pictures, single, captions, tabled)
         # What is wrong with a picture comes first, and its caption is not to blame.
-        beside = {text for key in unread for text in sidecars(key)}
+        beside = {composed(text) for key in unread for text in sidecars(key)}
         problems = [
             *(Row(key, (), problem=not_read(key)) for key in unread),
-            *(row for row in (*strays, *doubles, *problems) if row.key not in beside),
+            *(row for row in (*strays, *doubles, *problems) if composed(row.key) not in beside),
         ]
         if not captions and not problems:
             raise DataError(
@@ -141,17 +140,21 @@ class FolderData(Indexed):
             yield Row(key, (), problem="pictures without a caption; caption or remove them")
 
     def _tables(
-        self, files: dict[str, tuple[int, int]], pictures: Names
+        self, files: dict[str, tuple[int, int]], pictures: Set[str], unread: Set[str]
     ) -> tuple[dict[str, tuple[str, ...]], list[Row], tuple[str, ...]]:
-        """Captions by key, problems, and the folders that have a table."""
+        """Captions by key, problems, and the folders that have a table. Rows of what is ``unread``
+        are not to blame.
+        """
         found: dict[str, tuple[str, ...]] = {}
         problems: list[Row] = []
-        root = Root(self.root, pictures)
+        root = Root(self.root, Names(pictures | unread))
         tables = [key for key in files if Path(key).name in TABLES]
         for table in sorted(tables, key=natural):
             file, mine = self.root / table, dict[str, tuple[str, ...]]()
             try:
                 for where, key, captions, problem in rows_of(root, file, table, *self._columns):
+                    if key in unread:
+                        continue
                     if problem:
                         problems.append(Row(where, (), problem=problem))
                     else:

@@ -37,7 +37,7 @@ from ldm.progress import Progress
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # raise it when the meaning of a column changes
+_FORMAT = 3  # raise it when the meaning of a column changes
 _CHUNK = 512
 _FACTS = ("key", "a", "b", "c", "digest", "width", "height", "problem")
 

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Set
+from functools import lru_cache
+from pathlib import Path
 
 from ldm.data.rows import Row
 
@@ -26,6 +28,26 @@ def composed(name: str) -> str:
 def of_windows(name: str) -> bool:
     """Whether ``name`` has a drive letter or backslashes between its folders."""
     return _WINDOWS.match(name) is not None
+
+
+def as_stored(path: Path, folder: Path) -> Path:
+    """``path``, which counts from ``folder``, with the names that the disk has: where there are
+    others in another normal form only, those.
+    """
+    if str(path).isascii() or os.path.lexists(folder / path):
+        return path
+    parent = as_stored(path.parent, folder)
+    try:
+        found = _listed(folder / parent, os.stat(folder / parent).st_mtime_ns).find(path.name)
+    except (OSError, ValueError):  # whoever opens it is told
+        return path
+    return parent / found[0] if len(found) == 1 else path
+
+
+# Not for every row of a table anew.
+@lru_cache(maxsize=16)
+def _listed(folder: Path, _changed: int) -> Names:
+    return Names(frozenset(os.listdir(folder)))
 
 
 class Names:
@@ -79,13 +101,14 @@ class Root:
             folder: that a relative name counts from, below the root.
             name: relative, or a whole path that leads into the root.
         """
-        keys = dict.fromkeys(self._keys(folder, name))
-        found = next((found for key in keys if (found := self.names.find(key))), [])
-        if found:
-            return found[0], ""
+        inside = False
+        for key in self._keys(folder, name):  # one after the other: to follow links is slow
+            if found := self.names.find(key):
+                return found[0], ""
+            inside = True
         if of_windows(name):
             return "", "with a path of Windows; write the path from the table's folder, with /"
-        if not keys:
+        if not inside:
             return "", "that point out of the folder; move the pictures into it"
         return "", "without a picture; add it or remove the row"
 

@@ -34,7 +34,7 @@ class Picture(NamedTuple):
     Args:
         example: its key, ``split/FILE:ROW``, and captions.
         data: the picture file.
-        digest: SHA-256 of it.
+        digest: SHA-256 of it; where colours were converted or values scaled, of that and how.
         size: width and height, upright, in pixels.
     """
 
@@ -71,12 +71,14 @@ class Block(Captioned):
         return np.array([example.held_out for example in self.examples], bool)
 
     def load(self, index: int) -> Image.Image:
-        """The picture, turned upright as its EXIF says; of an animation the first frame."""
+        """The picture in sRGB, turned upright as its EXIF says; of an animation the first frame."""
         picture = self.pictures[index]
         return decode(picture.data, f"{self.name} {picture.example.key}")
 
     def digest(self, index: int) -> str:
-        """SHA-256 of the file's bytes."""
+        """SHA-256 of the file's bytes; where colours were converted or values scaled, of that and
+        how.
+        """
         return self.pictures[index].digest.hex()
 
 

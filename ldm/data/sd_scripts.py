@@ -26,7 +26,7 @@ from ldm.data.captions import Grammar
 from ldm.data.folder import DOCUMENTS, natural, walk
 from ldm.data.index import Indexed, Part, state_of
 from ldm.data.metadata import lines_of, read_text
-from ldm.data.names import Names, composed, of_windows
+from ldm.data.names import Names, as_stored, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.ranges import Copies, Share, Weight
 from ldm.data.rows import Row
@@ -276,7 +276,8 @@ class SdScriptsSubset(Indexed):
             cut += not self._lines and len(lines_of(text, "each")) > 1
             yield self._row(key, files, captions, "pictures with an empty caption file; write it")
         unread = _unreadable(files)
-        used |= {Path(row.key).stem + ending for row in unread for ending in self.subset.extensions}
+        beside = (Path(row.key).stem + end for row in unread for end in self.subset.extensions)
+        used.update(name for text in beside for name in names.find(text))
         yield from (*unread, *problems)
         for key in sorted(files, key=natural):
             orphan = key.endswith(self.subset.extensions) and key not in used
@@ -316,10 +317,10 @@ class SdScriptsSubset(Indexed):
         assert self.subset.metadata_file is not None
         found = {}
         for entry in read_metadata(self.subset.metadata_file):
-            key = self._inside(entry)
-            path = self.root / key
-            if key.lower().endswith(READABLE) and path.is_file():
-                found[key] = state_of(path)[1:]
+            path = as_stored(Path(self._inside(entry)), self.root)
+            key = path.as_posix()
+            if key.lower().endswith((*READABLE, *UNREADABLE)) and (self.root / path).is_file():
+                found[key] = state_of(self.root / path)[1:]
         return found
 
     def _listed(self, files: dict[str, tuple[int, int]], problems: list[Row]) -> Iterator[Row]:
@@ -330,12 +331,17 @@ class SdScriptsSubset(Indexed):
         problems += known.doubles()
         stems: dict[str, list[str]] = defaultdict(list)
         for key in pictures:
-            stems[composed(key[: -len(Path(key).suffix)])].append(key)
+            stems[os.path.splitext(composed(key))[0]].append(key)
+        unread = _unreadable(files)
+        named = {composed(row.key) for row in unread}
+        named |= {os.path.splitext(name)[0] for name in named}
         captions: dict[str, tuple[str, ...]] = {}
         twice: set[str] = set()
         for entry, about in read_metadata(self.subset.metadata_file).items():
             key = self._inside(entry)
             fits = known.find(key) or stems.get(composed(key), [])
+            if not fits and composed(key) in named:
+                continue  # the entry is not to blame
             texts, wrong = self._entry(about)
             if not fits and of_windows(entry):
                 wrong = "metadata entries with a path of Windows; name the picture below image_dir"
@@ -358,7 +364,7 @@ class SdScriptsSubset(Indexed):
                 problems.append(Row(key, (), problem=wrong))
             elif captions.get(key) and key not in twice:
                 yield Row(key, captions[key], place=(*files[key], 0))
-        yield from (*_unreadable(files), *problems)
+        yield from (*unread, *problems)
 
     def _inside(self, entry: str) -> str:
         """An entry's name as a key: with ``/``, and relative to the folder if it lies there."""

@@ -1,10 +1,12 @@
 """Stacked rows in a safetensors file that are read one at a time, and known to be what was written.
 
     crc32(bytes of a row of the first column, of the second, ...)       columns by name
+    crc32(all keys, names of the columns)
 
 A row is read and not mapped: a page of a file that has become shorter meanwhile ends a process by
 SIGBUS, where reading says so. The sums of all rows stand in the header's metadata, that of the keys
-in front; files from before there were sums are taken as they are.
+in front; in older files it is of the keys alone, and the oldest, which have no metadata, are taken
+as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -74,7 +76,8 @@ class Shard:
             raise ShardError("its rows do not belong together")
         self._sums = _sums(metadata[_SUMS], keys.rows) if _SUMS in metadata else None
         raw = _read(file, keys.start, keys.rows * 16)
-        if self._sums is not None and zlib.crc32(raw) != self._sums[0]:
+        known = (_sum_of_keys(raw, self._columns), zlib.crc32(raw))
+        if self._sums is not None and self._sums[0] not in known:
             raise ShardError("its keys are not what was written (their checksum differs)")
         self.keys = np.frombuffer(raw, "S16")
 
@@ -104,7 +107,7 @@ def checksums(keys: np.ndarray, columns: Mapping[str, Tensor]) -> dict[str, str]
         keys: S16, ``n``.
         columns: contiguous, on the CPU, ``n`` rows each.
     """
-    sums = [zlib.crc32(keys.tobytes())]
+    sums = [_sum_of_keys(keys.tobytes(), columns)]
     raw = [column.reshape(len(keys), -1).view(torch.uint8) for _, column in sorted(columns.items())]
     for parts in zip(*raw, strict=True):
         total = 0
@@ -112,6 +115,10 @@ def checksums(keys: np.ndarray, columns: Mapping[str, Tensor]) -> dict[str, str]
             total = zlib.crc32(part.numpy(), total)
         sums.append(total)
     return {_SUMS: np.array(sums, ">u4").tobytes().hex()}
+
+
+def _sum_of_keys(raw: bytes, names: Iterable[str]) -> int:
+    return zlib.crc32("\0".join(sorted(names)).encode(), zlib.crc32(raw))
 
 
 def _sums(text: str, rows: int) -> np.ndarray:
@@ -135,6 +142,9 @@ def _header(file: Path) -> tuple[dict[str, _Column], dict[str, str]]:
     except JsonError as error:
         raise ShardError(f"its header is {error}") from None
     metadata = found.pop("__metadata__", {})
+    # Every column is whole, and there is no metadata but the sums, under their name.
+    if set(metadata) - {_SUMS} or not all("shape" in entry for entry in found.values()):
+        raise ShardError("its header is not what was written")
     columns = {name: _column(entry, 8 + length, size) for name, entry in sorted(found.items())}
     return columns, metadata
 

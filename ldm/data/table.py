@@ -27,7 +27,7 @@ from ldm.data.captions import Grammar
 from ldm.data.files import Files
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
-from ldm.data.names import of_windows
+from ldm.data.names import as_stored, of_windows
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
 from ldm.data.source import DataError
@@ -213,7 +213,7 @@ def picture_of(cell: Any, folders: Sequence[Path]) -> bytes:
 
 def _inside(folder: Path, path: str) -> Path | None:
     """``path`` counted from ``folder``, or None if it leads out of it."""
-    file = (folder / path).resolve()
+    file = (folder / as_stored(Path(path), folder)).resolve()
     return file if file.is_relative_to(folder.resolve()) else None
 
 

@@ -153,7 +153,7 @@ _FREE = {
     "gradient_checkpointing",
     "trackers",
 }  # fmt: skip
-_PATH = re.compile(r"data(\.\d+)?\.path")
+_PATH, _KIND = (re.compile(rf"data(\.\d+)?\.{name}") for name in ("path", "kind"))
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
 _CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
     ["model.unet", "model.text", "model.vae", "vae.folder", "text.folder"],
@@ -255,6 +255,12 @@ def _told_before(folder: Path, config: RunConfig, expected: Mapping[str, str]) -
         if found.get(key, "null") != "null" and key not in expected and inside:
             del found[key]
             found |= {name: text for name, text in inside.items() if name not in found}
+    # Once, all lines of a text file were one caption; where captions are the same it is no matter.
+    for key, text in list(found.items()):
+        if _KIND.fullmatch(key) and text == '"folder"':
+            lines, same = f"{key.removesuffix('kind')}lines", found.get(_CONTENT)
+            joined = same != expected.get(_CONTENT)
+            found.setdefault(lines, '"joined"' if joined else expected.get(lines, '"joined"'))
     defaults = _defaults(config, "", found)
     # What a run from before a key was there did is what the key does by default.
     return {name: text for name, text in defaults.items() if name in expected} | found

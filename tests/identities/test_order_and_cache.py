@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,28 @@ def test_a_flipped_bit_of_a_key_is_a_broken_shard(tmp_path, caplog):
     assert file.exists()  # what nobody here can make again is left to be looked at
 
 
+def test_a_flipped_bit_of_a_header_is_a_broken_shard_or_changes_nothing(tmp_path):
+    _, file = one_shard(tmp_path)
+    good = file.read_bytes()
+    whole, broken = shard.Shard(file), 0
+    wanted = [whole.row(n) for n in range(4)]
+    for place in range(8 * (8 + int.from_bytes(good[:8], "little"))):
+        data = bytearray(good)
+        data[place // 8] ^= 1 << place % 8
+        file.write_bytes(data)
+        try:
+            found = shard.Shard(file)
+            rows = [found.row(n) for n in range(4)]
+        except shard.ShardError:
+            broken += 1
+            continue
+        assert found._sums is not None, bytes(data)
+        for row, want in zip(rows, wanted, strict=True):
+            assert row.keys() == want.keys(), bytes(data)
+            assert all(torch.equal(row[name], want[name]) for name in row), bytes(data)
+    assert broken > 1000
+
+
 DAMAGES = {
     "truncated": (lambda file: os.truncate(file, file.stat().st_size - 60), "become shorter"),
     "emptied": (lambda file: os.truncate(file, 0), "become shorter"),
@@ -268,6 +291,15 @@ def test_a_cache_that_is_removed_while_it_is_read(tmp_path):
 def test_shards_from_before_there_were_checksums_are_read(tmp_path):
     cache, file = one_shard(tmp_path)
     save_file(load_file(file), file)
+    again = TensorCache(tmp_path, "s")
+    assert again.covers("all")
+    same(again, 4)
+
+
+def test_shards_whose_sum_is_of_the_keys_alone_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_sum_of_keys", lambda raw, names: zlib.crc32(raw))
+    one_shard(tmp_path)
+    monkeypatch.undo()
     again = TensorCache(tmp_path, "s")
     assert again.covers("all")
     same(again, 4)

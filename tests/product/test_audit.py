@@ -197,6 +197,8 @@ def test_exit_status(folder: Path) -> None:
         ("--fix", "quarantine", "--also", "grey"),
         ("--fix", "everything"),
         ("--size", "16"),
+        ("--size", "0"),
+        ("--step", "0"),
         ("--held-out", "2"),
         ("--tokenizer", "nowhere"),
     ],
@@ -696,6 +698,47 @@ def test_a_copy_as_plain_pngs(folder: Path, tmp_path: Path) -> None:
         app, ["data", "check", str(folder), "--fix", "convert", "--out", str(out)]
     )
     assert result.exit_code == 2 and "is there already" in result.stderr
+
+
+def test_a_copy_of_several_sources_says_which_are_not_in_it(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    text = "[[datasets]]\n" + subset(root, "dogs") + subset(root, "cats")
+    (root / "set.toml").write_text(text)
+    fix = ("--size", "80", "--fix", "convert", "--out")
+    status, content = run(root / "set.toml", *fix, str(tmp_path / "whole"))
+    assert (status, content["fix"]["left"]) == (0, {})
+    (root / "empty").mkdir()
+    (root / "set.toml").write_text(f"{text}[[datasets.subsets]]\nimage_dir = '{root / 'empty'}'")
+    status, content = run(root / "set.toml", *fix, str(tmp_path / "rest"))
+    assert (status, list(content["fix"]["left"])) == (2, [str(root / "empty")])
+    for name in ("whole", "rest"):
+        copied = {e.key: e.captions for e in FolderData(path=str(tmp_path / name)).examples}
+        assert copied == {
+            "cats/good.png": ("what cats shows",), "dogs/good.png": ("what dogs shows",),
+        }  # fmt: skip
+    (root / "none.toml").write_text("nonsense")
+    status, content = run(root / "none.toml", *fix, str(tmp_path / "none"))
+    assert (status, content["fix"]["done"]) == (2, []) and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_quarantine_of_folders_named_by_repeats(
+    others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "img/10_dog", "a.png", photo(1), None)
+    put(tmp_path / "img/10_dog", "bad.png", b"", "broken")
+    if others:
+        put(tmp_path / "img/2_cat", "b.png", photo(2), None)
+    before = tree(tmp_path / "img")
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("img"), tmp_path / "img"):
+        status, content = run(path, "--size", "80", "--fix", "quarantine")
+        assert (status, content["fix"]["left"]) == (0, {})
+        moved = sorted(content["fix"]["done"])
+        assert moved[0] == "10_dog/bad.png" and (tmp_path / "img/10_dog/a.png").exists()
+        assert not (tmp_path / "img/10_dog/bad.png").exists()
+        assert run(path, "--fix", "undo")[0] == 0
+        assert tree(tmp_path / "img") == before
 
 
 def test_the_sheet(folder: Path, tmp_path: Path) -> None:

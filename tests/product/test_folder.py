@@ -16,6 +16,7 @@ from PIL import Image
 from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform
+from ldm.data.names import Names, Root
 from ldm.data.source import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -167,6 +168,40 @@ def test_names_are_compared_in_one_normal_form(disk: str, written: str, tmp_path
         f"{disk}1.png": ("of the text file",),
         f"{disk}2.png": ("whole name",),
     }
+
+
+def test_rows_of_formats_that_are_not_read_are_not_to_blame(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for name in (f"{NFD}.psd", "b.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"8BPS")
+    (tmp_path / f"{NFC}.txt").parent.mkdir(exist_ok=True)
+    names = ("a.png", f"{NFC}.psd", "b.psd", "c.psd")
+    rows(tmp_path, *({"file_name": name, "text": "x"} for name in names))
+    assert captions(tmp_path) == {"a.png": ("x",)}
+    assert {p.key: p.reason[:33] for p in FolderData(path=str(tmp_path)).problems} == {
+        f"{NFD}.psd": "pictures in a format that is not ",
+        "b.psd": "pictures in a format that is not ",
+        "metadata.jsonl:4 c.psd": "rows without a picture; add it or",
+    }
+    (tmp_path / "metadata.jsonl").unlink()
+    sidecar(tmp_path, "a.png")
+    (tmp_path / NFD).parent.joinpath(f"{Path(NFC).name}.txt").write_text("x")
+    problems = FolderData(path=str(tmp_path)).problems
+    assert {p.key for p in problems} == {f"{NFD}.psd", "b.psd"}
+
+
+def test_links_are_followed_only_for_names_that_are_not_found(tmp_path: Path, monkeypatch) -> None:
+    for number in range(9):
+        picture(tmp_path / f"{number}.png")
+    root = Root(tmp_path, Names({f"{number}.png" for number in range(9)}))
+    asked = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: asked.append(path) or real(path))
+    for number in range(9):
+        assert root.find("", f"{number}.png") == (f"{number}.png", "")
+    assert asked == []
+    assert root.find("", "9.png")[1].startswith("without a picture") and len(asked) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems hold one of the two")

@@ -333,6 +333,31 @@ def test_a_key_that_a_run_is_older_than_has_its_default(tmp_path):
     assert differing(tmp_path, lora={}, images={"buckets": {"step": 8}}) == ["images.buckets.step"]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_from_before_there_were_lines_joined_them(several, tmp_path):
+    def data(lines: str) -> dict:
+        one = {"path": "x", "lines": lines}
+        return {"data": [one, {"kind": "shapes"}] if several else one}
+
+    key = "data.0.lines" if several else "data.lines"
+    first, joined = data("first"), data("joined")
+    whole = state.identity(validate(TrainConfig, tree(Path("run"), **first)), Pictures(), {})
+    kept = {name: text for name, text in whole.items() if name != key}
+    assert len(kept) == len(whole) - 1
+
+    def wrote(identity: dict[str, str]) -> None:
+        folder = tmp_path / "training"
+        folder.mkdir(exist_ok=True)
+        found = {"images": 0, "window": {}, "identity": identity}
+        (folder / "run.json").write_text(json.dumps(found))
+
+    wrote(kept)  # texts of one line: the captions are what they were
+    assert differing(tmp_path, **first) == differing(tmp_path, **joined) == []
+    wrote(kept | {"data.content": '"of all lines"'})
+    assert sorted(differing(tmp_path, **first)) == sorted(["data.content:", key])
+    assert differing(tmp_path, **joined) == ["data.content:"]
+
+
 def test_other_captions_do_not_make_another_tokenizer(command, pictures, tmp_path):
     data = {"kind": "folder", "path": str(pictures), "held_out_fraction": 0.0}
     base = tree(tmp_path / "run", batch_size=4, duration="1 step") | {"data": data}

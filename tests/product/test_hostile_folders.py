@@ -166,6 +166,26 @@ def test_what_a_file_is(tmp_path: Path, name: str) -> None:
     assert run.stderr.startswith(f"error: --model {tmp_path / name}")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("sample", "x", "--model", "PATH"),
+        ("sample", "x", "--model", "MODEL", "--lora", "PATH"),
+        ("sample", "x", "--model", "MODEL", "--embedding", "PATH"),
+        ("sample", "x", "--model", "MODEL", "--captions", "--out", "PATH"),
+        ("sample", "x", "--model", "MODEL", "--out", "PATH"),
+        ("export", "PATH", "--model", "MODEL"),
+        ("lora", "MODEL", "PATH", "--to", "kohya"),
+    ],
+)
+def test_a_path_that_nothing_can_have(model: Path, call: tuple[str, ...]) -> None:
+    given = {"PATH": "a" * 5000, "MODEL": str(model)}
+    run = CliRunner().invoke(app, [given.get(word, word) for word in call])
+    assert run.exit_code == 2 and isinstance(run.exception, SystemExit)
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+    assert "File name too long" in run.stderr
+
+
 def test_what_a_folder_is(model: Path, tmp_path: Path) -> None:
     assert "is one part of a pipeline: name the folder that it lies in" in line(model / "unet")
     assert "name the folder that it lies in" in line(model / INDEX)

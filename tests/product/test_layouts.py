@@ -778,6 +778,21 @@ def test_the_package_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         len(DatasetsData(path="x").examples)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="one name there")
+def test_paths_of_a_table_in_another_normal_form(tmp_path: Path) -> None:
+    c, d = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    (tmp_path / d).mkdir()
+    (tmp_path / d / f"{d}.png").write_bytes(encoded(1))
+    rows = [{"image": {"bytes": None, "path": f"{c}/{c}.png"}, "text": "a"}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", kind), ("text", pa.string())])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "a.parquet")
+    source = TableData(path=str(tmp_path / "a.parquet"))
+    assert len(source.examples) == 1 and not source.problems
+    (part,) = TableData(path=str(tmp_path / "a.parquet")).parts
+    assert [Path(name).name for name, *_ in part.files] == ["a.parquet", f"{d}.png"]
+
+
 def test_bad_rows_of_a_data_set(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = [

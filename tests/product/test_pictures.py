@@ -83,6 +83,18 @@ def test_grey_with_a_profile() -> None:
         assert read(plain("LA", (100, 51), icc.grey(gamma)), "x").picture.getpixel((0, 0))[3] == 51
     # Grey in the space of a camera, as many programs leave it.
     assert seen(plain("L", 128, icc.rgb(icc.ADOBE, 1.0))) == (188, 188, 188)
+    # Of more bits, too.
+    for mode, value, kind in (
+        ("I;16", 25700, "PNG"),
+        ("I;16", 25700, "TIFF"),
+        ("I", 100, "TIFF"),
+        ("F", 100 / 255, "TIFF"),
+    ):
+        data = plain(mode, value, icc.grey(1.0), kind)
+        assert seen(data) == (168, 168, 168) and read(data, "x").converted
+        damaged = read(plain(mode, value, icc.grey(1.0)[:150], kind), "x")
+        assert damaged.profile == "it is damaged" and not damaged.converted
+        assert damaged.picture.convert("RGB").getpixel((0, 0)) == (100, 100, 100)
 
 
 def test_transparency_is_no_colour() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -232,6 +233,44 @@ def test_metadata_with_whole_paths(tmp_path: Path) -> None:
     assert {e.captions for e in source.examples} == {("x",), ("y",)}
     assert {source.where(e.key) for e in source.examples} == {*entries}
     assert source.load(1).size == (4, 3)
+
+
+def test_entries_and_texts_of_formats_that_are_not_read_are_not_to_blame(tmp_path: Path) -> None:
+    c, d = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    entries = {name: {"caption": "x"} for name in ("0", "1.png", "2.png", f"{c}.psd", "3", "4.psd")}
+    listed = metadata(tmp_path / "listed", entries)
+    whole = {str(tmp_path / "listed/a" / name): about for name, about in entries.items()}
+    named = metadata(tmp_path / "named", whole, image_dir="")
+    pictures(tmp_path / "beside/a", 1)
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir='a'\ncaption_extension='.txt'"
+    beside = config(tmp_path / "beside", text)
+    (tmp_path / f"beside/a/{c}.txt").write_text("x")
+    for folder in ("listed", "beside"):
+        for name in (f"{d}.psd", "3.psd"):
+            (tmp_path / folder / "a" / name).write_bytes(b"8BPS")
+    lost = "metadata entries without a picture"
+    found = {p.key: p.reason.partition(";")[0] for p in data(listed).sources[0].problems}
+    unread = "pictures in a format that is not read"
+    assert {key: reason[:37] for key, reason in found.items() if reason != lost} == {
+        f"{d}.psd": unread, "3.psd": unread,
+    }  # fmt: skip
+    assert [key for key, reason in found.items() if reason == lost] == ["4.psd"]
+    # Without image_dir a whole name is needed.
+    problems = [(p.key.rpartition("/")[2], p.reason[:37]) for p in data(named).sources[0].problems]
+    assert (f"{d}.psd", unread) in problems and not [k for k, _ in problems if k == f"{c}.psd"]
+    assert {p.key for p in data(beside).sources[0].problems} == {f"{d}.psd", "3.psd"}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="one name there")
+def test_whole_paths_in_another_normal_form(tmp_path: Path) -> None:
+    c, d = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    pictures(tmp_path / d, 2, None)
+    (tmp_path / d / "1.png").rename(tmp_path / d / f"{d}.png")
+    paths = [str(tmp_path / c / "0.png"), f"{c}/{c}.png"]
+    file = metadata(tmp_path, {path: {"caption": "x"} for path in paths}, image_dir="")
+    (source,) = data(file).sources
+    assert [e.key for e in source.examples] == [f"{d}/0.png", f"{d}/{d}.png"]
+    assert source.load(1).size == (4, 3) and not source.problems
 
 
 def test_named_folders(tmp_path: Path, caplog) -> None:

@@ -30,7 +30,7 @@ from ldm.progress import Progress
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # raise it when the meaning of a column changes
+_FORMAT = 3  # raise it when the meaning of a column changes
 _CHUNK = 512
 _WHITE = (255, 255, 255)
 _BLANK = 1.0  # levels of 255 that the colours of a blank picture deviate, where JPEG is its reason
