@@ -212,7 +212,7 @@ class Call:
             self.null = replace(self.null, tokens=null)
 
 
-_CALLS: list[Call] = []
+_CALLS: list[Call] = []  # gone through as a tuple: other threads end theirs meanwhile
 
 
 @contextmanager
@@ -235,7 +235,7 @@ class SeenFromCallbacks:
 
     def _call(self) -> Call | None:
         here = threading.get_ident()
-        mine = (c for c in reversed(_CALLS) if c.pipeline is self and c.thread == here)
+        mine = (c for c in reversed(tuple(_CALLS)) if c.pipeline is self and c.thread == here)
         return next(mine, None)
 
     def _asked(self, name: str) -> Any:
@@ -246,7 +246,7 @@ class SeenFromCallbacks:
 
     def _set(self, name: str, value: Any) -> None:
         call = self._call()
-        for each in [call] if call else [c for c in _CALLS if c.pipeline is self]:
+        for each in [call] if call else [c for c in tuple(_CALLS) if c.pipeline is self]:
             setattr(each, name, value)
 
     @property

@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import tiny
+from ldm.calls import running
 from ldm.interop import lora
 from ldm.models.codec import VaeCodec
 from ldm.models.lora import Update
@@ -184,6 +185,26 @@ def test_another_thread_stops_all_calls_of_a_pipeline(pair: Pair) -> None:
     ours._interrupt = True  # between calls it stops nothing, as in stock
     draw(ours, callback_on_step_end=lambda pipe, step, *told: seen.append(step))
     assert len(seen) == 1 + STEPS and not hasattr(ours, "guidance_scale")
+
+
+def test_a_call_that_ends_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = running.SeenFromCallbacks()
+
+    class Called:
+        interrupt, thread, ends = False, 0, False
+
+        @property
+        def pipeline(self) -> Any:
+            if self.ends and self in calls:
+                calls.remove(self)  # as its own thread would
+            return pipe
+
+    calls = [Called(), Called(), Called()]
+    first, *others = calls
+    first.ends = True
+    monkeypatch.setattr(running, "_CALLS", calls)
+    pipe._interrupt = True
+    assert [each.interrupt for each in others] == [True, True] and calls == others
 
 
 def test_guidance_set_in_a_callback(pair: Pair) -> None:
