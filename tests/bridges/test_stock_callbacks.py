@@ -261,6 +261,22 @@ def test_texts_replaced_in_a_callback(pair: Pair) -> None:
     call = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     changed = same(pair, callback_on_step_end=swapped, **call)
     assert not np.array_equal(changed, same(pair))
+
+    def in_place(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> Any:
+        tensors["prompt_embeds"] *= -0.5 - step  # of both halves, and step upon step
+        return tensors if step else {}
+
+    for scale in (7.5, 1.0):
+        edited = same(pair, callback_on_step_end=in_place, guidance_scale=scale, **call)
+        assert not np.array_equal(edited, same(pair, guidance_scale=scale))
+
+    def negative(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> Any:
+        null = tensors["negative_prompt_embeds"]
+        null *= 2
+        return {"negative_prompt_embeds": null.flip(1)}
+
+    call = {"callback_on_step_end_tensor_inputs": ["negative_prompt_embeds"]}
+    assert np.array_equal(same(pair, callback_on_step_end=negative, **call), same(pair))
     with pytest.raises(ValueError, match="prompt_embeds of 3 texts for 1 pictures"):
         draw(pair[0], callback_on_step_end=lambda *_: {"prompt_embeds": torch.zeros(3, 1, 1)})
 

@@ -122,6 +122,17 @@ def test_sizes(pipe: Any) -> None:
     assert draw(pipe, latents=wide).shape == (1, 3, 16, 32)
 
 
+def test_a_unet_that_states_no_size() -> None:
+    pipe = tiny.pipeline()
+    pipe.unet.register_to_config(sample_size=None)
+    whole = draw(pipe, height=24, width=32)
+    assert whole.shape == (1, 3, 24, 32)
+    assert draw(pipe, latents=torch.randn(1, 4, 8, 16)).shape == (1, 3, 16, 32)
+    for sides in ({}, {"height": 16}, {"width": 16}):
+        told = refused(pipe, sides)
+        assert told == "this U-Net states no sample_size: pass both height and width"
+
+
 def test_negative_prompt_and_guidance(pipe: Any) -> None:
     plain = draw(pipe)
     assert torch.equal(plain, draw(pipe, negative_prompt=""))
@@ -291,7 +302,7 @@ BAD = {
     "num_images_per_prompt must be a whole number, not 1.5": {"num_images_per_prompt": 1.5},
     "num_inference_steps must be a whole number, not 2.5": {"num_inference_steps": 2.5},
     "height must be a whole number, not '16'": {"height": "16"},
-    "latents must be a tensor of shape (1, 4, 8, 8), not 'noise'": {"latents": "noise"},
+    "latents must be a tensor n c h w, not 'noise'": {"latents": "noise"},
     "clip_skip is not supported": {"clip_skip": 1},
     "ip_adapter_image is not supported": {"ip_adapter_image": object()},
     "cross_attention_kwargs is not supported: the strength of a LoRA is that of set_adapters": {
@@ -305,9 +316,15 @@ BAD = {
         "timesteps": [1500, 2],
         "sampler": "euler",
     },
+    "each of timesteps must be a finite number, not 'x'": {
+        "timesteps": [9, "x"],
+        "sampler": "euler",
+    },
+    "each of sigmas must be a finite number, not nan": {"sigmas": [1.0, NAN], "sampler": "euler"},
+    "each of sigmas must be a finite number, not None": {"sigmas": [1.0, None]},
     "pass either timesteps or sigmas, not both": {
         "timesteps": [999],
-        "sigmas": [1.0],
+        "sigmas": [1.0, 0.0],
         "sampler": "euler",
     },
 }
@@ -349,6 +366,13 @@ ODD_KINDS = [
     *(("latents", value) for value in (np.zeros((1, 4, 8, 8)), "noise")),
     *(("generator", value) for value in (3, [3], np.random.Generator(np.random.Philox(1)))),
     ("sampler", 3),
+    *(
+        (name, value)
+        for name in ("timesteps", "sigmas")
+        for value in (3, [], "9", {9}, np.int64(3))
+    ),
+    ("sigmas", [1.0]),
+    *(("callback_on_step_end", value) for value in (3, "print", [print])),
 ]
 
 
@@ -372,6 +396,9 @@ def test_numbers_of_other_libraries(pipe: Any) -> None:
             **sizes,
         )
         assert torch.equal(found, plain)
+    listed = draw(pipe, timesteps=[999, 500, 9], sampler="euler")
+    for kind in (np.array, torch.tensor, tuple):
+        assert torch.equal(draw(pipe, timesteps=kind([999, 500, 9]), sampler="euler"), listed)
     several = draw(pipe, num_images_per_prompt=2, seed=[5, 3])
     for seeds in (np.array([5, 3]), torch.tensor([5, 3]), (5, 3), range(5, 1, -2)):
         assert torch.equal(draw(pipe, num_images_per_prompt=2, seed=seeds), several)
