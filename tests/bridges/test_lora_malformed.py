@@ -119,6 +119,11 @@ def test_patterns_of_peft(tmp_path, pattern, alphas):
     assert theirs == [alpha == 3 for alpha in alphas]
 
 
+def test_a_suffix_in_any_case(tmp_path):
+    save_file(KOHYA, tmp_path / "X.SafeTensors")
+    assert lora.read(tmp_path / "X.SafeTensors")["unet"]
+
+
 def test_pickled_files_come_with_the_line_that_converts_them(tmp_path):
     torch.save(KOHYA, tmp_path / "pytorch_lora_weights.bin")
     for path in (tmp_path, tmp_path / "pytorch_lora_weights.bin"):

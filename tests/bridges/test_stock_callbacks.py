@@ -20,6 +20,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
@@ -435,6 +436,35 @@ def updates(pipe: Any, seed: int) -> dict[str, Tensor]:
             down, up = (torch.randn(*s, generator=draws) for s in ((2, high), (wide, 2)))
             found[name] = Update(down, up, 2.0)
     return lora.to_diffusers({"unet": found})[0]
+
+
+def test_a_lora_of_the_hub_goes_into_the_compiled_network(
+    ours: Any, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet, seen = ours.unet, []
+
+    def load(self: Any, *told: Any, **named: Any) -> None:
+        seen.append((self.unet, told, named["weight_name"]))
+
+    monkeypatch.setattr(StableDiffusionLoraLoaderMixin, "load_lora_weights", load)
+    ours.unet = torch.compile(unet, backend="eager")
+    ours.load_lora_weights("somebody/their-lora", "one", weight_name="x.safetensors")
+    assert seen == [(unet, ("somebody/their-lora", "one", False), "x.safetensors")]
+    assert ours.unet is not unet
+
+
+def test_words_and_their_updates_need_a_text_encoder(ours: Any) -> None:
+    pixels = LatentDiffusionPipeline(None, None, None, ours.unet, ours.scheduler)
+    with pytest.raises(ValueError, match="^this model reads no text$"):
+        pixels.load_textual_inversion({"<new>": torch.ones(tiny.WIDTH)})
+    with pytest.raises(ValueError, match="^this model reads no text$"):
+        pixels.unload_textual_inversion()
+    update = Update(torch.ones(2, 8), torch.ones(8, 2), 2.0)
+    tensors = lora.to_diffusers({"text_encoder": {"encoder.layers.0.mlp.fc1": update}})[0]
+    with pytest.raises(
+        ValueError, match="updates of a text_encoder, and this model reads no text$"
+    ):
+        pixels.load_lora_weights(tensors)
 
 
 def test_hotswap_in_the_documented_order(ours: Any, eager: None) -> None:

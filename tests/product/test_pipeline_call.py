@@ -24,6 +24,7 @@ from ldm.interop.png import Parameters, read_parameters, write_picture
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.lora import attach, collect, weights
+from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -588,6 +589,25 @@ def test_cli_draws_a_data_set(model: Path, tmp_path: Path) -> None:
             "a folder whose name looks like a file's has to be",
         ),
         (("--model", "MODEL", "--lora-scale", "1", "--lora-scale", "2"), "is given 2 times for 0"),
+        (
+            ("--model", "MODEL", "--lora", "MODEL", "--lora-scale", "nan"),
+            "--lora-scale must be a finite number, not nan",
+        ),
+        (
+            (
+                "--model",
+                "MODEL",
+                "--lora",
+                "MODEL",
+                "--lora",
+                "MODEL",
+                "--lora-scale",
+                "1",
+                "--lora-scale",
+                "inf",
+            ),
+            "--lora-scale must be a finite number, not inf",
+        ),
         (("--model", "MODEL", "--lora", "/nowhere/at/all"), "--lora /nowhere/at/all: there is no"),
         (("--model", "MODEL/unet"), "is one part of a pipeline: name the folder that it lies in"),
         (("--model", "/nowhere/at/all"), "there is no such folder"),
@@ -638,6 +658,24 @@ def test_round_trip(parameters: Parameters, suffix: str, tmp_path: Path) -> None
     write_picture(Image.new("RGB", (4, 4)), file, parameters)
     assert read_parameters(file) == parameters
     assert Parameters.parse(str(parameters)) == parameters
+
+
+def test_a_prompt_too_long_for_a_jpeg_is_told_before_a_model_is_opened(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*told: Any, **named: Any) -> Any:
+        raise ValueError("opened")
+
+    monkeypatch.setattr(LatentDiffusionPipeline, "from_pretrained", opened)
+    for suffix, texts, told in (
+        ("jpg", ("a", "x" * 40_000), "too long for a JPEG: write a .png or .webp"),
+        ("jpg", ("x", "--negative", "x" * 32_700), "too long for a JPEG"),
+        ("jpg", ("x" * 32_300,), "error: opened"),
+        ("webp", ("x" * 40_000,), "error: opened"),
+        ("jpg", ("a \ud800",), "error: opened"),
+    ):
+        found = run(*texts, "--model", model, "--out", tmp_path / f"x.{suffix}")
+        assert found.exit_code == 2 and told in found.stderr
 
 
 def test_comments_of_others(tmp_path: Path) -> None:
