@@ -6,9 +6,11 @@ Groups of commands have a module each in ``ldm.commands``.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,7 @@ from rich.console import Console
 from ldm.commands import data
 from ldm.commands.evaluate import evaluate
 from ldm.commands.failure import check_pipeline, fail, named_sampler, there
-from ldm.interop.png import FORMATS
+from ldm.interop.png import FORMATS, Parameters, check_room, write_picture
 from ldm.progress import Progress, listen
 
 
@@ -83,6 +85,9 @@ def _scales(loras: Sequence[Path], scales: Sequence[float]) -> Sequence[float]:
         fail(
             f"--lora-scale is given {len(scales)} times for {len(loras)} --lora: once, or for each"
         )
+    for scale in scales:
+        if not math.isfinite(scale):
+            fail(f"--lora-scale must be a finite number, not {scale}")
     return scales if len(scales) == len(loras) else list(scales) * len(loras)
 
 
@@ -182,6 +187,21 @@ def sample(
         for path in paths:
             if not there(path, f"--{option} "):
                 fail(f"--{option} {path}: there is no such file or folder")
+    used = [f"{p.resolve().stem} {s:g}" for p, s in zip(loras, scales, strict=True)]
+    told = partial(
+        Parameters,
+        negative=negative,
+        model=model.resolve().name,
+        lora=", ".join(used) or None,
+        rescale=guidance_rescale or None,
+        interval=guidance_interval,
+    )
+    if _is_picture(out):
+        for prompt in prompts or [""]:
+            try:
+                check_room(out, told(prompt))
+            except ValueError as error:
+                fail(error)
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
@@ -190,7 +210,6 @@ def sample(
 
     from ldm.engine import pictures
     from ldm.guidance import ClassifierFree
-    from ldm.interop.png import Parameters, write_picture
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -235,23 +254,17 @@ def sample(
             ).images
         if pipe.text_encoder is None and not pipe.config.classes:
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
-        used = [f"{p.resolve().stem} {s:g}" for p, s in zip(loras, scales, strict=True)]
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         console = Console()
         for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-            parameters = Parameters(
-                prompt=prompts[i // count],
-                negative=negative,
+            parameters = told(
+                prompts[i // count],
                 steps=steps,
                 sampler=type(pipe.scheduler).__name__ if sampler == "model" else sampler,
                 guidance=guidance,
                 seed=seed + i,
                 width=image.width,
                 height=image.height,
-                model=model.resolve().name,
-                lora=", ".join(used) or None,
-                rescale=guidance_rescale or None,
-                interval=guidance_interval,
             )
             write_picture(image, target, parameters)
             if captions:
@@ -260,10 +273,10 @@ def sample(
                     rows.write(json.dumps(row, ensure_ascii=False) + "\n")
             console.print(str(target), highlight=False, soft_wrap=True)
         if sheet is not None:
-            told = [prompt for prompt in prompts for _ in range(count)]
+            captioned = [prompt for prompt in prompts for _ in range(count)]
             page = pictures.sheet(
                 [[image] for image in images],
-                told if any(told) else None,
+                captioned if any(captioned) else None,
                 columns=min(len(images), 4),
                 scale=2 if images[0].width <= 128 else 1,
             )

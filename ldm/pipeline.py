@@ -142,7 +142,8 @@ class LatentDiffusionPipeline(
             kwargs["dtype"] = torch.float32
         kwargs.setdefault("use_safetensors", True)
         pipe = opened(super().from_pretrained, pretrained_model_name_or_path, kwargs)
-        pipe.register_to_config(sampling=stated_by(pretrained_model_name_or_path))
+        if "sampling" not in kwargs:
+            pipe.register_to_config(sampling=stated_by(pretrained_model_name_or_path))
         return pipe
 
     def to_json_string(self) -> str:
@@ -258,10 +259,12 @@ class LatentDiffusionPipeline(
             clip_skip: None.
             callback_on_step_end: called with (pipeline, number of the evaluation, timestep,
                 {"latents": ...}) after every evaluation; a dict that it returns may replace the
-                latents. Once per batch if there are several. It may stop the call by
+                latents and ``prompt_embeds``, those of the negative prompts first where there is
+                guidance. Once per batch if there are several. It may stop the call by
                 ``pipe._interrupt = True``: what has been drawn so far is returned.
             callback_on_step_end_tensor_inputs: of ``latents``, ``prompt_embeds`` and
-                ``negative_prompt_embeds``, in the dtype of the U-Net.
+                ``negative_prompt_embeds``, in the dtype of the U-Net; changing the last does
+                nothing, as in stock.
             sampler: a name that ``ldm.sampling.sampler`` knows; by default ``self.scheduler``, and
                 ``ode-heun`` where the process is not variance preserving.
             seed: picture i is drawn from seed + i (or from seed[i]) and does not depend on

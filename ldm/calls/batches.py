@@ -77,14 +77,17 @@ def noise(
         device: where it is to lie.
 
     Raises:
-        ValueError: there are no latents of this size, or ``latents`` are of another.
+        ValueError: there are no latents of this size, or ``latents`` are of another, or are not
+            finite.
     """
     side = unet["sample_size"]
-    rows, columns = (side, side) if isinstance(side, int) else side
+    rows, columns = side if isinstance(side, (list, tuple)) else (side, side)
     if latents is not None and latents.ndim == 4:
         rows, columns = latents.shape[2:]
     sizes: list[int] = []
     for name, pixels, cells in (("height", height, rows), ("width", width, columns)):
+        if pixels is None and cells is None:
+            raise ValueError("this U-Net states no sample_size: pass both height and width")
         asked = cells * codec.factor if pixels is None else pixels
         if asked < 1 or asked % codec.factor:
             raise ValueError(f"{name} must be a multiple of {codec.factor} pixels, not {pixels}")
@@ -95,7 +98,10 @@ def noise(
         return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)
     if tuple(latents.shape) != shape:
         raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
-    return latents.to(device, torch.float32)
+    x = latents.to(device, torch.float32)
+    if not bool(x.isfinite().all()):
+        raise ValueError("latents hold nan or inf: pass standard normal noise")
+    return x
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,6 @@ class Batches:
             bar.update()
             return call.after(*told)
 
-        call.watch.see(noise, "the latents that were passed")
         for part in self.pictures.batches():
             encode = partial(self._encode, part)
             call.begin(encode(self.pictures.prompts), partial(encode, self.pictures.negatives))

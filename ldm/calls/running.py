@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from ldm.calls.values import real
 from ldm.diffusion import Condition, Denoiser, Level, Prediction, Predictor
 from ldm.guidance import Chain, ClassifierFree, Guidance
+
+_TRY = "try another sampler, more steps or less guidance"
 
 
 class NotFiniteError(ValueError):
@@ -62,7 +64,7 @@ class Watch:
 
 def _cause(network: nn.Module | None) -> str:
     if network is None:
-        return "; try another sampler, more steps or less guidance"
+        return ""
     named = itertools.chain(network.named_parameters(), network.named_buffers())
     for name, value in named:
         if value.device.type != "meta" and not bool(value.isfinite().all()):
@@ -72,7 +74,7 @@ def _cause(network: nn.Module | None) -> str:
         return ", in float16, which ends at 65,504: use bfloat16 or float32"
     if dtype == torch.bfloat16:
         return ", in bfloat16: try float32, another sampler or less guidance"
-    return "; its weights are finite: try another sampler, more steps or less guidance"
+    return f"; its weights are finite: {_TRY}"
 
 
 @dataclass(eq=False)
@@ -156,7 +158,7 @@ class Call:
         Raises:
             Interrupted: it asked to stop.
         """
-        self.watch.see(latent, f"guidance or the sampler, at {self.step()}")
+        self.watch.see(latent, f"guidance or the sampler, at {self.step()}; {_TRY}")
         if self.callback is not None:
             latent = self._called(index, timestep, latent)
         self._done += 1
@@ -168,7 +170,8 @@ class Call:
         offered = self._offered(latent)
         tensors = {name: offered[name] for name in self.inputs}
         returned = self.callback(self.pipeline, index, timestep, tensors) or {}
-        self._take_texts(offered, returned)
+        # What was handed out may have been changed in place.
+        self._take_texts(returned.get("prompt_embeds", offered["prompt_embeds"]))
         handed = offered["latents"]
         found = returned.get("latents", handed)
         if found is latent:
@@ -187,32 +190,28 @@ class Call:
         return {
             "latents": latent.to(self.dtype),
             "prompt_embeds": both,
-            "negative_prompt_embeds": null,
+            "negative_prompt_embeds": None if null is None else null.clone(),
         }
 
-    def _take_texts(
-        self, offered: Mapping[str, Tensor | None], returned: Mapping[str, Tensor | None]
-    ) -> None:
+    def _take_texts(self, tokens: Tensor | None) -> None:
         """As in stock ``prompt_embeds`` are those of no text and of the text, or of the text
-        alone.
+        alone, and ``negative_prompt_embeds`` are there to be read.
         """
-        new = {n: x for n, x in returned.items() if n in offered and x is not offered[n]}
-        tokens, null = new.get("prompt_embeds"), new.get("negative_prompt_embeds")
         many = len(self.cond)
-        if tokens is not None:
-            if len(tokens) == 2 * many:
-                null, tokens = tokens.chunk(2)
-            if len(tokens) != many:
-                raise ValueError(
-                    f"the callback returned prompt_embeds of {len(tokens)} texts for {many}"
-                    " pictures"
-                )
-            self.cond = replace(self.cond, tokens=tokens)
-        if null is not None and self.null is not None:
-            self.null = replace(self.null, tokens=null)
+        if tokens is None:
+            return
+        if len(tokens) == 2 * many:
+            null, tokens = tokens.chunk(2)
+            if self.null is not None:
+                self.null = replace(self.null, tokens=null)
+        if len(tokens) != many:
+            raise ValueError(
+                f"the callback returned prompt_embeds of {len(tokens)} texts for {many} pictures"
+            )
+        self.cond = replace(self.cond, tokens=tokens)
 
 
-_CALLS: list[Call] = []
+_CALLS: list[Call] = []  # gone through as a tuple: other threads end theirs meanwhile
 
 
 @contextmanager
@@ -235,7 +234,7 @@ class SeenFromCallbacks:
 
     def _call(self) -> Call | None:
         here = threading.get_ident()
-        mine = (c for c in reversed(_CALLS) if c.pipeline is self and c.thread == here)
+        mine = (c for c in reversed(tuple(_CALLS)) if c.pipeline is self and c.thread == here)
         return next(mine, None)
 
     def _asked(self, name: str) -> Any:
@@ -246,7 +245,7 @@ class SeenFromCallbacks:
 
     def _set(self, name: str, value: Any) -> None:
         call = self._call()
-        for each in [call] if call else [c for c in _CALLS if c.pipeline is self]:
+        for each in [call] if call else [c for c in tuple(_CALLS) if c.pipeline is self]:
             setattr(each, name, value)
 
     @property

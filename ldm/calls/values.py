@@ -93,6 +93,27 @@ def _is_a(name: str, value: Any, *, kind: type | tuple[type, ...], told: str) ->
     return value
 
 
+def _listed(name: str, value: Any, *, least: int) -> Any:
+    """``value`` as a list of numbers, whole ones as ints, or None; ``ValueError`` if there is
+    another thing in it, or there are less than ``least``.
+    """
+    if value is None:
+        return None
+    plain = isinstance(value, (str, bytes, Mapping, Set)) or not hasattr(value, "__len__")
+    one = plain or getattr(value, "ndim", 1) == 0  # whose length is not defined
+    if one or len(value) < least:
+        raise ValueError(
+            f"{name} must be a list of at least {least} finite numbers, not {shown(value)}"
+        )
+    return [each if type(each) is int else real(f"each of {name}", each) for each in value]
+
+
+def _function(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} must be a function, not {shown(value)}")
+    return value
+
+
 def _generators(name: str, value: Any) -> Any:
     many = list(value) if isinstance(value, (list, tuple)) else [value]
     told = "a torch.Generator or a list of them"
@@ -113,6 +134,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "height": partial(whole, most=_SIDE, optional=True),
     "width": partial(whole, most=_SIDE, optional=True),
     "num_inference_steps": partial(whole, most=_STEPS, optional=True),
+    "timesteps": partial(_listed, least=1),
+    "sigmas": partial(_listed, least=2),
     "guidance_scale": partial(real, optional=True),
     "num_images_per_prompt": partial(whole, most=_PICTURES),
     "generator": _generators,
@@ -121,6 +144,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "sampler": partial(_is_a, kind=str, told="a name of a sampler"),
     "seed": seeds,
     "eta": real,
+    "callback_on_step_end": _function,
     "batch_size": partial(whole, optional=True),
 }
 

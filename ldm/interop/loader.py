@@ -20,6 +20,8 @@ from ldm.models.tokenizer import folded
 from ldm.models.wrapped import bare
 from ldm.storage.tensors import write_tensors
 
+_NO_TEXT = "this model reads no text"
+
 
 def _inside(name: str) -> Callable[..., Any]:
     """Diffusers' method ``name``, on the networks that ``torch.compile`` and peft have wrapped:
@@ -56,6 +58,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
     get_active_adapters = _inside("get_active_adapters")
     get_list_adapters = _inside("get_list_adapters")
     set_lora_device = _inside("set_lora_device")
+    _load_from_hub = _inside("load_lora_weights")
 
     def load_lora_weights(
         self,
@@ -91,7 +94,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
         elif Path(source).exists():
             read, told = lora.read(Path(source) / subfolder, weight_name), str(source)
         else:
-            super().load_lora_weights(
+            self._load_from_hub(
                 source,
                 adapter_name,
                 hotswap,
@@ -101,8 +104,11 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
             )
             return
         for part, updates in read.items():
+            network = bare(getattr(self, part))
+            if network is None:
+                raise ValueError(f"{told}: there are updates of a {part}, and {_NO_TEXT}")
             try:
-                check_fit(updates, bare(getattr(self, part)))
+                check_fit(updates, network)
             except ValueError as error:
                 raise ValueError(f"{told} is not for this {part}: {error}") from None
         taken = {name for names in self.get_list_adapters().values() for name in names}
@@ -169,7 +175,7 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
                 word is taken, be it in another case; the message is one line.
         """
         sources = pretrained_model_name_or_path
-        encoder = bare(self.text_encoder if text_encoder is None else text_encoder)
+        encoder = self._reader(text_encoder)
         width = encoder.get_input_embeddings().weight.shape[-1]
         loaded = []
         for source in sources if isinstance(sources, list) else [sources]:
@@ -200,5 +206,11 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
         self, tokens: str | list[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
     ) -> None:
         """Forgets words that were loaded, by default all."""
-        encoder = bare(self.text_encoder if text_encoder is None else text_encoder)
-        super().unload_textual_inversion(tokens, tokenizer, encoder)
+        super().unload_textual_inversion(tokens, tokenizer, self._reader(text_encoder))
+
+    def _reader(self, text_encoder: Any) -> Any:
+        """The network whose words they are."""
+        found = bare(self.text_encoder if text_encoder is None else text_encoder)
+        if found is None:
+            raise ValueError(_NO_TEXT)
+        return found

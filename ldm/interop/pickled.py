@@ -23,9 +23,10 @@ def refuse(file: Path, kind: Literal["LoRA", "embedding"]) -> None:
         ValueError: ``file`` is something else; of pickled weights the message is the line that
             converts them, and runs none of their code.
     """
-    if file.suffix == ".safetensors":
+    suffix = file.suffix.lower()
+    if suffix == ".safetensors":
         return
-    if file.suffix.lower() not in SUFFIXES:
+    if suffix not in SUFFIXES:
         raise ValueError(f"{file} is no .safetensors, and nothing else is read")
     source, target = (json.dumps(str(f)) for f in (file, file.with_suffix(".safetensors")))
     program = (

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -39,6 +39,14 @@ _THEIR_NAME = {
     "dpm2": "DPM2",
     "unipc": "UniPC",
     "pndm": "PLMS",
+}
+_LONGEST: dict[str, Any] = {
+    "steps": 1_000_000,
+    "sampler": "x" * 40,  # also the name of a scheduler's class
+    "guidance": -1.23456e-300,
+    "seed": 2**32,
+    "width": 16_384,
+    "height": 16_384,
 }
 # A value with a comma, a colon or a line break in it is written as a JSON string.
 _ENTRY = re.compile(r'([^:,]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
@@ -161,12 +169,29 @@ def write_picture(image: Image.Image, path: str | PathLike[str], parameters: Par
         info.add_text(_KEY, str(parameters))
         image.save(path, format=kind, pnginfo=info)
         return
+    image.save(path, format=kind, exif=_exif(path, kind, parameters), quality=95)
+
+
+def check_room(path: str | PathLike[str], parameters: Parameters) -> None:
+    """Tells before anything is drawn whether ``path`` has room for ``parameters``; numbers and
+    names that are not known yet count as their longest.
+
+    Raises:
+        ValueError: they are too long for a JPEG.
+    """
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind == "JPEG":
+        _exif(path, kind, replace(parameters, **_LONGEST))
+
+
+def _exif(path: str | PathLike[str], kind: str, parameters: Parameters) -> Image.Exif:
     exif = Image.Exif()
-    # UTF-16 as EXIF has its numbers in Pillow; the web UI's own reader tries both orders.
-    exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + str(parameters).encode("utf-16-be")
+    # UTF-16 as EXIF has its numbers in Pillow; the web UI's own reader tries both orders. Half a
+    # character is no text, which is the pipeline's to say.
+    exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + str(parameters).encode("utf-16-be", "surrogatepass")
     if kind == "JPEG" and len(exif.tobytes()) > _SEGMENT:
         raise ValueError(f"{path}: the prompt is too long for a JPEG: write a .png or .webp")
-    image.save(path, format=kind, exif=exif, quality=95)
+    return exif
 
 
 def read_parameters(path: str | PathLike[str]) -> Parameters | None:

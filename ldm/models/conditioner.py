@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 
 from ldm.diffusion import Condition
 from ldm.models.lengths import most, shortened
-from ldm.models.tokenizer import unreadable
+from ldm.models.tokenizer import TURN, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,10 @@ class ClipConditioner:
     def printed(self) -> tuple[str, tuple[int | None, int]]:
         """All that the ids of a text depend on, with a repr that tells it."""
         backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # of the last call, no part of the tokenizer
-        backend.no_padding()
-        return backend.to_str(), (self.tokenizer.pad_token_id, self.length)
+        with TURN:
+            backend.no_truncation()  # of the last call, no part of the tokenizer
+            backend.no_padding()
+            return backend.to_str(), (self.tokenizer.pad_token_id, self.length)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Int64 ids ``b l`` on the CPU, cut and padded to ``length``; a word of textual inversion
@@ -125,7 +126,7 @@ class ClipConditioner:
         given = texts
         texts = self._written_out([shortened(text, self.length) for text in given])
         # Overflowing tokens come back as further rows: one pass finds the ids and what was cut.
-        rows = self.tokenizer(
+        rows = self._read(
             texts,
             padding="max_length",
             max_length=self.length,
@@ -148,7 +149,12 @@ class ClipConditioner:
         many characters is counted as far as it is read.
         """
         short = self._written_out([shortened(text, self.length) for text in texts])
-        return [len(ids) for ids in self.tokenizer(short, verbose=False)["input_ids"]]
+        return [len(ids) for ids in self._read(short, verbose=False)["input_ids"]]
+
+    def _read(self, texts: list[str], **how: Any) -> Any:
+        """What the tokenizer makes of ``texts``: of one thread at a time."""
+        with TURN:
+            return self.tokenizer(texts, **how)
 
     def _written_out(self, texts: Sequence[str]) -> list[str]:
         """Behind every word of several vectors its further tokens; ``<cat>_1`` alone is that token
@@ -159,7 +165,7 @@ class ClipConditioner:
                 raise ValueError(f"the text {text[:100]!r} {wrong}")
         if not self._further or not texts:
             return list(texts)
-        read = self.tokenizer(
+        read = self._read(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         found = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,8 @@ from ldm.models.lengths import shortened
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+TURN = threading.Lock()
+"""Held while a tokenizer reads: what it pads and cuts to is its state, which every reading sets."""
 _WRONG = "it was decoded in another encoding than its own"
 
 
@@ -85,9 +88,10 @@ def settings_of(tokenizer: CLIPTokenizer) -> str:
     """All that decides which ids a text becomes, and no more: two tokenizers of the same settings
     are the same.
     """
-    _forget_last_call(tokenizer)
     ends = tokenizer.pad_token_id, tokenizer.model_max_length
-    return f"{tokenizer.backend_tokenizer.to_str()} {ends}"
+    with TURN:
+        _forget_last_call(tokenizer)
+        return f"{tokenizer.backend_tokenizer.to_str()} {ends}"
 
 
 def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
@@ -99,6 +103,7 @@ def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | Path) -> None:
     """Writes ``tokenizer.json`` and, for older readers, ``vocab.json`` and ``merges.txt``."""
     folder = Path(folder)
-    _forget_last_call(tokenizer)
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))
+    with TURN:
+        _forget_last_call(tokenizer)
+        tokenizer.save_pretrained(folder)
+        tokenizer.backend_tokenizer.model.save(str(folder))

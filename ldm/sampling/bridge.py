@@ -38,9 +38,9 @@ class SchedulerSampler:
 
     Schedulers are stateful, so only this lets one sampler serve many threads. The noise process is
     read from the config and the scheduler's own table is checked against it, because a scheduler
-    drops a config key that it does not know without a word. With zero terminal SNR the timesteps
-    are spaced "trailing", whatever the config says: other spacings skip the only level that pure
-    noise belongs to (Lin et al. 2024, section 3.3).
+    drops a config key that it does not know without a word. With zero terminal SNR the timesteps of
+    a number of steps are spaced "trailing", whatever the config says: other spacings skip the only
+    level that pure noise belongs to (Lin et al. 2024, section 3.3).
 
     Args:
         scheduler: class of a diffusers scheduler.
@@ -139,7 +139,7 @@ class SchedulerSampler:
                 f"steps must lie in 1..{most} (the length of the noise table), not {steps}"
             )
         scheduler = copy.deepcopy(self._original)
-        spacing = scheduler.config.get("timestep_spacing")
+        spacing = None if own else scheduler.config.get("timestep_spacing")
         if float(self.process.table.alpha[-1]) == 0 and spacing not in (None, "trailing"):
             scheduler.register_to_config(timestep_spacing="trailing")
             if self.given is not None:

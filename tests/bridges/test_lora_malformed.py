@@ -68,6 +68,12 @@ def with_metadata(file: Path, **config: object) -> Path:
         "x" * 501,
         "(",
         "a{99999999999}",
+        "(a|a)" * 40 + "b",
+        "(a|a|a|a)(a|a|a|a)b",
+        r"mid_block\.a*",
+        r"a\1",
+        "a\\",
+        "",
     ],
 )
 def test_patterns_that_might_never_end(tmp_path, pattern):
@@ -99,8 +105,8 @@ def test_alphas_that_are_none(tmp_path, alpha):
         (NAMES[0], (3, 5)),
         ("attn1.to_q", (3, 5)),
         ("^down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", (3, 5)),
-        (r"transformer_blocks\.[0-9]+\.attn1\.to_(q|k)", (3, 5)),
-        (r"mid_block\.a*", (5, 3)),
+        (r"transformer_blocks\.0\.attn1\.to_q$", (3, 5)),
+        ("^" + NAMES[1], (5, 3)),
         ("to_k", (5, 5)),
     ],
 )
@@ -111,6 +117,11 @@ def test_patterns_of_peft(tmp_path, pattern, alphas):
     assert tuple(found[name].alpha for name in NAMES) == alphas
     theirs = [get_pattern_key([pattern], name) == pattern for name in NAMES]
     assert theirs == [alpha == 3 for alpha in alphas]
+
+
+def test_a_suffix_in_any_case(tmp_path):
+    save_file(KOHYA, tmp_path / "X.SafeTensors")
+    assert lora.read(tmp_path / "X.SafeTensors")["unet"]
 
 
 def test_pickled_files_come_with_the_line_that_converts_them(tmp_path):

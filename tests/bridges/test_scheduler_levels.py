@@ -280,11 +280,17 @@ def test_another_spacing_at_zero_terminal_snr_is_told_once(
     bridge._warn_of_spacing.cache_clear()
     config = DiscreteVP(zero_terminal_snr=True).scheduler_config("v")
     with caplog.at_level(logging.WARNING):
+        told = 0
         for spacing in ("trailing", "leading", "leading"):
             given = EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
-            assert float(own_sampler(given).start(10).timesteps[0]) == 999
+            which = own_sampler(given)
+            listed = which.start(0, timesteps=[999, 500, 9])  # as they are: nothing is spaced
+            assert listed.config.timestep_spacing == spacing
+            assert len(caplog.records) == told
+            assert float(which.start(10).timesteps[0]) == 999
+            told = int(spacing == "leading")
             assert given.config.timestep_spacing == spacing
-            assert len(caplog.records) == (spacing == "leading")
+            assert len(caplog.records) == told
     assert '"trailing" is used instead' in caplog.text
 
 

@@ -20,10 +20,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import tiny
+from ldm.calls import running
 from ldm.interop import lora
 from ldm.models.codec import VaeCodec
 from ldm.models.lora import Update
@@ -186,6 +188,26 @@ def test_another_thread_stops_all_calls_of_a_pipeline(pair: Pair) -> None:
     assert len(seen) == 1 + STEPS and not hasattr(ours, "guidance_scale")
 
 
+def test_a_call_that_ends_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = running.SeenFromCallbacks()
+
+    class Called:
+        interrupt, thread, ends = False, 0, False
+
+        @property
+        def pipeline(self) -> Any:
+            if self.ends and self in calls:
+                calls.remove(self)  # as its own thread would
+            return pipe
+
+    calls = [Called(), Called(), Called()]
+    first, *others = calls
+    first.ends = True
+    monkeypatch.setattr(running, "_CALLS", calls)
+    pipe._interrupt = True
+    assert [each.interrupt for each in others] == [True, True] and calls == others
+
+
 def test_guidance_set_in_a_callback(pair: Pair) -> None:
     seen: list[Any] = []
 
@@ -240,6 +262,22 @@ def test_texts_replaced_in_a_callback(pair: Pair) -> None:
     call = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     changed = same(pair, callback_on_step_end=swapped, **call)
     assert not np.array_equal(changed, same(pair))
+
+    def in_place(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> Any:
+        tensors["prompt_embeds"] *= -0.5 - step  # of both halves, and step upon step
+        return tensors if step else {}
+
+    for scale in (7.5, 1.0):
+        edited = same(pair, callback_on_step_end=in_place, guidance_scale=scale, **call)
+        assert not np.array_equal(edited, same(pair, guidance_scale=scale))
+
+    def negative(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> Any:
+        null = tensors["negative_prompt_embeds"]
+        null *= 2
+        return {"negative_prompt_embeds": null.flip(1)}
+
+    call = {"callback_on_step_end_tensor_inputs": ["negative_prompt_embeds"]}
+    assert np.array_equal(same(pair, callback_on_step_end=negative, **call), same(pair))
     with pytest.raises(ValueError, match="prompt_embeds of 3 texts for 1 pictures"):
         draw(pair[0], callback_on_step_end=lambda *_: {"prompt_embeds": torch.zeros(3, 1, 1)})
 
@@ -398,6 +436,35 @@ def updates(pipe: Any, seed: int) -> dict[str, Tensor]:
             down, up = (torch.randn(*s, generator=draws) for s in ((2, high), (wide, 2)))
             found[name] = Update(down, up, 2.0)
     return lora.to_diffusers({"unet": found})[0]
+
+
+def test_a_lora_of_the_hub_goes_into_the_compiled_network(
+    ours: Any, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet, seen = ours.unet, []
+
+    def load(self: Any, *told: Any, **named: Any) -> None:
+        seen.append((self.unet, told, named["weight_name"]))
+
+    monkeypatch.setattr(StableDiffusionLoraLoaderMixin, "load_lora_weights", load)
+    ours.unet = torch.compile(unet, backend="eager")
+    ours.load_lora_weights("somebody/their-lora", "one", weight_name="x.safetensors")
+    assert seen == [(unet, ("somebody/their-lora", "one", False), "x.safetensors")]
+    assert ours.unet is not unet
+
+
+def test_words_and_their_updates_need_a_text_encoder(ours: Any) -> None:
+    pixels = LatentDiffusionPipeline(None, None, None, ours.unet, ours.scheduler)
+    with pytest.raises(ValueError, match="^this model reads no text$"):
+        pixels.load_textual_inversion({"<new>": torch.ones(tiny.WIDTH)})
+    with pytest.raises(ValueError, match="^this model reads no text$"):
+        pixels.unload_textual_inversion()
+    update = Update(torch.ones(2, 8), torch.ones(8, 2), 2.0)
+    tensors = lora.to_diffusers({"text_encoder": {"encoder.layers.0.mlp.fc1": update}})[0]
+    with pytest.raises(
+        ValueError, match="updates of a text_encoder, and this model reads no text$"
+    ):
+        pixels.load_lora_weights(tensors)
 
 
 def test_hotswap_in_the_documented_order(ours: Any, eager: None) -> None:

@@ -2,6 +2,9 @@
 
 import logging
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -188,3 +191,29 @@ def test_parts_that_do_not_belong_together_are_refused(tokenizer: CLIPTokenizer)
     ):
         with pytest.raises(ValueError, match=word):
             ClipConditioner(tokenizer, text_encoder(tokenizer, **overrides))
+
+
+def test_threads_read_in_turn(tokenizer: CLIPTokenizer) -> None:
+    """What the tokenizer pads and cuts to is its own state."""
+    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    alone = conditioner.tokenize(TEXTS), conditioner.counts(TEXTS)
+    inside, most_inside = [], []
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, *texts: Any, **how: Any) -> Any:
+            inside.append(1)
+            time.sleep(0.005)
+            most_inside.append(len(inside))
+            inside.pop()
+            return tokenizer(*texts, **how)
+
+    conditioner.tokenizer = Slow()  # type: ignore[assignment]
+    with ThreadPoolExecutor(4) as pool:
+        cut = [pool.submit(conditioner.tokenize, TEXTS) for _ in range(4)]
+        counted = [pool.submit(conditioner.counts, TEXTS) for _ in range(4)]
+    assert all(torch.equal(each.result(), alone[0]) for each in cut)
+    assert all(each.result() == alone[1] for each in counted)
+    assert set(most_inside) == {1}

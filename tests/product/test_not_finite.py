@@ -67,15 +67,20 @@ def test_overflow_in_half_precision_says_which_to_take(pipe: Any, part: str, whe
 
 def test_guidance_the_sampler_and_what_is_passed(pipe: Any) -> None:
     assert "guidance or the sampler, at step 1 of 3; try" in told(pipe, guidance_scale=1e39)
-    assert "the latents that were passed" in told(
-        pipe, seed=None, latents=torch.full((1, *tiny.LATENT), INF)
-    )
+    for latents in (
+        torch.full((1, *tiny.LATENT), INF),
+        torch.ones(1, *tiny.LATENT).double() * 1e99,
+    ):
+        with pytest.raises(
+            ValueError, match="^latents hold nan or inf: pass standard normal noise$"
+        ):
+            pipe("a red heart", num_inference_steps=3, latents=latents)
 
     def spoil(pipe: Any, step: int, timestep: Tensor, tensors: dict[str, Any]) -> Any:
         return {"latents": tensors["latents"] * NAN} if step == 1 else tensors
 
     line = told(pipe, callback_on_step_end=spoil)
-    assert "the latents that the callback returned at step 2 of 3" in line
+    assert line.endswith("the latents that the callback returned at step 2 of 3")
     # Where a sampler cannot go on either.
     pipe.unet.conv_out.bias.data[:] = NAN
     assert "conv_out.bias holds nan" in told(pipe, sampler="ode-adaptive")

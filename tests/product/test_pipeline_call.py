@@ -24,6 +24,7 @@ from ldm.interop.png import Parameters, read_parameters, write_picture
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.lora import attach, collect, weights
+from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -120,6 +121,17 @@ def test_sizes(pipe: Any) -> None:
     assert draw(pipe, height=24, width=32).shape == (1, 3, 24, 32)
     wide = torch.randn(1, 4, 8, 16)
     assert draw(pipe, latents=wide).shape == (1, 3, 16, 32)
+
+
+def test_a_unet_that_states_no_size() -> None:
+    pipe = tiny.pipeline()
+    pipe.unet.register_to_config(sample_size=None)
+    whole = draw(pipe, height=24, width=32)
+    assert whole.shape == (1, 3, 24, 32)
+    assert draw(pipe, latents=torch.randn(1, 4, 8, 16)).shape == (1, 3, 16, 32)
+    for sides in ({}, {"height": 16}, {"width": 16}):
+        told = refused(pipe, sides)
+        assert told == "this U-Net states no sample_size: pass both height and width"
 
 
 def test_negative_prompt_and_guidance(pipe: Any) -> None:
@@ -291,7 +303,7 @@ BAD = {
     "num_images_per_prompt must be a whole number, not 1.5": {"num_images_per_prompt": 1.5},
     "num_inference_steps must be a whole number, not 2.5": {"num_inference_steps": 2.5},
     "height must be a whole number, not '16'": {"height": "16"},
-    "latents must be a tensor of shape (1, 4, 8, 8), not 'noise'": {"latents": "noise"},
+    "latents must be a tensor n c h w, not 'noise'": {"latents": "noise"},
     "clip_skip is not supported": {"clip_skip": 1},
     "ip_adapter_image is not supported": {"ip_adapter_image": object()},
     "cross_attention_kwargs is not supported: the strength of a LoRA is that of set_adapters": {
@@ -305,9 +317,15 @@ BAD = {
         "timesteps": [1500, 2],
         "sampler": "euler",
     },
+    "each of timesteps must be a finite number, not 'x'": {
+        "timesteps": [9, "x"],
+        "sampler": "euler",
+    },
+    "each of sigmas must be a finite number, not nan": {"sigmas": [1.0, NAN], "sampler": "euler"},
+    "each of sigmas must be a finite number, not None": {"sigmas": [1.0, None]},
     "pass either timesteps or sigmas, not both": {
         "timesteps": [999],
-        "sigmas": [1.0],
+        "sigmas": [1.0, 0.0],
         "sampler": "euler",
     },
 }
@@ -349,6 +367,13 @@ ODD_KINDS = [
     *(("latents", value) for value in (np.zeros((1, 4, 8, 8)), "noise")),
     *(("generator", value) for value in (3, [3], np.random.Generator(np.random.Philox(1)))),
     ("sampler", 3),
+    *(
+        (name, value)
+        for name in ("timesteps", "sigmas")
+        for value in (3, [], "9", {9}, np.int64(3))
+    ),
+    ("sigmas", [1.0]),
+    *(("callback_on_step_end", value) for value in (3, "print", [print])),
 ]
 
 
@@ -372,6 +397,9 @@ def test_numbers_of_other_libraries(pipe: Any) -> None:
             **sizes,
         )
         assert torch.equal(found, plain)
+    listed = draw(pipe, timesteps=[999, 500, 9], sampler="euler")
+    for kind in (np.array, torch.tensor, tuple):
+        assert torch.equal(draw(pipe, timesteps=kind([999, 500, 9]), sampler="euler"), listed)
     several = draw(pipe, num_images_per_prompt=2, seed=[5, 3])
     for seeds in (np.array([5, 3]), torch.tensor([5, 3]), (5, 3), range(5, 1, -2)):
         assert torch.equal(draw(pipe, num_images_per_prompt=2, seed=seeds), several)
@@ -561,6 +589,25 @@ def test_cli_draws_a_data_set(model: Path, tmp_path: Path) -> None:
             "a folder whose name looks like a file's has to be",
         ),
         (("--model", "MODEL", "--lora-scale", "1", "--lora-scale", "2"), "is given 2 times for 0"),
+        (
+            ("--model", "MODEL", "--lora", "MODEL", "--lora-scale", "nan"),
+            "--lora-scale must be a finite number, not nan",
+        ),
+        (
+            (
+                "--model",
+                "MODEL",
+                "--lora",
+                "MODEL",
+                "--lora",
+                "MODEL",
+                "--lora-scale",
+                "1",
+                "--lora-scale",
+                "inf",
+            ),
+            "--lora-scale must be a finite number, not inf",
+        ),
         (("--model", "MODEL", "--lora", "/nowhere/at/all"), "--lora /nowhere/at/all: there is no"),
         (("--model", "MODEL/unet"), "is one part of a pipeline: name the folder that it lies in"),
         (("--model", "/nowhere/at/all"), "there is no such folder"),
@@ -611,6 +658,24 @@ def test_round_trip(parameters: Parameters, suffix: str, tmp_path: Path) -> None
     write_picture(Image.new("RGB", (4, 4)), file, parameters)
     assert read_parameters(file) == parameters
     assert Parameters.parse(str(parameters)) == parameters
+
+
+def test_a_prompt_too_long_for_a_jpeg_is_told_before_a_model_is_opened(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*told: Any, **named: Any) -> Any:
+        raise ValueError("opened")
+
+    monkeypatch.setattr(LatentDiffusionPipeline, "from_pretrained", opened)
+    for suffix, texts, told in (
+        ("jpg", ("a", "x" * 40_000), "too long for a JPEG: write a .png or .webp"),
+        ("jpg", ("x", "--negative", "x" * 32_700), "too long for a JPEG"),
+        ("jpg", ("x" * 32_300,), "error: opened"),
+        ("webp", ("x" * 40_000,), "error: opened"),
+        ("jpg", ("a \ud800",), "error: opened"),
+    ):
+        found = run(*texts, "--model", model, "--out", tmp_path / f"x.{suffix}")
+        assert found.exit_code == 2 and told in found.stderr
 
 
 def test_comments_of_others(tmp_path: Path) -> None:

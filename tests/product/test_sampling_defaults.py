@@ -45,6 +45,13 @@ def test_a_folder_states_how_it_is_drawn_and_stock_opens_it_without_a_word(folde
     assert not np.array_equal(other, told)
 
 
+def test_who_opens_a_folder_may_state_another_way(folder):
+    mine = {"num_inference_steps": 7, "sampler": "heun"}
+    for given, found in ((mine, mine), (None, {})):
+        pipe = LatentDiffusionPipeline.from_pretrained(folder, sampling=given)
+        assert pipe.config.sampling == found
+
+
 def test_a_folder_that_states_nothing_is_drawn_as_stock_draws(tmp_path):
     pipe = tiny.pipeline()
     pipe.save_pretrained(tmp_path)
