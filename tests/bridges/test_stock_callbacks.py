@@ -192,17 +192,17 @@ def test_a_call_that_ends_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPat
     pipe = running.SeenFromCallbacks()
 
     class Called:
-        interrupt, thread, ends = False, 0, False
+        interrupt, thread, looks = False, 0, 0
 
         @property
         def pipeline(self) -> Any:
-            if self.ends and self in calls:
+            self.looks += 1  # whose call it is comes first, which are to be stopped then
+            if self is first and self.looks == 2:
                 calls.remove(self)  # as its own thread would
             return pipe
 
     calls = [Called(), Called(), Called()]
     first, *others = calls
-    first.ends = True
     monkeypatch.setattr(running, "_CALLS", calls)
     pipe._interrupt = True
     assert [each.interrupt for each in others] == [True, True] and calls == others

@@ -121,7 +121,9 @@ def test_validation_drawings_end_a_run_in_one_line(
             process_index=rank, num_processes=2, is_main_process=rank == 0
         )
         with pytest.raises(kind, match="arose in the U-Net") as caught:
-            pictures.drawn(pipe, ["a", "b"], processes, seed=0, batch=1, num_inference_steps=2)
+            pictures.drawn(
+                pipe, ["a", "b"], processes, what="a", seed=0, batch=1, num_inference_steps=2
+            )
         assert type(caught.value) is kind and "\n" not in str(caught.value)
 
 
