@@ -271,7 +271,7 @@ BAD = {
     "no file name": (row("x", ""), "rows-with-no-file-name-in-file-name", [ROW], ""),
     "broken JSON": (lambda f: rows(f, '{"file_name": "row'), JSON, [ROW], "Unterminated string"),
     "deep JSON": (lambda f: rows(f, "[" * 100_000), JSON, [ROW], "too deep"),
-    "JSON list": (lambda f: rows(f, "[1]"), "lines-that-are-no-json-objects", [ROW], ""),
+    "JSON list": (lambda f: rows(f, "[1]"), "lines-that-are-no-json-object", [ROW], ""),
     "ragged CSV": (lambda f: csv(f, "row.png,a row\nrow.png,red, round\n"),
                    "lines-with-more-columns-than-the-header", ["metadata.csv:3"], ""),
     "CSV without text": (lambda f: csv(f, "row.png,a row\nrow.png\n"),

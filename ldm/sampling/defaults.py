@@ -50,8 +50,9 @@ def stated(index: Mapping[str, Any]) -> dict[str, Any]:
         told.get(key) if isinstance(told, dict) else None
         for key in ("num_inference_steps", "guidance_scale", "sampler")
     )
-    counts = type(steps) is int and 0 < steps <= 10_000
-    scales = type(guidance) in (int, float) and 0 <= guidance < 1000
+    # True is a number to Python, and no number of steps.
+    counts = isinstance(steps, int) and steps is not True and 0 < steps <= 10_000
+    scales = isinstance(guidance, int | float) and 0 <= guidance < 1000
     known = {"num_inference_steps", "guidance_scale", "sampler"}
     if not (
         isinstance(told, dict)
