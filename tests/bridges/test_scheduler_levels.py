@@ -355,7 +355,7 @@ def test_names_of_others() -> None:
 @pytest.mark.parametrize(
     ("name", "near"),
     [("eularr", "euler"), ("dmp++", "dpm++"), ("DPM++ 2M SDE", "dpm++"), ("dpmpp_2m_sde", "dpm++"),
-     ("dpm++ sde", "dpm++"), ("uni_pc", "unipc"), ("dpm_2_ancestral", "dpm2"), ("pdnm", "pndm")],
+     ("dpm++ sde", "dpm++"), ("uni_pc", "unipc"), ("pdnm", "pndm")],
 )  # fmt: skip
 def test_unknown_name(name: str, near: str) -> None:
     """Also of a sampler like one that is here, but of another order or with a noise of its own."""

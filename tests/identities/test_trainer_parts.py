@@ -330,7 +330,7 @@ def test_state_is_read_to_where_the_optimiser_wants_it(tmp_path, kernel):
     weight.square().sum().backward()
     optimizer.step()
     state.write(tmp_path / "training", state.collect({"w": weight}, {"w": weight}, optimizer), {
-        "images": 8, "window": {},
+        "images": 8, "window": {}, "identity": {},
     })  # fmt: skip
     there = nn.Parameter(torch.empty(3, 2, device="meta"))
     going_on = torch.optim.AdamW([{"params": [there], "weight_decay": 0.0}])

@@ -96,7 +96,7 @@ def test_target_that_no_scheduler_can_express(command, tmp_path):
 
 def test_xformers_on_a_cpu(command, tmp_path):
     message = told(*command(tree(tmp_path / "run", attention="xformers")))
-    assert message == ("attention xformers needs a CUDA device, this is cpu: set attention to sdpa")
+    assert message == ("attention xformers needs a CUDA device, this is cpu: leave attention out")
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 

@@ -199,7 +199,14 @@ def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path
             **settings(
                 base,
                 duration="4 steps",
-                validation={"every": "4 steps", "images": 0, "prompts": prompts, "steps": 3},
+                validation={
+                    "every": "4 steps",
+                    "images": 0,
+                    "prompts": prompts,
+                    "steps": 3,
+                    "guidance": 4.0,
+                    "sampler": "ddim",
+                },
                 score={"captions": 4, "steps": 2, "shown": 2, "before": True},
             ),
         ),

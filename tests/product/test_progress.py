@@ -165,11 +165,12 @@ def test_everything_that_takes_long_in_a_run_tells(tmp_path, own_cache, said, mo
     )
     works = list(dict.fromkeys(line.partition(":")[0] for line in said()))
     assert works == [
+        "measuring the captions of shapes",
         "caching latents of 16x16",
         "caching text",
         "training",
         "measuring held-out loss",
-        "drawing the validation's prompts",
+        "drawing the validation's previews",
         "drawing the score's pictures, drawn",
         "reading the pictures to compare with",
     ]
