@@ -89,11 +89,13 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bars.update(
-                self._bar, completed=int(self.done), note=self.note, rate=self._rate(now)
+                self._bar, completed=_whole(self.done), note=self.note, rate=self._rate(now)
             )
         elif now - self._told >= EVERY and main_process():
             self._told = now
-            of = f"{int(self.done):,}" + (f" of {self.total:,}" if self.total is not None else "")
+            of = f"{_whole(self.done):,}" + (
+                f" of {self.total:,}" if self.total is not None else ""
+            )
             told = [f"{of} {self.unit}", self.note, self._rate(now), self._left(now)]
             log.info("%s: %s", self.what, ", ".join(filter(None, told)))
 
@@ -126,7 +128,7 @@ class Progress:
         now = time.monotonic()
         took = now - self._start
         if error is None and took >= _WORTH and outermost and main_process():
-            made = f"{int(self.done - self.began):,} {self.unit} in {_time(took)}"
+            made = f"{_whole(self.done - self.began):,} {self.unit} in {_time(took)}"
             log.info("%s: %s, %s", self.what, made, self._rate(now))
 
 
@@ -140,6 +142,11 @@ def track(
         for item in items:
             yield item
             progress.advance()
+
+
+def _whole(count: float) -> int:
+    """How many are done: parts of one add up to a little less."""
+    return int(count + 1e-6)
 
 
 def _time(seconds: float) -> str:

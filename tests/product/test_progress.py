@@ -151,6 +151,7 @@ def test_drawing_advances_with_every_evaluation(sampler, evaluations):
         pipe(["a", "b", "c"], num_inference_steps=4, sampler=sampler, batch_size=2, seed=0)
     each = 3 / (2 * evaluations)
     assert seen == pytest.approx([each * n for n in range(1, 2 * evaluations + 1)])
+    assert progress._whole(work.done) == 3
     assert "progress_bar" not in vars(pipe)
 
 
