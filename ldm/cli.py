@@ -20,6 +20,7 @@ from rich.console import Console
 from ldm.commands import data
 from ldm.commands.evaluate import evaluate
 from ldm.commands.failure import check_pipeline, fail, named_sampler, there
+from ldm.commands.options import Guidance, Steps
 from ldm.interop.png import FORMATS, Parameters, check_room, write_picture
 from ldm.progress import Progress, listen
 
@@ -113,13 +114,8 @@ def sample(
             help="One or more texts; names of a model's classes; none of an unconditional model.",
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler; what the folder states, else 30.")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale, 1 is none; what the folder states, else 7.5."),
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     guidance_rescale: Annotated[
         float, typer.Option(help="0 to 1: how far contrast is brought back to that without it.")
     ] = 0.0,

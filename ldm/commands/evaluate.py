@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm.commands.failure import check_pipeline, fail, named_sampler
+from ldm.commands.options import Guidance, Steps
 
 if TYPE_CHECKING:
     from ldm.data.collection import Items
@@ -65,13 +66,8 @@ def evaluate(
             " picture tower if it has one."
         ),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler; what the folder states, else 30.")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Guidance scale, 1 is none; what the folder states, else 7.5."),
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     sampler: Annotated[
         str | None,
         typer.Option(help="Named sampler; what the folder states, else dpm++ or ode-heun."),
