@@ -12,6 +12,7 @@ from ldm.data.shapes import ShapesData
 from ldm.engine.config import validate
 from ldm.engine.schema import TrainConfig
 from ldm.engine.score import score
+from ldm.sampling.defaults import SamplingDefaults
 from programs import told
 from runs import accelerator, tree
 
@@ -39,9 +40,12 @@ def test_hits_of_every_source_and_model(tmp_path):
     items = Collection(sources, config.images).train
     truth, calls = artist(items, config.images, 0)
     wrong, other = artist(items, config.images, 1)
-    found = score({"before": wrong, "drawn": truth}, config, items, tmp_path, accelerator())  # type: ignore[dict-item]
+    models = {"before": wrong, "drawn": truth}
+    how = SamplingDefaults(num_inference_steps=3)
+    found = score(models, config, items, tmp_path, accelerator(), how)  # type: ignore[arg-type]
     assert calls == other  # same captions, seeds and steps
-    assert len(calls[0][0]) == 10 and calls[0][1]["seed"] == 7
+    assert len(calls[0][0]) == 10
+    assert calls[0][1]["seed"] == 7 and calls[0][1]["num_inference_steps"] == 3
     assert list(found) == ["shapes (1)", "shapes (2)"]
     for models in found.values():
         assert {m: (p.value, p.n) for m, p in models.items()} == {"before": (0, 5), "drawn": (1, 5)}

@@ -86,7 +86,7 @@ def overflow(processes):
     scale.unscale()
     step = Step(0)
     step.sums["loss"] = torch.ones(())
-    return [scale.overflowed(step, Ending(processes)), scaler.get_scale()]
+    return [scale.overflowed(step, Ending(processes, root / "overflow")), scaler.get_scale()]
 
 Trainer._final = final
 root = Path(sys.argv[1])
