@@ -27,10 +27,10 @@ from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
 from ldm.calls.values import checked
 from ldm.diffusion import Condition, Denoiser, predictor, target_of
+from ldm.formats.loader import EmbeddingLoader, LoraLoader
+from ldm.formats.model_index import stock_index
+from ldm.formats.pipeline_folder import opened, save
 from ldm.guidance import Guidance, Threshold
-from ldm.interop.loader import EmbeddingLoader, LoraLoader
-from ldm.interop.pipeline_folder import opened, save
-from ldm.interop.stock import stock_index
 from ldm.models.codec import codec_of
 from ldm.models.conditioner import ClipConditioner, Conditioner
 from ldm.models.denoiser import UNetDenoiser

@@ -24,7 +24,7 @@ from ldm.engine.config import ConfigError, plain
 from ldm.engine.networks import read
 from ldm.engine.parts import frozen_parts, read_vae
 from ldm.engine.schema import TextShape, TrainConfig, VaeShape
-from ldm.interop import open_clip
+from ldm.formats import open_clip
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.origin import forget_origin
 from ldm.pipeline import LatentDiffusionPipeline

@@ -23,8 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm.data.cache import network_settings
 from ldm.diffusion import stream
 from ldm.engine.config import ConfigError
-from ldm.interop.recognised import told
-from ldm.interop.soundness import check_network, json_object
+from ldm.formats.integrity import check_network, json_object
+from ldm.formats.recognised import told
 
 M = TypeVar("M")
 

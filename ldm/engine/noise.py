@@ -20,7 +20,7 @@ from ldm.diffusion import (
 from ldm.engine.config import ConfigError
 from ldm.engine.noise_settings import ProcessConfig, WeightingSettings
 from ldm.engine.schema import TrainConfig
-from ldm.interop.soundness import check_scheduler, json_object
+from ldm.formats.integrity import check_scheduler, json_object
 
 PROCESSES: dict[str, type[Any]] = {
     cls.kind: cls for cls in (DiscreteVP, ContinuousVP, Cosine, VarianceExploding, RectifiedFlow)

@@ -11,7 +11,7 @@ from typing import Any
 from ldm.engine.config import ConfigError
 from ldm.engine.learning import parts
 from ldm.engine.schema import Classes, TrainConfig
-from ldm.interop.soundness import json_object
+from ldm.formats.integrity import json_object
 
 
 def _index(config: TrainConfig) -> dict[str, Any] | None:

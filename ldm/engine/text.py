@@ -12,7 +12,7 @@ from ldm.engine import checkpoint
 from ldm.engine.config import ConfigError
 from ldm.engine.networks import described, in_model, initialised, on_meta, read
 from ldm.engine.schema import TextShape, TrainConfig
-from ldm.interop import open_clip
+from ldm.formats import open_clip
 from ldm.models.tokenizer import train_tokenizer
 
 

@@ -35,7 +35,7 @@ from ldm.engine.previews import Previews
 from ldm.engine.schema import TrainConfig
 from ldm.engine.suites import Suites
 from ldm.evaluation.heldout import errors_by_level
-from ldm.interop import embedding, lora
+from ldm.formats import lora, textual_inversion
 from ldm.models.denoiser import UNetDenoiser
 from ldm.models.lora import collect, named
 from ldm.pipeline import LatentDiffusionPipeline
@@ -171,7 +171,7 @@ class TextToImageTask(nn.Module):
             lora.write(updates, folder, base=self.origin)
         elif word is not None:
             (rows,) = self.trained().values()
-            embedding.write(word.token, rows, folder, self.origin)
+            textual_inversion.write(word.token, rows, folder, self.origin)
         else:
             save_pipeline(parts, folder)
 
@@ -183,7 +183,7 @@ class TextToImageTask(nn.Module):
         learning = learning_parts(self.config)
         if self.config.textual_inversion is not None:
             (name,) = self.trained()
-            return {name: embedding.read(folder)[1]}
+            return {name: textual_inversion.read(folder)[1]}
         if self.config.lora:
             for part, updates in lora.read(folder).items():
                 found |= {f"{part}.{name}": value for name, value in named(updates).items()}

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPTokenizer
 
 from ldm.data.images import to_image, to_levels
-from ldm.interop import open_clip
+from ldm.formats import open_clip
 from ldm.models.clip import Clip
 from ldm.models.lengths import shortened
 

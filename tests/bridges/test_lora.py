@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tiny
-from ldm.interop import lora
-from ldm.interop.lora import Lora
+from ldm.formats import lora
+from ldm.formats.lora import Lora
 from ldm.models.lora import Update, attach, collect
 from ldm.pipeline import LatentDiffusionPipeline
 

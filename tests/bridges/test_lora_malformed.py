@@ -10,7 +10,7 @@ import torch
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 
-from ldm.interop import lora
+from ldm.formats import lora
 
 MODULE = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 KOHYA = {

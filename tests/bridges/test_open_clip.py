@@ -15,7 +15,7 @@ import tiny
 from ldm.engine.config import ConfigError, validate
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
-from ldm.interop.open_clip import Tower
+from ldm.formats.open_clip import Tower
 from ldm.models.conditioner import ClipConditioner
 from runs import tree
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import tiny
 from ldm.calls import running
-from ldm.interop import lora
+from ldm.formats import lora
 from ldm.models.codec import VaeCodec
 from ldm.models.lora import Update
 from ldm.models.wrapped import bare

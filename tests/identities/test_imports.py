@@ -98,7 +98,7 @@ def test_the_rule_itself():
     assert wrong("ldm.models", "ldm.sampling")
     assert wrong("ldm.engine", "ldm.cli")
     assert wrong("ldm.interop", "ldm.pipeline")
-    assert not wrong("ldm.pipeline", "ldm.interop.lora")
+    assert not wrong("ldm.pipeline", "ldm.formats.lora")
     assert not wrong("ldm.models", "ldm.diffusion")
     assert not wrong("ldm.data", "ldm.diffusion.streams")
     assert not wrong("training", "ldm.engine.trainer")

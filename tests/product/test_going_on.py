@@ -17,7 +17,7 @@ from ldm.engine.config import validate
 from ldm.engine.fault import Step
 from ldm.engine.schema import TrainConfig
 from ldm.engine.window import Window
-from ldm.interop.lora import FILE
+from ldm.formats.lora import FILE
 from programs import own_process, told
 from runs import accelerator, train, tree
 

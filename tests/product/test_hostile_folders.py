@@ -20,7 +20,7 @@ from bad_runs import MODELS, SCHEDULER, TEXT, UNET, cut, gone, replaced, rewritt
 from ldm.cli import app
 from ldm.engine.config import ConfigError
 from ldm.engine.networks import read
-from ldm.interop import embedding
+from ldm.formats import textual_inversion
 from ldm.pipeline import LatentDiffusionPipeline
 
 HEADER = b'{"a":{"dtype":"F32","shape":"x","data_offsets":[0,0]}}'
@@ -189,7 +189,7 @@ def test_a_path_that_nothing_can_have(model: Path, call: tuple[str, ...]) -> Non
 def test_what_a_folder_is(model: Path, tmp_path: Path) -> None:
     assert "is one part of a pipeline: name the folder that it lies in" in line(model / "unet")
     assert "name the folder that it lies in" in line(model / INDEX)
-    embedding.write("<cat>", torch.ones(1, tiny.WIDTH), tmp_path / "word")
+    textual_inversion.write("<cat>", torch.ones(1, tiny.WIDTH), tmp_path / "word")
     assert "the folder of a word of textual inversion" in line(tmp_path / "word")
     shutil.copytree(model, tmp_path / "run" / "final")
     told = line(tmp_path / "run")

@@ -20,8 +20,8 @@ from ldm.engine.config import validate
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
 from ldm.engine.trainer import Trainer
-from ldm.interop import lora
-from ldm.interop.png import read_parameters
+from ldm.formats import lora
+from ldm.formats.png import read_parameters
 from ldm.models.lora import named, weights
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told

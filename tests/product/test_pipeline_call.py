@@ -17,10 +17,10 @@ import tiny
 from ldm.cli import app
 from ldm.data.folder import FolderData
 from ldm.diffusion import Prediction, Target, predictor
+from ldm.formats import lora, textual_inversion
+from ldm.formats.png import Parameters, read_parameters, write_picture
 from ldm.guidance import ClassifierFree, LinearInverse
 from ldm.guidance.operators import super_resolution
-from ldm.interop import embedding, lora
-from ldm.interop.png import Parameters, read_parameters, write_picture
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.lora import attach, collect, weights
@@ -510,7 +510,7 @@ def test_cli_takes_several_loras_and_words(model: Path, tmp_path: Path) -> None:
         for number, weight in enumerate(weights(adapted).values()):
             weight.data.normal_(generator=torch.Generator().manual_seed(number))
         lora.write({"unet": collect(adapted)}, tmp_path / f"{name}.safetensors")
-        embedding.write(f"<{name}>", torch.randn(2, tiny.WIDTH), tmp_path / name)
+        textual_inversion.write(f"<{name}>", torch.randn(2, tiny.WIDTH), tmp_path / name)
     files = [tmp_path / f"{name}.safetensors" for name in ("one", "other")]
     words = [argument for name in ("one", "other") for argument in ("--embedding", tmp_path / name)]
     common = ("<one> <other>", "--model", model, "--steps", 2, *words)

@@ -14,7 +14,7 @@ from ldm.cli import app
 from ldm.engine.config import validate
 from ldm.engine.parts import build
 from ldm.engine.schema import TrainConfig
-from ldm.interop.png import read_parameters
+from ldm.formats.png import read_parameters
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling.defaults import KEY, SamplingDefaults, stated
 from runs import ROOT, train, tree

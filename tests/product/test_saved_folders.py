@@ -92,7 +92,7 @@ def test_what_fails_leaves_the_old(fresh: Path, tmp_path: Path, monkeypatch: Any
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ldm.interop.pipeline_folder.save_text_encoder", full)
+    monkeypatch.setattr("ldm.formats.pipeline_folder.save_text_encoder", full)
     with pytest.raises(OSError, match="No space left"):
         tiny.pipeline(seed=1).save_pretrained(folder)
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before

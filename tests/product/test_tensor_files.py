@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tiny
-from ldm.interop import embedding, lora
+from ldm.formats import lora, textual_inversion
 from ldm.models.lora import Update
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.tensors import write_tensors
@@ -46,7 +46,7 @@ def test_files_of_loras_and_words(tmp_path):
     files = []
     for n in "ab":
         files.append(lora.write(updates, tmp_path / f"{n}.safetensors", base=base))
-        files.append(embedding.write("<cat>", torch.ones(2, 32), tmp_path / n, base))
+        files.append(textual_inversion.write("<cat>", torch.ones(2, 32), tmp_path / n, base))
     assert files[0].read_bytes() == files[2].read_bytes()
     assert files[1].read_bytes() == files[3].read_bytes()
     assert lora.read(files[0])["unet"][name].alpha == 3.0

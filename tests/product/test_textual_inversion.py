@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import tiny
 from ldm.cli import app
 from ldm.engine.trainer import Trainer
-from ldm.interop import embedding
+from ldm.formats import textual_inversion
 from ldm.models import inversion
 from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
@@ -60,7 +60,7 @@ def test_the_new_rows_learn_and_nothing_else(base, tmp_path, monkeypatch):
     final = train(tmp_path / "run", **settings(base))
     (trainer,) = seen
     parts, start = trainer.task.parts, tiny.components()
-    assert sorted(f.name for f in final.iterdir()) == [embedding.FILE, "manifest.json"]
+    assert sorted(f.name for f in final.iterdir()) == [textual_inversion.FILE, "manifest.json"]
     assert list(trainer.weights) == ["text_encoder.embeddings.token_embedding.rows"]
     for part in ("unet", "vae", "text_encoder"):
         found = {
@@ -76,7 +76,7 @@ def test_the_new_rows_learn_and_nothing_else(base, tmp_path, monkeypatch):
     old = start["text_encoder"].get_input_embeddings().weight
     c, a, t = old[start["tokenizer"]("cat", add_special_tokens=False).input_ids]
     first = torch.stack([c, (a + t) / 2]).detach()
-    word, rows = embedding.read(final)
+    word, rows = textual_inversion.read(final)
     assert word == WORD and rows.shape == (2, tiny.WIDTH)
     moved = (rows - first).abs()
     assert (moved.amax(1) > 1e-3).all() and moved.max() < 0.1  # both; Adam's steps of 0.01
@@ -85,7 +85,7 @@ def test_the_new_rows_learn_and_nothing_else(base, tmp_path, monkeypatch):
     raw = load_file(folder / "training" / "raw.safetensors")
     ((name, value),) = raw.items()
     assert torch.equal(value, trainer.weights[name]) and not torch.equal(value, rows)
-    with safe_open(final / embedding.FILE, framework="pt") as opened:
+    with safe_open(final / textual_inversion.FILE, framework="pt") as opened:
         assert json.loads(opened.metadata()["base"]) == trainer.task.origin
 
     # The same pictures from stock, from ours, and from within the run.
@@ -151,7 +151,7 @@ def test_captions_that_say_the_word(pictures, base, tmp_path, command):
     )
     (pictures / "3.txt").write_text(f"picture of {WORD}")
     assert command(config)[0] == 0
-    assert embedding.read(tmp_path / "run" / "final")[1].shape == (1, tiny.WIDTH)
+    assert textual_inversion.read(tmp_path / "run" / "final")[1].shape == (1, tiny.WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_word_of_several_vectors_in_any_case(tmp_path, word):
         StableDiffusionPipeline(**tiny.components(), safety_checker=None, feature_extractor=None),
     )
     rows = torch.randn(3, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
-    file = embedding.write(word, rows, tmp_path)
+    file = textual_inversion.write(word, rows, tmp_path)
     ours.load_textual_inversion(file)
     theirs.load_textual_inversion(file, token=word.lower())  # it knows no others
     conditioner = ClipConditioner(ours.tokenizer, ours.text_encoder)
@@ -293,8 +293,10 @@ def test_a_word_of_several_vectors_in_any_case(tmp_path, word):
 
 def test_words_that_differ_in_case_alone(tmp_path):
     pipe = tiny.pipeline()
-    pipe.load_textual_inversion(embedding.write("<MyCat>", torch.ones(2, tiny.WIDTH), tmp_path))
-    other = embedding.write("<mycat>", torch.ones(1, tiny.WIDTH), tmp_path / "other")
+    pipe.load_textual_inversion(
+        textual_inversion.write("<MyCat>", torch.ones(2, tiny.WIDTH), tmp_path)
+    )
+    other = textual_inversion.write("<mycat>", torch.ones(1, tiny.WIDTH), tmp_path / "other")
     for more in ({}, {"token": "<MYCAT>"}):
         with pytest.raises(ValueError, match=r"and '<MyCat>' differ in case alone"):
             pipe.load_textual_inversion(other, **more)
@@ -315,7 +317,7 @@ def test_captions_say_a_word_in_any_case(pictures, base, tmp_path):
     start = tiny.components()
     ids = start["tokenizer"]("cat", add_special_tokens=False).input_ids
     c, a, t = start["text_encoder"].get_input_embeddings().weight[ids]
-    moved = embedding.read(final)[1] - torch.stack([c, (a + t) / 2])
+    moved = textual_inversion.read(final)[1] - torch.stack([c, (a + t) / 2])
     assert (moved.abs().amax(1) > 1e-3).all()  # both of its vectors
 
 
@@ -331,7 +333,7 @@ def test_the_line_that_converts_pickled_words(tmp_path, kind):
     python, option, program = shlex.split(line)
     assert (python, option) == ("python", "-c") and "weights_only=True" in program
     exec(program, {})
-    word, found = embedding.read(file.with_suffix(".safetensors"))
+    word, found = textual_inversion.read(file.with_suffix(".safetensors"))
     assert word == (WORD if kind == "diffusers" else file.stem) and torch.equal(found, rows)
 
 

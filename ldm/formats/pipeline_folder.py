@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.interop import soundness
-from ldm.interop.recognised import INDEX, told
+from ldm.formats import integrity
+from ldm.formats.recognised import INDEX, told
 from ldm.models.clip import save_text_encoder
 from ldm.models.origin import forget_origin
 from ldm.models.tokenizer import save_tokenizer
@@ -40,7 +40,7 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
     if pickled := asked.get("use_safetensors") is False:
         asked["use_safetensors"] = None  # today's text encoders are safetensors even there
     folder = Path(path)
-    if isinstance(path, str) and not folder.exists() and soundness.may_be_of_the_hub(path):
+    if isinstance(path, str) and not folder.exists() and integrity.may_be_of_the_hub(path):
         try:
             return read(path, **asked)
         except Exception as error:
@@ -48,14 +48,14 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
             raise OSError(f"{path}: no such folder is here, and of the Hub: {line}") from error
     if wrong := told(folder):
         raise OSError(wrong)
-    parts = soundness.check(folder, asked, pickled or asked.get("use_safetensors") is None)
+    parts = integrity.check(folder, asked, pickled or asked.get("use_safetensors") is None)
     try:
         pipe = read(str(folder), **asked)
     except Exception as error:  # whatever diffusers, transformers, tokenizers or torch raise
         line = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{folder} cannot be opened as a pipeline: {line}") from error
     for name in parts:
-        soundness.check_all_there(folder / name, getattr(pipe, name, None), asked.get("variant"))
+        integrity.check_all_there(folder / name, getattr(pipe, name, None), asked.get("variant"))
     return pipe
 
 
@@ -95,8 +95,8 @@ def _owned(folder: Path) -> Iterable[str]:
     A README, pictures, and a picture tower beside the pipeline are in no index.
     """
     try:
-        index = soundness.json_object(folder / INDEX)
+        index = integrity.json_object(folder / INDEX)
     except (OSError, ValueError):  # none, or one that lists nothing
         return [INDEX]
-    listed = (name for name, part in index.items() if soundness.is_part(part))
+    listed = (name for name, part in index.items() if integrity.is_part(part))
     return [INDEX, *(name for name in listed if name != "classes")]  # of two classes

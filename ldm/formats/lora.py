@@ -36,7 +36,7 @@ from diffusers.utils.state_dict_utils import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.interop import pickled
+from ldm.formats import pickled
 from ldm.models.lora import Update, Updates
 from ldm.storage.tensors import write_tensors
 

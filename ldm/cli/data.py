@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ldm.commands.cache import cache
-from ldm.commands.failure import fail, piped
+from ldm.cli.cache import cache
+from ldm.cli.failure import fail, piped
 
 if TYPE_CHECKING:
     from ldm.data.audit.quarantine import Outcome
@@ -159,7 +159,7 @@ def check(
     """
     from PIL import Image
 
-    from ldm.commands import terminal
+    from ldm.cli import terminal
     from ldm.data.audit.check import Expected
     from ldm.data.audit.check import check as checked
     from ldm.data.audit.together import Together
@@ -188,7 +188,7 @@ def check(
         if config is not None and fix is Fix.undo:
             fail("--fix undo goes with a PATH")
         if config is not None:
-            from ldm.commands.of_run import of_run
+            from ldm.cli.of_run import of_run
 
             source, expected = of_run(config, given, tokenizer)
         else:
@@ -211,7 +211,7 @@ def check(
         if json_out != "-":
             terminal.show(report)
         if sheet and report.train + report.held_out:
-            from ldm.commands.contact import contact_sheet
+            from ldm.cli.contact import contact_sheet
             from ldm.engine.pictures import save
 
             save(contact_sheet(source, report), sheet)

@@ -14,7 +14,7 @@ import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from torch import Tensor
 
-from ldm.interop import embedding, lora
+from ldm.formats import lora, textual_inversion
 from ldm.models.lora import check_fit
 from ldm.models.tokenizer import folded
 from ldm.models.wrapped import bare
@@ -72,7 +72,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
     ) -> None:
         """Puts a LoRA into U-Net and text encoder.
 
-        Files of this machine are read by ``ldm.interop.lora``: diffusers' and kohya's format, with
+        Files of this machine are read by ``ldm.formats.lora``: diffusers' and kohya's format, with
         the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
         files. What is not on this machine is a repository of the Hub and is left to diffusers.
 
@@ -158,9 +158,9 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
     ) -> None:
         """Teaches tokenizer and text encoder a new word, or several.
 
-        Files of this machine are read by ``ldm.interop.embedding``, from safetensors only; what is
-        not on this machine is a repository of the Hub and is left to diffusers. Prompts may write a
-        word in any case, and one of several vectors as its first token.
+        Files of this machine are read by ``ldm.formats.textual_inversion``, from safetensors only;
+        what is not on this machine is a repository of the Hub and is left to diffusers. Prompts may
+        write a word in any case, and one of several vectors as its first token.
 
         Args:
             pretrained_model_name_or_path: a file, its folder, its tensor by its word, or a list of
@@ -180,7 +180,7 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
         loaded = []
         for source in sources if isinstance(sources, list) else [sources]:
             if isinstance(source, (str, PathLike)) and Path(source).exists():
-                name, rows = embedding.read(source, kwargs.get("weight_name"))
+                name, rows = textual_inversion.read(source, kwargs.get("weight_name"))
                 if rows.shape[-1] != width:
                     raise ValueError(
                         f"{source} is not for this text encoder: its vectors are of width"

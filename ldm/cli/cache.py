@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ldm.commands.failure import fail
+from ldm.cli.failure import fail
 from ldm.progress import listen, main_process
 
 

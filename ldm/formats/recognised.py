@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ldm.interop.pickled import SUFFIXES
+from ldm.formats.pickled import SUFFIXES
 
 INDEX = "model_index.json"
 _HEADER = 100_000_000  # bytes, the most that safetensors reads

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.interop.recognised import INDEX, header
+from ldm.formats.recognised import INDEX, header
 
 _SAFE, _PICKLED = ".safetensors", ".bin"
 _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files of weights

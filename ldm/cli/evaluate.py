@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ldm.commands.failure import check_pipeline, fail, named_sampler
-from ldm.commands.options import Guidance, Steps
+from ldm.cli.failure import check_pipeline, fail, named_sampler
+from ldm.cli.options import Guidance, Steps
 
 if TYPE_CHECKING:
     from ldm.data.collection import Items
@@ -175,7 +175,7 @@ def evaluate(
 
 def _pictures(data: str, size: int) -> Items:
     """All of ``data`` as squares of side ``size``."""
-    from ldm.commands.data import source_of
+    from ldm.cli.data import source_of
     from ldm.data.collection import Collection
     from ldm.data.images import ImageTransform
 

@@ -1,7 +1,4 @@
-"""The command line: ``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``.
-
-Groups of commands have a module each in ``ldm.commands``.
-"""
+"""``ldm sample "a corgi on a red sofa" --model DIR --out corgi.png``."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,39 +13,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ldm.commands import data
-from ldm.commands.evaluate import evaluate
-from ldm.commands.failure import check_pipeline, fail, named_sampler, there
-from ldm.commands.options import Guidance, Steps
-from ldm.interop.png import FORMATS, Parameters, check_room, write_picture
-from ldm.progress import Progress, listen
-
-
-class Program(StrEnum):
-    """Whose configs."""
-
-    train = "train"
-    autoencoder = "autoencoder"
-    clip = "clip"
-    classifier = "classifier"
-
-
-class LoraFormat(StrEnum):
-    """Whose LoRA files."""
-
-    diffusers = "diffusers"
-    kohya = "kohya"
-
-
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-app.add_typer(data.app, name="data")
-app.command()(evaluate)
-
-
-@app.callback()
-def main() -> None:
-    """Latent text-to-image diffusion."""
-    listen("ldm.progress")
+from ldm.cli.failure import check_pipeline, fail, named_sampler, there
+from ldm.cli.options import Guidance, Steps
+from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
+from ldm.progress import Progress
 
 
 def _targets(out: Path, count: int) -> list[Path]:
@@ -104,7 +71,6 @@ def _interval(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-@app.command()
 def sample(
     model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
     prompts: Annotated[
@@ -280,83 +246,3 @@ def sample(
             console.print(str(sheet), highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
         fail(error)
-
-
-@app.command()
-def export(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write.")],
-    model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
-    half: Annotated[bool, typer.Option("--half", help="Half precision (float16).")] = False,
-) -> None:
-    """Writes a pipeline folder without a run's training state, in full or half precision.
-
-    With the picture tower of its CLIP, if there is one that still fits its text encoder.
-    """
-    check_pipeline(model, "--model ")
-    if there(out / "model_index.json"):
-        fail(f"{out} already holds a pipeline: remove it, or choose another folder")
-
-    import diffusers
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-
-    from ldm.models.clip import Clip, is_beside
-    from ldm.pipeline import LatentDiffusionPipeline
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        dtype = torch.float16 if half else torch.float32
-        pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
-        towers = None
-        if pipe.image_encoder is None and is_beside(model):  # no part of it, and would be lost
-            towers = Clip.load(model / "text_encoder", model / "image_encoder").to(dtype)
-        pipe.save_pretrained(out)
-        if towers is not None:
-            towers.save_vision(out / "image_encoder")
-    except (ValueError, OSError, SafetensorError) as error:
-        fail(error)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {size / 1e6:.1f} MB")
-
-
-@app.command()
-def schema(
-    program: Annotated[
-        Program, typer.Argument(metavar="[PROGRAM]", help="train, autoencoder, clip or classifier.")
-    ] = Program.train,
-) -> None:
-    """Prints the JSON schema of a program's configs, for editors."""
-    from ldm.engine.json_schema import CONFIGS, text
-
-    print(text(CONFIGS[program.value]), end="")
-
-
-@app.command("lora")
-def convert_lora(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA: its file or folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors, or a folder.")],
-    to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
-) -> None:
-    """Converts a LoRA between diffusers' format and kohya's (A1111, ComfyUI)."""
-    from safetensors import SafetensorError
-
-    from ldm.interop import lora
-
-    target = out if out.suffix == ".safetensors" else out / lora.FILE
-    if there(target):
-        fail(f"{target} is there already: remove it, or choose another name")
-    try:
-        updates = lora.read(source)
-        written = lora.write(updates, out, to.value)
-    except (ValueError, OSError, SafetensorError) as error:
-        fail(error)
-    for part, modules in updates.items():
-        ranks = sorted({update.rank for update in modules.values()})
-        print(f"{part}: {len(modules)} modules of rank {', '.join(map(str, ranks))}")
-    print(written)
-
-
-if __name__ == "__main__":  # torchrun -m ldm.cli
-    app()

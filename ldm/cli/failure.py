@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from ldm.interop.recognised import told
+from ldm.formats.recognised import told
 
 _SHOWN = 200  # characters of a path that nothing can have
 

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.interop import pickled
+from ldm.formats import pickled
 from ldm.models.tokenizer import unreadable
 from ldm.storage.tensors import write_tensors
 

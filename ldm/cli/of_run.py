@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.commands.data import tokens_of
+from ldm.cli.data import tokens_of
 from ldm.data.audit.check import Expected
 from ldm.data.audit.together import Together
 from ldm.data.buckets import Buckets

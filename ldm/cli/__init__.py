@@ -1,0 +1,5 @@
+"""The command line: ``ldm sample``, ``ldm data``, ``ldm evaluate``, ..."""
+
+from ldm.cli.main import app
+
+__all__ = ["app"]

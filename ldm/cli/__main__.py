@@ -1,0 +1,5 @@
+"""``torchrun -m ldm.cli``: the command line in several processes."""
+
+from ldm.cli import app
+
+app()

@@ -1,0 +1,42 @@
+"""``ldm lora IN OUT --to kohya``: a LoRA in the other format."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ldm.cli.failure import fail, there
+
+
+class LoraFormat(StrEnum):
+    """Whose LoRA files."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
+def convert_lora(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA: its file or folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors, or a folder.")],
+    to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
+) -> None:
+    """Converts a LoRA between diffusers' format and kohya's (A1111, ComfyUI)."""
+    from safetensors import SafetensorError
+
+    from ldm.formats import lora
+
+    target = out if out.suffix == ".safetensors" else out / lora.FILE
+    if there(target):
+        fail(f"{target} is there already: remove it, or choose another name")
+    try:
+        updates = lora.read(source)
+        written = lora.write(updates, out, to.value)
+    except (ValueError, OSError, SafetensorError) as error:
+        fail(error)
+    for part, modules in updates.items():
+        ranks = sorted({update.rank for update in modules.values()})
+        print(f"{part}: {len(modules)} modules of rank {', '.join(map(str, ranks))}")
+    print(written)

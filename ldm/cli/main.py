@@ -1,0 +1,27 @@
+"""The command line ``ldm``: one file a command, and ``ldm data`` with commands of its own."""
+
+from __future__ import annotations
+
+import typer
+
+from ldm.cli import data
+from ldm.cli.evaluate import evaluate
+from ldm.cli.export import export
+from ldm.cli.lora import convert_lora
+from ldm.cli.sample import sample
+from ldm.cli.schema import schema
+from ldm.progress import listen
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(data.app, name="data")
+app.command()(sample)
+app.command()(evaluate)
+app.command()(export)
+app.command()(schema)
+app.command("lora")(convert_lora)
+
+
+@app.callback()
+def main() -> None:
+    """Latent text-to-image diffusion."""
+    listen("ldm.progress")
