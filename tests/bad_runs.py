@@ -225,7 +225,7 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def forged(folder: Path) -> None:
     """The manifest says that all is well."""
-    from ldm.engine.checkpoint import MANIFEST, sha256
+    from ldm.storage.checkpoint import MANIFEST, sha256
 
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
     listed = {str(path.relative_to(folder)): sha256(path) for path in files}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.engine.interrupt import REQUESTS, Interrupted
+from ldm.engine.signals import REQUESTS, Interrupted
 from runs import ROOT, forget, program
 
 

@@ -12,11 +12,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from ldm.data.cache import TensorCache
-from ldm.engine import checkpoint
-from ldm.engine.config import validate
-from ldm.engine.schema import TrainConfig
-from ldm.engine.text_to_image import TextToImageTask
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.storage import checkpoint
+from ldm.storage.tensor_cache import TensorCache
+from ldm.tasks.text_to_image import TextToImageTask
 from runs import program
 
 RECORD: list[dict[str, torch.Tensor]] = []

@@ -8,9 +8,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ldm.engine.config import validate
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.engine.precision import MIXED
-from ldm.engine.schema import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.diffusion import DiscreteVP
+from ldm.diffusion import DiscreteVP, scheduler_config
 from ldm.models.clip_size import ClipSize
 from ldm.models.tokenizer import train_tokenizer
 
@@ -89,7 +89,7 @@ def clip(path: Path) -> tuple[Path, CLIPModel]:
 
 def scheduler(target: str = "eps", **process: Any) -> DDIMScheduler:
     """The scheduler that a saved folder holds."""
-    config = DiscreteVP(**process).scheduler_config(target)  # type: ignore[arg-type]
+    config = scheduler_config(DiscreteVP(**process), target)  # type: ignore[arg-type]
     return DDIMScheduler.from_config({**config, "steps_offset": 1, "clip_sample": False})
 
 

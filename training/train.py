@@ -18,34 +18,34 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ldm.engine.command import Command
-from ldm.engine.schema import TrainConfig
+from ldm.config.schema import TrainConfig
+from ldm.tasks.command import Command
 
 # Read before what is imported next takes seconds: a mistake is told at once.
 COMMAND = Command(TrainConfig, __doc__) if __name__ == "__main__" else None
 
 from accelerate import Accelerator
 
+from ldm.config.learning import TextualInversion
 from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
-from ldm.data.source import cache_root
-from ldm.engine.checkpoint import write_folder
-from ldm.engine.config import ConfigError
-from ldm.engine.disk import writing
-from ldm.engine.encoded import Encoded, LatentDraws
-from ldm.engine.frozen import cached_set
-from ldm.engine.learning import TextualInversion
-from ldm.engine.parts import build, is_model, parameters
-from ldm.engine.previews import Previews
-from ldm.engine.program import Program, collect
-from ldm.engine.score import score
-from ldm.engine.steps import text_to_image
-from ldm.engine.suites import Suites
-from ldm.engine.text_to_image import TextToImageTask, save_pipeline
+from ldm.encoding.encoder import Encoded, LatentDraws
 from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
+from ldm.families.parts import build, is_model, parameters
 from ldm.models.attention import set_attention
 from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.storage.cache_root import cache_root
+from ldm.storage.checkpoint import write_folder
+from ldm.storage.disk import writing
+from ldm.tasks.frozen import cached_set
+from ldm.tasks.previews import Previews
+from ldm.tasks.program import Program, collect
+from ldm.tasks.score import score
+from ldm.tasks.steps import text_to_image
+from ldm.tasks.suites import Suites
+from ldm.tasks.text_to_image import TextToImageTask, save_pipeline
 
 
 def train(config: TrainConfig, accelerator: Accelerator) -> Path:

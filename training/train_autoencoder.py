@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.engine.command import Command
-from ldm.engine.schema import AutoencoderConfig
+from ldm.config.schema import AutoencoderConfig
+from ldm.tasks.command import Command
 
 # Read before what is imported next takes seconds: a mistake is told at once.
 COMMAND = Command(AutoencoderConfig, __doc__) if __name__ == "__main__" else None
@@ -19,12 +19,12 @@ COMMAND = Command(AutoencoderConfig, __doc__) if __name__ == "__main__" else Non
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from ldm.engine.autoencoder import AutoencoderTask, PictureDraws
-from ldm.engine.config import ConfigError
-from ldm.engine.parts import latent_side, make_vae, parameters, read_vae
-from ldm.engine.program import Program, collect
-from ldm.engine.steps import autoencoder
 from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
+from ldm.families.parts import latent_side, make_vae, parameters, read_vae
+from ldm.tasks.autoencoder import AutoencoderTask, PictureDraws
+from ldm.tasks.program import Program, collect
+from ldm.tasks.steps import autoencoder
 
 
 def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:

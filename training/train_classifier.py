@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.engine.classifier_settings import ClassifierConfig
-from ldm.engine.command import Command
+from ldm.config.classifier import ClassifierConfig
+from ldm.tasks.command import Command
 
 # Read before what is imported next takes seconds: a mistake is told at once.
 COMMAND = Command(ClassifierConfig, __doc__) if __name__ == "__main__" else None
 
 from accelerate import Accelerator
 
-from ldm.engine.classification import ClassificationTask, LabelledDraws, Labels
-from ldm.engine.config import ConfigError
-from ldm.engine.networks import described, initialised, on_meta
-from ldm.engine.noised import Noised
-from ldm.engine.parts import parameters
-from ldm.engine.program import Program, collect
-from ldm.engine.steps import classification
 from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
+from ldm.families.networks import described, initialised, on_meta
+from ldm.families.parts import parameters
 from ldm.models.classifier import NoisyClassifier
+from ldm.tasks.classifier import ClassificationTask, LabelledDraws, Labels
+from ldm.tasks.noisy_input import Noised
+from ldm.tasks.program import Program, collect
+from ldm.tasks.steps import classification
 
 
 def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm.engine.command import Command
-from ldm.engine.schema import ClipConfig
+from ldm.config.schema import ClipConfig
+from ldm.tasks.command import Command
 
 # Read before what is imported next takes seconds: a mistake is told at once.
 COMMAND = Command(ClipConfig, __doc__) if __name__ == "__main__" else None
@@ -25,20 +25,20 @@ from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ldm.data.source import Contrary
-from ldm.engine import long_captions
+from ldm.encoding import long_captions
 from ldm.engine.batch import split_batch
-from ldm.engine.config import ConfigError
-from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
-from ldm.engine.networks import described, in_model, read
-from ldm.engine.noised import Noised
-from ldm.engine.parts import parameters
-from ldm.engine.program import Program, collect
-from ldm.engine.steps import contrastive
-from ldm.engine.text import own_tokenizer, read_tokenizer
 from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
+from ldm.families.networks import described, in_model, read
+from ldm.families.parts import parameters
+from ldm.families.text import own_tokenizer, read_tokenizer
 from ldm.models.clip import Clip
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import train_tokenizer
+from ldm.tasks.clip import CaptionedDraws, ContrastiveTask
+from ldm.tasks.noisy_input import Noised
+from ldm.tasks.program import Program, collect
+from ldm.tasks.steps import contrastive
 
 
 def train(config: ClipConfig, accelerator: Accelerator) -> Path:

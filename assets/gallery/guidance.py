@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ldm.data.collection import spread
-from ldm.data.emoji import EmojiData
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.shapes import ShapesData
-from ldm.engine import pictures
+from ldm.data.items import spread
+from ldm.demo.checker import read
+from ldm.demo.emoji import EmojiData
+from ldm.demo.shapes import ShapesData
+from ldm.evaluation import sheets
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.features import clip, space
 from ldm.evaluation.retrieval import Proportion
-from ldm.evaluation.shapes import read
 from ldm.evaluation.similarity import psnr
 from ldm.guidance import (
     Chain,
@@ -95,8 +95,8 @@ def by_label(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
         row(f"{scale:g}", [Proportion.of(hits, asked.count), mean(torch.stack(apart))])
         for k, cell in enumerate(cells):
             cell += [to_image(x) for x in drawn[labels == k][:2]]
-    page = pictures.sheet(cells, names, columns=2, scale=1)
-    pictures.save(page, asked.out / "classifier.png")
+    page = sheets.sheet(cells, names, columns=2, scale=1)
+    sheets.save(page, asked.out / "classifier.png")
 
 
 def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
@@ -130,8 +130,8 @@ def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
             row(f"{free:g} | {scale:g}", [mean(fit), mean(fit - plain)])
             for cell, x in zip(cells, drawn, strict=True):
                 cell.append(to_image(x))
-    page = pictures.sheet(cells[:12], texts, columns=2, scale=1)
-    pictures.save(page, asked.out / ("clip-noised.png" if asked.noised else "clip.png"))
+    page = sheets.sheet(cells[:12], texts, columns=2, scale=1)
+    sheets.save(page, asked.out / ("clip-noised.png" if asked.noised else "clip.png"))
 
 
 def problems(x: Tensor, noise: float) -> dict[str, tuple[Operator, Tensor, Tensor]]:
@@ -187,8 +187,8 @@ def inverse(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
         for cell, a, b in zip(cells, plain, drawn, strict=True):
             cell += [to_image(a), to_image(b)]
     told = "true, then of each problem the plain answer and the guided one"
-    page = pictures.sheet(cells, [told, *[""] * (len(cells) - 1)], columns=1, scale=1)
-    pictures.save(page, asked.out / f"{'-'.join(['inverse', *(asked.problems or [])])}.png")
+    page = sheets.sheet(cells, [told, *[""] * (len(cells) - 1)], columns=1, scale=1)
+    sheets.save(page, asked.out / f"{'-'.join(['inverse', *(asked.problems or [])])}.png")
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ldm.data.emoji import EmojiData
-from ldm.diffusion import Condition, NoiseProcess, predictor, target_of
+from ldm.demo.emoji import EmojiData
+from ldm.diffusion import Condition, predictor, process_of, target_of
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.denoiser import UNetDenoiser
@@ -47,7 +47,7 @@ def main() -> None:
     pipe = LatentDiffusionPipeline.from_pretrained(MODEL)
     codec, config = VaeCodec(pipe.vae), pipe.scheduler.config
     predict = predictor(UNetDenoiser(pipe.unet), target_of(config))
-    sampler = Heun(NoiseProcess.from_scheduler(config), target_of(config))
+    sampler = Heun(process_of(config), target_of(config))
     conditioner = ClipConditioner(pipe.tokenizer, pipe.text_encoder)
     captions = [caption for row in ROWS for caption in row]
     true, cond = true_pictures(captions), conditioner.encode(captions)

@@ -12,11 +12,11 @@ from pathlib import Path
 import diffusers
 from PIL import Image
 
-from ldm.data.collection import spread
-from ldm.data.digits import NAMES
-from ldm.data.emoji import EmojiData
 from ldm.data.images import to_image
-from ldm.engine import pictures
+from ldm.data.items import spread
+from ldm.demo.digits import NAMES
+from ldm.demo.emoji import EmojiData
+from ldm.evaluation import sheets
 from ldm.pipeline import LatentDiffusionPipeline
 
 # Name: run, sampler, steps, guidance.
@@ -70,8 +70,8 @@ def main() -> None:
         how = Image.Resampling.NEAREST if drawn.shape[-1] < SIDE else Image.Resampling.LANCZOS
         rows.append([to_image(x * 2 - 1).resize((SIDE, SIDE), how) for x in drawn])
         told.append(f"{name}: {sampler}, {steps} steps")
-    page = pictures.sheet(rows, told, columns=1, scale=1)
-    pictures.save(page, Path(__file__).with_name("papers.png"))
+    page = sheets.sheet(rows, told, columns=1, scale=1)
+    sheets.save(page, Path(__file__).with_name("papers.png"))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ def cache(
 
     Exit status: 0 complete, 1 something is wrong under --verify, 2 it could not be made.
     """
-    from ldm.engine.config import ConfigError, load
-    from ldm.engine.schema import TrainConfig
-    from ldm.errors import UserError
+    from ldm.config.loader import load
+    from ldm.config.schema import TrainConfig
+    from ldm.errors import ConfigError, UserError
 
     first = main_process()
     listen()
@@ -45,8 +45,8 @@ def cache(
     from accelerate import Accelerator
     from safetensors import SafetensorError
 
-    from ldm.engine.precompute import Precompute
-    from ldm.engine.program import connect
+    from ldm.tasks.precompute import Precompute
+    from ldm.tasks.program import connect
 
     transformers.utils.logging.disable_progress_bar()
     found: list[str] = []

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageOps
 
 from ldm.data.audit.report import Finding, Report
-from ldm.data.collection import spread
 from ldm.data.images import flatten
+from ldm.data.items import spread
 from ldm.data.source import Source
-from ldm.engine.pictures import sheet
+from ldm.evaluation.sheets import sheet
 
 _SIDE = 128
 _COLUMNS = 8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
@@ -14,11 +13,11 @@ import typer
 
 from ldm.cli.cache import cache
 from ldm.cli.failure import fail, piped
+from ldm.cli.tokens import tokens_of
 
 if TYPE_CHECKING:
     from ldm.data.audit.quarantine import Outcome
     from ldm.data.audit.report import Report
-    from ldm.data.audit.texts import Count
     from ldm.data.audit.together import Together
     from ldm.data.folder import FolderData
     from ldm.data.source import Source, SourceGroup
@@ -64,15 +63,15 @@ def source_of(
     """
     from ldm.data.cached import CachedData
     from ldm.data.detect import layout
-    from ldm.data.digits import DigitsData
-    from ldm.data.emoji import EmojiData
     from ldm.data.folder import FolderData
     from ldm.data.hub import DatasetsData
     from ldm.data.sd_scripts import SdScriptsData
-    from ldm.data.shapes import ShapesData
-    from ldm.data.source import DataError
     from ldm.data.table import TableData
     from ldm.data.tar import TarData
+    from ldm.demo.digits import DigitsData
+    from ldm.demo.emoji import EmojiData
+    from ldm.demo.shapes import ShapesData
+    from ldm.errors import DataError
 
     drawn = {"emoji": EmojiData, "shapes": ShapesData, "digits": DigitsData}
     if path in drawn and not Path(path).exists():
@@ -212,7 +211,7 @@ def check(
             terminal.show(report)
         if sheet and report.train + report.held_out:
             from ldm.cli.contact import contact_sheet
-            from ldm.engine.pictures import save
+            from ldm.evaluation.sheets import save
 
             save(contact_sheet(source, report), sheet)
         if fix is not None:
@@ -225,27 +224,6 @@ def check(
         fail(error)
     _write_json(report.json(), json_out)
     raise typer.Exit(report.status(strict))
-
-
-def tokens_of(folder: Path) -> tuple[Count, int]:
-    """How many tokens texts are, and how many the text encoder sees."""
-    import transformers
-
-    from ldm.models.lengths import shortened
-
-    transformers.utils.logging.set_verbosity_error()  # "longer than the maximum": that is asked
-    if not folder.is_dir():
-        fail(f"--tokenizer {folder}: there is no such folder")
-    loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    limit = loaded.model_max_length
-    if limit > 2**20:  # how transformers writes "none"
-        fail(f"--tokenizer {folder}: it has no model_max_length, so no text is too long for it")
-
-    def count(texts: Sequence[str]) -> list[int]:
-        short = [shortened(text, limit) for text in texts]
-        return [len(ids) for ids in loaded(short)["input_ids"]]
-
-    return count, limit
 
 
 def _fix(fix: Fix, source: Together, report: Report, also: list[str], out: Path | None) -> Outcome:

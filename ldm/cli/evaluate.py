@@ -15,7 +15,7 @@ from ldm.cli.failure import check_pipeline, fail, named_sampler
 from ldm.cli.options import Guidance, Steps
 
 if TYPE_CHECKING:
-    from ldm.data.collection import Items
+    from ldm.data.items import Items
     from ldm.evaluation.suites import Report
 
 
@@ -117,9 +117,9 @@ def evaluate(
     import torch
     import transformers
 
-    from ldm.engine.figures import Drawing, heads, rows, show, write
-    from ldm.engine.measure import PICTURES, WITHOUT_SPACES, Measurer, Truth, draw_with
     from ldm.evaluation import charts, features
+    from ldm.evaluation.report import Drawing, heads, rows, show, write
+    from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Measurer, Truth, draw_with
     from ldm.models.codec import codec_of
     from ldm.pipeline import LatentDiffusionPipeline
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.cli.data import tokens_of
+from ldm.cli.tokens import tokens_of
+from ldm.config.json_schema import CONFIGS
+from ldm.config.loader import load
+from ldm.config.schema import RunConfig
 from ldm.data.audit.check import Expected
 from ldm.data.audit.together import Together
 from ldm.data.buckets import Buckets
 from ldm.data.hub import DatasetsData
-from ldm.engine.config import ConfigError, load
-from ldm.engine.json_schema import CONFIGS
-from ldm.engine.schema import RunConfig
+from ldm.errors import ConfigError
 
 
 def of_run(file: Path, overrides: Sequence[str], words: Path | None) -> tuple[Together, Expected]:

@@ -170,7 +170,7 @@ def sample(
     import torch
     import transformers
 
-    from ldm.engine import pictures
+    from ldm.evaluation import sheets
     from ldm.guidance import ClassifierFree
     from ldm.pipeline import LatentDiffusionPipeline
 
@@ -200,7 +200,7 @@ def sample(
         total = len(prompts) * count
         with (
             Progress("drawing", "pictures", total) as progress,
-            pictures.counted(pipe, progress, total),
+            sheets.counted(pipe, progress, total),
         ):
             images = pipe(
                 prompts,
@@ -236,13 +236,13 @@ def sample(
             console.print(str(target), highlight=False, soft_wrap=True)
         if sheet is not None:
             captioned = [prompt for prompt in prompts for _ in range(count)]
-            page = pictures.sheet(
+            page = sheets.sheet(
                 [[image] for image in images],
                 captioned if any(captioned) else None,
                 columns=min(len(images), 4),
                 scale=2 if images[0].width <= 128 else 1,
             )
-            pictures.save(page, sheet)
+            sheets.save(page, sheet)
             console.print(str(sheet), highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
         fail(error)

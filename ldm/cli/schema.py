@@ -23,6 +23,6 @@ def schema(
     ] = Program.train,
 ) -> None:
     """Prints the JSON schema of a program's configs, for editors."""
-    from ldm.engine.json_schema import CONFIGS, text
+    from ldm.config.json_schema import CONFIGS, text
 
     print(text(CONFIGS[program.value]), end="")

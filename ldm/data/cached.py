@@ -7,7 +7,7 @@
     manifest.json          the sources, and the SHA-256 of every file; written last
 
 It is all that a run needs: neither the pictures nor the networks that it was made from. A set
-without a manifest is not complete (``ldm.engine.precompute`` makes and completes it).
+without a manifest is not complete (``ldm.tasks.precompute`` makes and completes it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing_extensions import TypedDict
 
 from ldm.data.captions import Grammar
 from ldm.data.rows import SCHEMA, Mapped, Rows
-from ldm.data.source import DataError, Problem, Source, SourceGroup
+from ldm.data.source import Problem, Source, SourceGroup
+from ldm.errors import DataError
 from ldm.storage.json import JsonError, read_json
 
 MADE_WITH, MANIFEST = "cached.json", "manifest.json"

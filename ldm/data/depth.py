@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 _BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _DARKEST = 16  # of 255: a picture whose brightest value is between 1 and this fits no rule

@@ -14,7 +14,7 @@ from ldm.data.folder import natural
 from ldm.data.hub import SAVED, SAVED_SPLITS
 from ldm.data.metadata import TABLES
 from ldm.data.picture import READABLE, UNREADABLE
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _REPEATS = re.compile(r"([1-9][0-9]{0,2}_[^/]+)/[^/]+")

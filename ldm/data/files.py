@@ -15,7 +15,7 @@ import numpy as np
 from ldm.data.folder import natural
 from ldm.data.index import Indexed, Part
 from ldm.data.rows import Row
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 WILD = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")

@@ -26,7 +26,7 @@ from ldm.data.names import Names, Root, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
 

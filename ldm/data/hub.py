@@ -20,8 +20,8 @@ from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part, state_of
 from ldm.data.ranges import Copies, Count, Share, Weight
 from ldm.data.rows import Row
-from ldm.data.source import DataError
 from ldm.data.table import binary, captions_of, picture_of
+from ldm.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -34,7 +34,7 @@ SAVED_SPLITS = "dataset_dict.json"  # ``DatasetDict.save_to_disk``
 
 @dataclass(frozen=True)
 class Streaming:
-    """How a data set is read that is not downloaded first (``ldm.data.lanes``).
+    """How a data set is read that is not downloaded first (``ldm.data.readers``).
 
     Args:
         lanes: places at which it is read at once, each in files of its own; lowered to a divisor of

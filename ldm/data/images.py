@@ -17,7 +17,7 @@ from PIL import Image
 from ldm.data.buckets import Buckets
 from ldm.data.depth import eight_bits
 from ldm.data.ranges import Side
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 if TYPE_CHECKING:  # the transform is its own config, which is read before torch is imported
     from torch import Tensor

@@ -31,9 +31,11 @@ from PIL import Image
 from ldm.data.captions import Grammar
 from ldm.data.picture import HEIF, Facts, decode, look, unreadable
 from ldm.data.rows import SCHEMA, Mapped, Row, Rows
-from ldm.data.source import DataError, Example, Problem, cache_root
+from ldm.data.source import Example, Problem
 from ldm.diffusion import stream
+from ldm.errors import DataError
 from ldm.progress import Progress
+from ldm.storage.cache_root import cache_root
 
 log = logging.getLogger(__name__)
 

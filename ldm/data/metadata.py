@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ldm.data.names import Root
-from ldm.data.source import DataError
+from ldm.errors import DataError
 from ldm.storage.json import JsonError, parse_json
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile, ImageOps, features
 from ldm.data.colour import to_srgb
 from ldm.data.container import MOST_SCANNED, MOST_SCANS, bare, bounded, png_depth, scans
 from ldm.data.depth import eight_bits
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 HEIF = importlib.util.find_spec("pillow_heif") is not None
 # Pillow's names of what it reads as one picture, without other programs: of an animation the first

@@ -11,15 +11,11 @@ window the permutation goes through the shards of a source, few at a time.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ldm.data.items import Item, Items
 from ldm.data.order import Endless, Order, Schedule, WindowOrder
-
-if TYPE_CHECKING:
-    from ldm.data.collection import Item, Items
-
 
 log = logging.getLogger(__name__)
 

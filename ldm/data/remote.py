@@ -20,7 +20,8 @@ from ldm.data.hub import DatasetsData
 from ldm.data.index import Captioned
 from ldm.data.metadata import texts
 from ldm.data.picture import decode, look
-from ldm.data.source import DataError, Example, Problem, in_fraction
+from ldm.data.source import Example, Problem, in_fraction
+from ldm.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

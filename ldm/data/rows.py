@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ldm.data.source import DataError, Example, Problem, in_fractions
+from ldm.data.source import Example, Problem, in_fractions
+from ldm.errors import DataError
 
 SCHEMA = pa.schema(
     [

@@ -31,7 +31,8 @@ from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
 from ldm.data.ranges import Copies, Share, Weight
 from ldm.data.rows import Row
 from ldm.data.sd_scripts_config import Subset, named_folders, read_config, read_metadata
-from ldm.data.source import DataError, SourceGroup
+from ldm.data.source import SourceGroup
+from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
 

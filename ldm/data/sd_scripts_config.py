@@ -24,7 +24,7 @@ from ldm.data.captions import Grammar
 from ldm.data.folder import natural
 from ldm.data.metadata import read_text
 from ldm.data.names import of_windows
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
 

@@ -9,24 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from ldm.data.captions import Grammar
-from ldm.errors import UserError
-
-
-class DataError(UserError, ValueError):
-    """The data cannot be used; the message is one line that says what is wrong, where, and what to
-    do.
-    """
 
 
 @dataclass(frozen=True)
@@ -203,8 +194,3 @@ def in_fractions(names: Iterable[bytes], fraction: float) -> np.ndarray:
     if fraction >= 1:  # 2^64 does not fit
         return np.ones(len(values), bool)
     return values < np.uint64(math.ceil(fraction * 2**64))
-
-
-def cache_root() -> Path:
-    """Folder for what can be made again: ``$LDM_CACHE``, else ``~/.cache/ldm``."""
-    return Path(os.environ.get("LDM_CACHE") or Path.home() / ".cache" / "ldm")

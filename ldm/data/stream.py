@@ -10,12 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from ldm.data.collection import Collection, Items
+from ldm.data.collection import Collection
 from ldm.data.hub import DatasetsData, Streaming
 from ldm.data.images import ImageTransform
-from ldm.data.lanes import LanePlan, lines
+from ldm.data.items import Items
+from ldm.data.readers import LanePlan, lines
 from ldm.data.remote import Block, Picture, Remote
-from ldm.data.source import DataError, Problem
+from ldm.data.source import Problem
+from ldm.errors import DataError
 
 
 class StreamCollection(Collection):

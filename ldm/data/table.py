@@ -30,7 +30,7 @@ from ldm.data.metadata import texts
 from ldm.data.names import as_stored, of_windows
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
 

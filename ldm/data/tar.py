@@ -28,7 +28,7 @@ from ldm.data.names import composed
 from ldm.data.picture import READABLE, UNREADABLE, listed, not_read
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row, Rows
-from ldm.data.source import DataError
+from ldm.errors import DataError
 from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)

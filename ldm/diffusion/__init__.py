@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         VarianceExploding,
         VariancePreserving,
     )
-    from ldm.diffusion.schedulers import target_of
+    from ldm.diffusion.schedulers import process_of, scheduler_config, target_of
     from ldm.diffusion.streams import normal, stratified, stream
     from ldm.diffusion.target import Prediction, coefficients, determinant
 
@@ -27,8 +27,8 @@ __all__ = [
     "Condition", "ContinuousVP", "Cosine", "Denoiser", "DiscreteVP", "Edm", "Level", "LossTerms",
     "NoiseProcess", "Objective", "Prediction", "Predictor", "RectifiedFlow", "Schedule", "Target",
     "TargetName", "TrainedVP", "VarianceExploding", "VariancePreserving", "Weighting",
-    "WeightingName", "coefficients", "determinant", "normal", "predictor", "stratified", "stream",
-    "target_of",
+    "WeightingName", "coefficients", "determinant", "normal", "predictor", "process_of",
+    "scheduler_config", "stratified", "stream", "target_of",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
     __name__,
@@ -39,7 +39,7 @@ __getattr__, __dir__ = front(
         "ldm.diffusion.objective": "LossTerms Objective Weighting",
         "ldm.diffusion.process": "ContinuousVP Cosine DiscreteVP NoiseProcess RectifiedFlow"
         " TrainedVP VarianceExploding VariancePreserving",
-        "ldm.diffusion.schedulers": "target_of",
+        "ldm.diffusion.schedulers": "process_of scheduler_config target_of",
         "ldm.diffusion.streams": "normal stratified stream",
         "ldm.diffusion.target": "Prediction coefficients determinant",
     },

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -118,19 +117,6 @@ class NoiseProcess(ABC):
                 f"target {target!r} says nothing about x0 where alpha = 0, {why}:"
                 f" use target {way_out}"
             )
-
-    def scheduler_config(self, target: Target, *, learned_variance: bool = False) -> dict[str, Any]:
-        """See ``ldm.diffusion.schedulers.scheduler_config``."""
-        from ldm.diffusion.schedulers import scheduler_config
-
-        return scheduler_config(self, target, learned_variance=learned_variance)
-
-    @staticmethod
-    def from_scheduler(config: Mapping[str, Any]) -> NoiseProcess:
-        """See ``ldm.diffusion.schedulers.process_of``."""
-        from ldm.diffusion.schedulers import process_of
-
-        return process_of(config)
 
 
 class VariancePreserving(NoiseProcess):

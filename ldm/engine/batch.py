@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ldm.engine.config import ConfigError
-from ldm.engine.schema import RunConfig
+from ldm.config.schema import RunConfig
+from ldm.errors import ConfigError
 
 
 def split_batch(config: RunConfig, world: int) -> tuple[int, int]:

@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from torch import OutOfMemoryError, Tensor
 from typing_extensions import TypedDict
 
-from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import ConfigError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.storage.json import JsonError, parse_json, read_json
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ldm.config.loader import images
+from ldm.config.schema import RunConfig
 from ldm.data.collection import Collection
-from ldm.engine.config import ConfigError, images
-from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like
+from ldm.errors import ConfigError
 
 
 def decay(batch: int, seen: int, half_life: float, ramp: float) -> float:

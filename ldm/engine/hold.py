@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ldm.engine.config import ConfigError
-from ldm.engine.disk import writing
-from ldm.engine.fault import RunError, ToldElsewhere
+from ldm.errors import ConfigError, RunError, ToldElsewhere
+from ldm.storage.disk import writing
 from ldm.storage.lock import InUseError, Lock, lock
 
 log = logging.getLogger(__name__)

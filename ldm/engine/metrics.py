@@ -11,7 +11,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from ldm.engine.disk import write_text
+from ldm.storage.disk import write_text
 from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ldm.engine.schema import AdamW
+from ldm.config.schema import AdamW
 
 _NOT_DECAYING = ("lora_magnitude_vector", "token_embedding.rows")
 

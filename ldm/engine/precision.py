@@ -15,9 +15,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
+from ldm.config.schema import RunConfig, TrainConfig
 from ldm.engine import state
-from ldm.engine.config import ConfigError
-from ldm.engine.schema import RunConfig, TrainConfig
+from ldm.errors import ConfigError
 from ldm.models.attention import chosen
 
 C = TypeVar("C", bound=RunConfig)

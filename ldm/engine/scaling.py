@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from ldm.engine.ending import Ending
-from ldm.engine.fault import Step
+from ldm.engine.nonfinite import Step
+from ldm.engine.shutdown import Ending
 
 
 class LossScale:

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ldm.engine.config import ConfigError
+from ldm.errors import ConfigError
 
 
 def asked_for() -> bool:

@@ -23,14 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldm.config.loader import images, plain
+from ldm.config.schema import RunConfig
 from ldm.data.collection import Collection
-from ldm.engine import checkpoint
 from ldm.engine import counters as recorded
-from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import ConfigError, images, plain
 from ldm.engine.optimizer import learning_rate
-from ldm.engine.schema import RunConfig
 from ldm.engine.shards import like, whole
+from ldm.errors import CheckpointError, ConfigError
+from ldm.storage import checkpoint
 from ldm.storage.tensors import write_tensors
 
 Weights = Mapping[str, Tensor]

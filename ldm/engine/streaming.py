@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from ldm.config.loader import images
+from ldm.config.schema import RunConfig, TextShape, TrainConfig
 from ldm.data.hub import DatasetsData
 from ldm.data.stream import StreamCollection
-from ldm.engine.config import ConfigError, images
-from ldm.engine.schema import RunConfig, TextShape, TrainConfig
+from ldm.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm.data.collection import Item
-from ldm.engine.memory import Memory
+from ldm.data.items import Item
+from ldm.engine.sampler_state import Memory
 
 
 class Task(Protocol):

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 from typing_extensions import TypedDict
 
-from ldm.engine.config import ConfigError, plain
-from ldm.engine.disk import write_text, writing
-from ldm.engine.schema import RunConfig
+from ldm.config.loader import plain
+from ldm.config.schema import RunConfig
+from ldm.errors import ConfigError
+from ldm.storage.disk import write_text, writing
 from ldm.storage.json import JsonError, read_json
 
 if TYPE_CHECKING:

@@ -20,28 +20,29 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ldm.config.loader import images
+from ldm.config.provenance import SKIPPED, check_folder, write_record, write_skipped
+from ldm.config.schema import Resume, RunConfig
 from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
-from ldm.engine import checkpoint, disk, fault, interrupt, shards, state
+from ldm.engine import nonfinite, shards, signals, state
 from ldm.engine.batch import split_batch
-from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import images
 from ldm.engine.counters import readable
 from ldm.engine.ema import Average, averages
-from ldm.engine.ending import Ending
-from ldm.engine.fault import RunError, Step, ToldElsewhere
 from ldm.engine.metrics import Metrics
+from ldm.engine.nonfinite import Step
 from ldm.engine.optimizer import adamw, learning_rate, set_rate
-from ldm.engine.pictures import sheet_name
-from ldm.engine.readers import loader, reading
-from ldm.engine.record import SKIPPED, check_folder, write_record, write_skipped
 from ldm.engine.scaling import LossScale
-from ldm.engine.schema import Resume, RunConfig
+from ldm.engine.shutdown import Ending
 from ldm.engine.task import Draws, Task, evaluating
 from ldm.engine.trackers import Trackers
 from ldm.engine.window import Window
+from ldm.engine.workers import loader, reading
+from ldm.errors import CheckpointError, RunError, ToldElsewhere
+from ldm.evaluation.sheets import sheet_name
 from ldm.progress import Progress
+from ldm.storage import checkpoint, disk
 
 
 class Trainer:
@@ -104,10 +105,10 @@ class Trainer:
             Interrupted: a signal asked for it, and a checkpoint is written.
             RunError: a loss is not a number, or the disk takes no more.
         """
-        with interrupt.REQUESTS.kept(), self.trackers:
+        with signals.REQUESTS.kept(), self.trackers:
             self._fit()
             final = self._final()
-            if interrupt.REQUESTS.by:  # while that was written
+            if signals.REQUESTS.by:  # while that was written
                 self.ending.leave(f"training was over, and its result is in {final}")
         return final
 
@@ -214,14 +215,14 @@ class Trainer:
             self._fail(found)
         self.skipped += 1
         told = {name: found[name] for name in ("loss", "gradient_norm")}
-        told |= {"worst": fault.worst(found, 3), "skipped_steps": self.skipped}
+        told |= {"worst": nonfinite.worst(found, 3), "skipped_steps": self.skipped}
         self._write(found["images"][1] + 1, skipped=told)
 
     def _evidence(self, step: Step) -> dict[str, Any]:
         def key(position: int) -> str:
             return self.draws.item(position).example.key
 
-        return fault.evidence(step, self.batch, key, self.accelerator)
+        return nonfinite.evidence(step, self.batch, key, self.accelerator)
 
     def _fail(self, found: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
@@ -231,8 +232,8 @@ class Trainer:
             disk.write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
         before = f"{self.skipped} steps were skipped before it; " if self.skipped else ""
         raise RunError(
-            f"{fault.told(found)}; {before}lower optimizer.lr, or look at these pictures (all are"
-            f" in {file}); the last checkpoint is from before"
+            f"{nonfinite.told(found)}; {before}lower optimizer.lr, or look at these pictures (all"
+            f" are in {file}); the last checkpoint is from before"
         )
 
     # -- what is written --

@@ -1,6 +1,6 @@
 """Whether the other processes of a run answer and come further, and whether its launcher is there.
 
-A collective waits for the slowest process, for a day if it must (``ldm.engine.ending.WAIT``): one
+A collective waits for the slowest process, for a day if it must (``ldm.engine.shutdown.WAIT``): one
 of them may be filling a cache, or drawing. So a thread of each tells the others, by the store that
 they met at, that it lives and how far its process is; and a second one ends the process, with a
 line that names the culprit, where
@@ -30,7 +30,7 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm.engine.config import ConfigError
+from ldm.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

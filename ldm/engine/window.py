@@ -7,7 +7,7 @@ import math
 import torch
 from accelerate import Accelerator
 
-from ldm.engine.fault import Step
+from ldm.engine.nonfinite import Step
 
 
 class Window:

@@ -12,16 +12,16 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ldm.data.collection import spread
-from ldm.data.emoji import COLOURED, EmojiData, Group, Style
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.scene import BACKGROUNDS, Background
+from ldm.data.items import spread
+from ldm.demo.checker import background_of
+from ldm.demo.emoji import COLOURED, EmojiData, Group, Style
+from ldm.demo.scene import BACKGROUNDS, Background
 from ldm.diffusion import stream
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.features import Space
 from ldm.evaluation.reference import TrueFeatures
 from ldm.evaluation.retrieval import Proportion, ranks
-from ldm.evaluation.shapes import background_of
 from ldm.evaluation.style import StyleReader
 from ldm.evaluation.suites import Draw, Report
 

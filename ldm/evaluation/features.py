@@ -21,15 +21,12 @@ from torch.nn.functional import interpolate, normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPTokenizer
 
 from ldm.data.images import to_image, to_levels
+from ldm.errors import FeatureError
 from ldm.formats import open_clip
 from ldm.models.clip import Clip
 from ldm.models.lengths import shortened
 
 Extract = Callable[[Tensor], Tensor]
-
-
-class FeatureError(ValueError):
-    """A space that cannot be had; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm.data.cache import fingerprint
-from ldm.data.collection import Items, spread
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.source import cache_root
+from ldm.data.items import Items, spread
 from ldm.evaluation.features import Space
 from ldm.progress import track
+from ldm.storage.cache_root import cache_root
+from ldm.storage.tensor_cache import fingerprint
 from ldm.storage.tensors import write_tensors
 
 log = logging.getLogger(__name__)

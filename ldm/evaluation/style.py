@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
-from ldm.evaluation.features import FeatureError
+from ldm.errors import FeatureError
 
 _BINS = 8
 _WHITE = (_BINS - 1) * _BINS

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.scene import Scene, captions, render
-from ldm.data.shapes import ShapesData
+from ldm.demo.checker import Verdict, compare, read
+from ldm.demo.scene import Scene, captions, render
+from ldm.demo.shapes import ShapesData
 from ldm.evaluation.distances import (
     Figure,
     Moments,
@@ -32,7 +33,6 @@ from ldm.evaluation.distances import (
 )
 from ldm.evaluation.features import Judge, Space
 from ldm.evaluation.retrieval import Proportion
-from ldm.evaluation.shapes import Verdict, compare, read
 
 Draw = Callable[[Sequence[str]], Tensor]
 """Captions to pictures ``n 3 h w`` in [-1, 1], picture n from the n-th seed."""
@@ -69,7 +69,7 @@ def scenes(count: int, *, held_out: bool, seed: int = 1) -> list[Scene]:
 
 
 def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
-    """What of ``asked`` the pictures show, read by an exact checker (``ldm.evaluation.shapes``).
+    """What of ``asked`` the pictures show, read by an exact checker (``ldm.demo.checker``).
 
     ``attributes`` is the share of colours, shapes and sizes that are right, over all things; its
     interval treats pictures, not things, as the trials. ``binding`` and ``relation`` are over the

@@ -14,7 +14,7 @@ from typing import Any
 from ldm.formats import integrity
 from ldm.formats.recognised import INDEX, told
 from ldm.models.clip import save_text_encoder
-from ldm.models.origin import forget_origin
+from ldm.models.strip_paths import forget_origin
 from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
 from ldm.storage.folders import replace

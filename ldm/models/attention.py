@@ -14,13 +14,9 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from ldm.errors import UserError
+from ldm.errors import BackendError
 
 Backend = Literal["sdpa", "plain", "xformers"]
-
-
-class BackendError(UserError, ValueError):
-    """An attention backend cannot run here; the message says what is missing."""
 
 
 def chosen(asked: Literal["auto"] | Backend, device: torch.device, *, bfloat16: bool) -> Backend:

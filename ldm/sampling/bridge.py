@@ -21,7 +21,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ldm.diffusion import Condition, Level, NoiseProcess, Predictor, Target, target_of
+from ldm.diffusion import (
+    Condition,
+    Level,
+    NoiseProcess,
+    Predictor,
+    Target,
+    process_of,
+    scheduler_config,
+    target_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +81,7 @@ class SchedulerSampler:
                 raise ValueError(
                     f"{name}: {key} is not supported, the process is variance preserving"
                 )
-        object.__setattr__(self, "process", NoiseProcess.from_scheduler(self.config))
+        object.__setattr__(self, "process", process_of(self.config))
         object.__setattr__(self, "target", target_of(self.config))
         object.__setattr__(self, "_original", self._built() if self.given is None else self.given)
         if self.given is not None:
@@ -101,7 +110,7 @@ class SchedulerSampler:
         if same and bool(((theirs - mine).abs() <= (2e-6 * mine).clamp(min=1e-7)).all()):
             return
         known = inspect.signature(self.scheduler.__init__).parameters
-        stated = self.process.scheduler_config(self.target)
+        stated = scheduler_config(self.process, self.target)
         words = [key for key in stated if not key.startswith("_")]
         dropped = [key for key in words if key in self.config and key not in known]
         blame = " and ".join(dropped) or "one of " + ", ".join(words)

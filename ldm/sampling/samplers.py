@@ -33,6 +33,8 @@ from ldm.diffusion import (
     Predictor,
     Target,
     VariancePreserving,
+    process_of,
+    scheduler_config,
     target_of,
 )
 from ldm.sampling.bridge import Callback, Generators, SchedulerSampler
@@ -249,7 +251,7 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
     none of them, or none that runs the process.
     """
     name = canonical(name)
-    process, target = NoiseProcess.from_scheduler(config), target_of(config)
+    process, target = process_of(config), target_of(config)
     if name in PROCESS_SAMPLERS:
         return PROCESS_SAMPLERS[name](process, target, eta)
     if not isinstance(process, VariancePreserving):
@@ -265,12 +267,12 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
         pins["variance_type"] = "learned_range"
     if target not in row.speaks:
         target = row.speaks[-1]  # v, which any level knows, before eps
-    return SchedulerSampler(row.scheduler, {**process.scheduler_config(target), **pins}, eta)
+    return SchedulerSampler(row.scheduler, {**scheduler_config(process, target), **pins}, eta)
 
 
 def default_sampler(config: Mapping[str, Any]) -> str:
     """The name for who has no wish: ``dpm++``, or ``ode-heun`` where no scheduler is run."""
-    preserving = isinstance(NoiseProcess.from_scheduler(config), VariancePreserving)
+    preserving = isinstance(process_of(config), VariancePreserving)
     return "dpm++" if preserving else "ode-heun"
 
 

@@ -14,9 +14,9 @@ import time
 import torch
 from diffusers import UNet2DConditionModel
 
-from ldm.engine.networks import initialised
-from ldm.engine.parts import make_unet
-from ldm.engine.schema import UNetShape
+from ldm.config.schema import UNetShape
+from ldm.families.networks import initialised
+from ldm.families.parts import make_unet
 from ldm.models.attention import set_attention
 
 # Name: autocast, plain attention.

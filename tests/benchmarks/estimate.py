@@ -19,14 +19,14 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ldm.engine import estimate
+from ldm.config.loader import load
+from ldm.config.schema import TrainConfig
 from ldm.engine.batch import split_batch
-from ldm.engine.config import load
-from ldm.engine.parts import build
 from ldm.engine.precision import MIXED, settled
-from ldm.engine.schema import TrainConfig
-from ldm.engine.steps import text_to_image
 from ldm.engine.trainer import Trainer
+from ldm.families.parts import build
+from ldm.tasks import estimate
+from ldm.tasks.steps import text_to_image
 from runs import program
 
 STEPS = 10

@@ -28,13 +28,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.collection import spread
-from ldm.data.emoji import Concept, EmojiData, concepts, with_article
 from ldm.data.images import ImageTransform, flatten, to_image, to_pixels
+from ldm.data.items import spread
 from ldm.data.source import in_fraction
-from ldm.engine.pictures import save, sheet
+from ldm.demo.emoji import Concept, EmojiData, concepts, with_article
 from ldm.evaluation.distances import kid
 from ldm.evaluation.retrieval import Proportion, ranks
+from ldm.evaluation.sheets import save, sheet
 from ldm.evaluation.style import StyleReader
 from ldm.pipeline import LatentDiffusionPipeline
 

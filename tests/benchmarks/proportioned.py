@@ -20,11 +20,11 @@ from diffusers import DDIMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from ldm.config.schema import UNetShape, VaeShape
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.shapes import ShapesData
-from ldm.diffusion import NoiseProcess
-from ldm.engine.parts import initialised, make_unet, make_vae
-from ldm.engine.schema import UNetShape, VaeShape
+from ldm.demo.shapes import ShapesData
+from ldm.diffusion import NoiseProcess, scheduler_config
+from ldm.families.parts import initialised, make_unet, make_vae
 from ldm.models.attention import set_attention
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
@@ -93,7 +93,7 @@ def model(folder: Path, trained_on: Path) -> LatentDiffusionPipeline:
     with initialised(0, "unet"):
         unet = make_unet(UNET, VAE.latent_channels, WIDTH, LATENT)
     scheduler = DDIMScheduler(
-        **NoiseProcess().scheduler_config("eps"), clip_sample=False, steps_offset=1
+        **scheduler_config(NoiseProcess(), "eps"), clip_sample=False, steps_offset=1
     )
     pipe = LatentDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler)
     pipe.save_pretrained(folder)

@@ -8,9 +8,10 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
 import tiny
-from ldm.engine.parts import make_unet
-from ldm.engine.schema import UNetShape
-from ldm.models.attention import BackendError, check_backend, set_attention
+from ldm.config.schema import UNetShape
+from ldm.errors import BackendError
+from ldm.families.parts import make_unet
+from ldm.models.attention import check_backend, set_attention
 
 CPU = torch.device("cpu")
 

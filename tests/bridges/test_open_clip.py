@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.errors import ConfigError
+from ldm.families.parts import build
 from ldm.formats.open_clip import Tower
 from ldm.models.conditioner import ClipConditioner
 from runs import tree
@@ -106,7 +107,7 @@ def config(folder: Path, **changes) -> TrainConfig:
 
 @torch.no_grad()
 def test_the_penultimate_layer_in_a_run_and_in_its_folder(tmp_path: Path) -> None:
-    from ldm.engine.text_to_image import pipeline
+    from ldm.tasks.text_to_image import pipeline
 
     folder, model = saved(tmp_path / "m")
     parts = build(config(folder, text_layers=LAYERS - 1), [])

@@ -22,7 +22,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ldm.diffusion import Condition, DiscreteVP, Level, Prediction
+from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, scheduler_config
 from ldm.sampling import (
     PROCESS_SAMPLERS,
     SAMPLERS,
@@ -58,7 +58,7 @@ X0 = torch.tensor([[0.3, -1.2], [0.8, 0.1]])
 
 def one(name: str) -> SchedulerSampler:
     """Of ``STOCK``, or the named sampler: KDPM2 takes most of a second to build."""
-    config = DiscreteVP().scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(), "eps")
     if name in STOCK:
         kind, pins = STOCK[name]
         return SchedulerSampler(kind, {**config, **pins})
@@ -99,7 +99,7 @@ def test_level_is_the_schedulers(name: str, steps: int) -> None:
 
 def test_rounded_timesteps_are_not_levels() -> None:
     # Why the level never comes from the timestep: up to 4 % in sigma.
-    config = {**DiscreteVP().scheduler_config("eps"), "use_karras_sigmas": True}
+    config = {**scheduler_config(DiscreteVP(), "eps"), "use_karras_sigmas": True}
     which = SchedulerSampler(DPMSolverMultistepScheduler, config)
     worst = 0.0
 
@@ -130,7 +130,7 @@ def test_the_timestep_is_passed_on_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in DROP_ZERO])
 def test_zero_terminal_snr_starts_at_the_last_timestep(name: str) -> None:
-    which = sampler(name, DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
+    which = sampler(name, scheduler_config(DiscreteVP(zero_terminal_snr=True), "v"))
     scheduler = which.start(20)
     assert float(scheduler.timesteps[0]) == 999
     level = which.level(scheduler, scheduler.timesteps[0])
@@ -138,7 +138,7 @@ def test_zero_terminal_snr_starts_at_the_last_timestep(name: str) -> None:
 
 
 def test_zero_terminal_snr_forces_trailing() -> None:
-    config = DiscreteVP(zero_terminal_snr=True).scheduler_config("v")
+    config = scheduler_config(DiscreteVP(zero_terminal_snr=True), "v")
     for kind in (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
         which = SchedulerSampler(kind, {**config, "timestep_spacing": "leading"})
         assert float(which.start(10).timesteps[0]) == 999
@@ -146,7 +146,7 @@ def test_zero_terminal_snr_forces_trailing() -> None:
 
 @pytest.mark.parametrize("kind", [HeunDiscreteScheduler, PNDMScheduler, KDPM2DiscreteScheduler])
 def test_a_scheduler_that_drops_zero_terminal_snr_is_refused(kind: type) -> None:
-    good = DDIMScheduler.from_config(DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
+    good = DDIMScheduler.from_config(scheduler_config(DiscreteVP(zero_terminal_snr=True), "v"))
     silent = kind.from_config(good.config)  # no word from diffusers
     assert "rescale_betas_zero_snr" not in inspect.signature(kind.__init__).parameters
     with pytest.raises(ValueError, match=f"{kind.__name__} .*rescale_betas_zero_snr"):
@@ -156,11 +156,11 @@ def test_a_scheduler_that_drops_zero_terminal_snr_is_refused(kind: type) -> None
 @pytest.mark.parametrize("name", ["heun", "dpm2"])
 def test_so_are_the_names_that_stand_for_it(name: str) -> None:
     with pytest.raises(ValueError, match="does not honour rescale_betas_zero_snr of the scheduler"):
-        sampler(name, DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
+        sampler(name, scheduler_config(DiscreteVP(zero_terminal_snr=True), "v"))
 
 
 def test_eps_with_zero_terminal_snr_is_refused() -> None:
-    config = DiscreteVP(zero_terminal_snr=True).scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(zero_terminal_snr=True), "eps")
     for name in set(SAMPLERS) - set(DROP_ZERO):
         with pytest.raises(ValueError, match="zero_terminal_snr"):
             sampler(name, config)
@@ -171,7 +171,7 @@ def test_eps_with_zero_terminal_snr_is_refused() -> None:
 
 
 def test_other_refusals_name_the_key() -> None:
-    config = DiscreteVP().scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(), "eps")
     refusals = {
         "use_flow_sigmas": {"use_flow_sigmas": True},
         "prediction_type 'flow_prediction'": {"prediction_type": "flow_prediction"},
@@ -190,11 +190,11 @@ def test_a_different_table_is_refused() -> None:
             super().__init__(num_train_timesteps, beta_schedule=beta_schedule)
 
     with pytest.raises(ValueError, match="beta_start and beta_end"):
-        SchedulerSampler(Other, DiscreteVP().scheduler_config("eps"))
+        SchedulerSampler(Other, scheduler_config(DiscreteVP(), "eps"))
 
 
 def test_step_counts() -> None:
-    which = sampler("ddim", DiscreteVP().scheduler_config("eps"))
+    which = sampler("ddim", scheduler_config(DiscreteVP(), "eps"))
     for steps in (0, 1001):
         with pytest.raises(ValueError, match="1..1000"):
             which.start(steps)
@@ -210,7 +210,7 @@ def test_step_counts() -> None:
 
 def test_lu_spacing_runs_where_the_first_timesteps_round_to_one() -> None:
     # Stock begins at the second sigma there and ends in an IndexError.
-    which = sampler("dpm++", DiscreteVP(zero_terminal_snr=True).scheduler_config("v"))
+    which = sampler("dpm++", scheduler_config(DiscreteVP(zero_terminal_snr=True), "v"))
     times = which.start(50).timesteps
     assert int(times[0]) == int(times[1]) == 999
 
@@ -229,7 +229,7 @@ def test_a_scheduler_is_built_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch
         built.append(type(self).__name__)
         inner(self, *arguments, **named)
 
-    config = DiscreteVP(num_train_timesteps=50).scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(num_train_timesteps=50), "eps")
     monkeypatch.setattr(KDPM2DiscreteScheduler, "__init__", functools.wraps(inner)(counted))
     own = own_sampler(KDPM2DiscreteScheduler.from_config(config))
     assert len(built) == 1  # by from_config
@@ -241,7 +241,7 @@ def test_a_scheduler_is_built_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_was_changed_in_a_scheduler_is_kept_or_refused() -> None:
-    config = DiscreteVP().scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(), "eps")
 
     def steps(scheduler: Any) -> Tensor:
         return own_sampler(scheduler)(
@@ -278,7 +278,7 @@ def test_another_spacing_at_zero_terminal_snr_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bridge._warn_of_spacing.cache_clear()
-    config = DiscreteVP(zero_terminal_snr=True).scheduler_config("v")
+    config = scheduler_config(DiscreteVP(zero_terminal_snr=True), "v")
     with caplog.at_level(logging.WARNING):
         told = 0
         for spacing in ("trailing", "leading", "leading"):
@@ -295,14 +295,14 @@ def test_another_spacing_at_zero_terminal_snr_is_told_once(
 
 
 def test_values_set_after_construction_reach_the_sampler() -> None:
-    scheduler = DDIMScheduler(**DiscreteVP().scheduler_config("eps"))
+    scheduler = DDIMScheduler(**scheduler_config(DiscreteVP(), "eps"))
     assert scheduler.config.clip_sample and "clip_sample" in scheduler.config["_use_default_values"]
     scheduler.register_to_config(clip_sample=False)
     assert not SchedulerSampler(DDIMScheduler, scheduler.config).start(5).config.clip_sample
 
 
 def test_callback_sees_and_replaces() -> None:
-    which = sampler("ddim", DiscreteVP().scheduler_config("eps"))
+    which = sampler("ddim", scheduler_config(DiscreteVP(), "eps"))
     seen: list[tuple[int, int]] = []
 
     def callback(index: int, timestep: Tensor, latent: Tensor) -> Tensor | None:
@@ -346,7 +346,7 @@ def test_names_of_others() -> None:
     for name, scheduler in ((row.scheduler.__name__, row) for row in SAMPLERS.values()):
         if not name.startswith("_"):  # a class of diffusers is known by its own name
             assert SAMPLERS[canonical(name)] is scheduler
-    config = DiscreteVP().scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(), "eps")
     plain, alias = sampler("dpm++", config), sampler("DPM++ 2M", config)
     assert isinstance(plain, SchedulerSampler) and isinstance(alias, SchedulerSampler)
     assert (plain.scheduler, plain.config) == (alias.scheduler, alias.config)
@@ -360,7 +360,7 @@ def test_names_of_others() -> None:
 def test_unknown_name(name: str, near: str) -> None:
     """Also of a sampler like one that is here, but of another order or with a noise of its own."""
     with pytest.raises(ValueError) as caught:
-        sampler(name, DiscreteVP().scheduler_config("eps"))
+        sampler(name, scheduler_config(DiscreteVP(), "eps"))
     assert str(caught.value) == f"unknown sampler {name!r}: did you mean {near!r}? {THERE_ARE}"
 
 

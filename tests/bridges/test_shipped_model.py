@@ -13,9 +13,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from ldm.data.emoji import EmojiData
 from ldm.data.images import ImageTransform
-from ldm.diffusion import NoiseProcess, predictor, target_of
+from ldm.demo.emoji import EmojiData
+from ldm.diffusion import predictor, process_of, target_of
 from ldm.evaluation import suites
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
@@ -93,7 +93,7 @@ def test_held_out_pictures_come_back_from_the_noise_they_become(pipes):
         white.alpha_composite(data.load(index))
         pixels.append(torch.from_numpy(np.array(white.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1)
     config, codec = pipe.scheduler.config, VaeCodec(pipe.vae)
-    process, target = NoiseProcess.from_scheduler(config), target_of(config)
+    process, target = process_of(config), target_of(config)
     predict = predictor(UNetDenoiser(pipe.unet), target)
     with torch.no_grad():
         words = [data.examples[i].captions[0] for i in held]

@@ -24,6 +24,7 @@ from ldm.diffusion import (
     VarianceExploding,
     VariancePreserving,
     predictor,
+    scheduler_config,
 )
 from ldm.diffusion.target import network_input
 
@@ -60,7 +61,7 @@ def network(process: NoiseProcess, target: Target):
 @pytest.mark.parametrize("name", CASES)
 def test_a_stock_scheduler_draws_the_data(name: str) -> None:
     process, target = CASES[name]
-    config = process.scheduler_config(target)
+    config = scheduler_config(process, target)
     extra = {"timestep_spacing": "trailing"} if isinstance(process, VariancePreserving) else {}
     kind = getattr(diffusers, config.pop("_class_name"))
     scheduler = kind.from_config({**config, "clip_sample": False, **extra})

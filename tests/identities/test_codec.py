@@ -8,11 +8,11 @@ import torch
 from diffusers import AutoencoderKL
 
 import tiny
+from ldm.config.schema import VaeShape
 from ldm.diffusion import stream
-from ldm.engine.parts import make_vae
-from ldm.engine.schema import VaeShape
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.similarity import psnr, ssim
+from ldm.families.parts import make_vae
 from ldm.models.codec import Moments, VaeCodec, fold_statistics
 
 

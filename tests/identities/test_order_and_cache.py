@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ldm.data import order, shard
-from ldm.data.cache import TensorCache, fingerprint, key_of
+from ldm.data import order
 from ldm.data.images import ImageTransform
 from ldm.data.order import Order, positions
-from ldm.data.source import DataError
+from ldm.errors import DataError
+from ldm.storage import shard
+from ldm.storage.tensor_cache import TensorCache, fingerprint, key_of
 
 # -- order --
 

@@ -12,7 +12,8 @@ from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform, View, coordinates
 from ldm.data.order import Schedule
 from ldm.data.plan import Plan
-from ldm.data.source import DataError, Drawn, Example
+from ldm.data.source import Drawn, Example
+from ldm.errors import DataError
 
 # -- proportions --
 

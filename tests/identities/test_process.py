@@ -6,7 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from ldm.diffusion import DiscreteVP, NoiseProcess, Schedule, TrainedVP
+from ldm.diffusion import (
+    DiscreteVP,
+    Schedule,
+    TrainedVP,
+    process_of,
+    scheduler_config,
+)
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -73,7 +79,7 @@ def test_the_noise_really_added(process: DiscreteVP, dtype: torch.dtype) -> None
 
 
 def test_diffusers_add_noise_is_why(process: DiscreteVP) -> None:
-    scheduler = DDPMScheduler.from_config(process.scheduler_config("v"))
+    scheduler = DDPMScheduler.from_config(scheduler_config(process, "v"))
     theirs = scheduler.add_noise(ZERO.bfloat16(), ONE.bfloat16(), torch.arange(1000))[:, 0]
     assert theirs.unique().numel() < 260  # of 1,000
     if process.schedule == "scaled_linear" and not process.zero_terminal_snr:
@@ -93,17 +99,17 @@ def test_one_draw_is_the_formula(process: DiscreteVP) -> None:
 
 
 def test_scheduler_config_round_trip(process: DiscreteVP) -> None:
-    config = process.scheduler_config("v")
-    assert NoiseProcess.from_scheduler(config) == process
+    config = scheduler_config(process, "v")
+    assert process_of(config) == process
     scheduler = DDIMScheduler.from_config(config)
-    assert NoiseProcess.from_scheduler(scheduler.config) == process
+    assert process_of(scheduler.config) == process
     assert scheduler.config["prediction_type"] == "v_prediction"
 
 
 def test_table_is_diffusers_own(process: DiscreteVP) -> None:
     mine = process.table.alpha**2
     for kind in (DDIMScheduler, DDPMScheduler):
-        theirs = kind.from_config(process.scheduler_config("v")).alphas_cumprod.double()
+        theirs = kind.from_config(scheduler_config(process, "v")).alphas_cumprod.double()
         error = (theirs - mine).abs()
         assert bool((error <= torch.maximum(2e-6 * mine, torch.tensor(1e-7))).all())
 
@@ -111,30 +117,30 @@ def test_table_is_diffusers_own(process: DiscreteVP) -> None:
 @pytest.mark.parametrize("zero", [False, True])
 def test_trained_betas_are_a_table(zero: bool) -> None:
     betas = torch.linspace(0.02, 0.2, 40).tolist()
-    config = DiscreteVP().scheduler_config("v") | {
+    config = scheduler_config(DiscreteVP(), "v") | {
         "num_train_timesteps": 40, "trained_betas": betas, "rescale_betas_zero_snr": zero,
     }  # fmt: skip
-    process = NoiseProcess.from_scheduler(config)
+    process = process_of(config)
     assert isinstance(process, TrainedVP) and process.num_train_timesteps == 40
     theirs = DDIMScheduler.from_config(config).alphas_cumprod.double()
     assert float((process.table.alpha**2 - theirs).abs().max()) < 1e-6
     assert (float(process.table.alpha[-1]) == 0) is zero
     # What is saved again is the same table.
-    again = NoiseProcess.from_scheduler(process.scheduler_config("v"))
+    again = process_of(scheduler_config(process, "v"))
     assert torch.allclose(again.table.alpha, process.table.alpha, atol=1e-7)
     nodes = (torch.arange(39).double() + 1) / 40
     assert torch.allclose(process.time_at(process.table.logsnr[:-1]), nodes, atol=1e-6)
 
 
 def test_keys_without_a_meaning_are_named() -> None:
-    config = DiscreteVP().scheduler_config("eps")
+    config = scheduler_config(DiscreteVP(), "eps")
     for betas in ([0.1] * 10, [], ["a"] * 1000, 3, [0.1] * 999 + [1.5], [0.0] + [0.1] * 999):
         with pytest.raises(ValueError, match="trained_betas"):
-            NoiseProcess.from_scheduler({**config, "trained_betas": betas})
+            process_of({**config, "trained_betas": betas})
     with pytest.raises(ValueError, match="sigmoid"):
-        NoiseProcess.from_scheduler({**config, "beta_schedule": "sigmoid"})
+        process_of({**config, "beta_schedule": "sigmoid"})
     with pytest.raises(ValueError, match="score"):
-        DiscreteVP().scheduler_config("score")
+        scheduler_config(DiscreteVP(), "score")
 
 
 def test_time_falls_into_equal_cells_of_which_each_has_a_node() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ldm.engine.config import load
-from ldm.engine.parts import build, parameters
-from ldm.engine.schema import TrainConfig
+from ldm.config.loader import load
+from ldm.config.schema import TrainConfig
+from ldm.families.parts import build, parameters
 from runs import ROOT
 
 

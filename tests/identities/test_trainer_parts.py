@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.config.loader import validate
+from ldm.config.schema import AdamW, RunConfig, TrainConfig, VaeShape
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform
-from ldm.data.shapes import ShapesData
-from ldm.engine import checkpoint, state
+from ldm.demo.shapes import ShapesData
+from ldm.engine import state
 from ldm.engine.batch import split_batch
-from ldm.engine.config import validate
 from ldm.engine.ema import Average, decay
-from ldm.engine.networks import initialised
 from ldm.engine.optimizer import learning_rate
-from ldm.engine.parts import build, make_vae
-from ldm.engine.schema import AdamW, RunConfig, TrainConfig, VaeShape
 from ldm.engine.trainer import Trainer
+from ldm.families.networks import initialised
+from ldm.families.parts import build, make_vae
+from ldm.storage import checkpoint
 from runs import accelerator, train, tree
 
 # -- learning rate --

@@ -10,8 +10,8 @@ import pytest
 
 from launched import ENVIRONMENT, free_port
 from ldm.engine import watch
-from ldm.engine.config import ConfigError
 from ldm.engine.watch import Table, Word, patience
+from ldm.errors import ConfigError
 from runs import ROOT
 
 

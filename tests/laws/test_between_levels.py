@@ -10,7 +10,14 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from exact import CORRELATED, GAUSSIAN, MIXTURE
-from ldm.diffusion import Condition, DiscreteVP, Prediction, RectifiedFlow, VarianceExploding
+from ldm.diffusion import (
+    Condition,
+    DiscreteVP,
+    Prediction,
+    RectifiedFlow,
+    VarianceExploding,
+    scheduler_config,
+)
 from ldm.sampling import Adaptive, Ddim, Heun, Langevin, ReverseSde, slerp
 from ldm.sampling.samplers import PROCESS_SAMPLERS
 from pushed import at, made, noise, run
@@ -64,7 +71,7 @@ def test_noise_is_scaled_and_x_t_is_not() -> None:
 def test_ddim_and_ancestral_steps_are_those_of_diffusers() -> None:
     # From node to node, as the schedulers go: eq. 16 with eta, and both variances of DDPM.
     process = DiscreteVP()
-    config = {**process.scheduler_config("eps"), "clip_sample": False}
+    config = {**scheduler_config(process, "eps"), "clip_sample": False}
     x = CORRELATED.sample(7, 3).float()
     z = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
 

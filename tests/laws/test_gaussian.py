@@ -16,7 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, Predictor, coefficients
+from ldm.diffusion import (
+    Condition,
+    DiscreteVP,
+    Level,
+    Prediction,
+    Predictor,
+    coefficients,
+    scheduler_config,
+)
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
 from pushed import first_level
 
@@ -40,7 +48,7 @@ def exact(target: str) -> Predictor:
 
 
 def named(name: str, target: str = "eps", **process: bool) -> SchedulerSampler:
-    found = sampler(name, DiscreteVP(**process).scheduler_config(target))  # type: ignore[arg-type]
+    found = sampler(name, scheduler_config(DiscreteVP(**process), target))  # type: ignore[arg-type]
     assert isinstance(found, SchedulerSampler)
     return found
 

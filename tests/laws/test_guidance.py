@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from exact import CORRELATED, GAUSSIAN, MIXTURE, Mixture
-from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, Predictor, RectifiedFlow
+from ldm.diffusion import (
+    Condition,
+    DiscreteVP,
+    Level,
+    Prediction,
+    Predictor,
+    RectifiedFlow,
+    scheduler_config,
+)
 from ldm.diffusion import VarianceExploding as VE
 from ldm.guidance import (
     Chain,
@@ -266,7 +274,7 @@ def test_gaussian_data_have_their_exact_posterior(method, data: Mixture, noise, 
 def push(guidance: Guidance, data: Mixture, end: Mixture, steps: int = 60) -> Tensor:
     """Samples of dpm++ from the exact p_T of ``end``, with its own times."""
     process, count = DiscreteVP(), 4000
-    named = sampler("dpm++", process.scheduler_config("eps"))
+    named = sampler("dpm++", scheduler_config(process, "eps"))
     scheduler = named.start(steps)
     level = named.level(scheduler, scheduler.timesteps[0])
     x = end.noised(float(level.alpha), float(level.sigma)).sample(count, 5)

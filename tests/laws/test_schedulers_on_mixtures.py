@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from exact import CORRELATED, MIXTURE, PURE, Mixture
-from ldm.diffusion import Condition
+from ldm.diffusion import Condition, scheduler_config
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
 from pushed import CASES, at, first_level, made, nodes, run
 
@@ -27,7 +27,7 @@ def legal(*, stochastic: bool) -> list[tuple[str, str]]:
     for case, (process, target) in CASES.items():
         for name, row in SAMPLERS.items():
             try:
-                which = sampler(name, process.scheduler_config(target))
+                which = sampler(name, scheduler_config(process, target))
             except ValueError:
                 continue
             if isinstance(which, SchedulerSampler) and row.stochastic == stochastic:
@@ -44,7 +44,7 @@ def test_what_is_legal() -> None:
 
 def named(case: str, name: str) -> SchedulerSampler:
     process, target = CASES[case]
-    found = sampler(name, process.scheduler_config(target))
+    found = sampler(name, scheduler_config(process, target))
     assert isinstance(found, SchedulerSampler)
     return found
 

@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 
 from bad_data import BAD, COPIES, ODD, cut, encoded, photo, put, rows
 from ldm.cli import app
-from ldm.data.audit.alike import DISTANCE, distance, groups, look_of
 from ldm.data.audit.check import Expected, check
+from ldm.data.audit.perceptual_hash import DISTANCE, distance, groups, look_of
 from ldm.data.audit.quarantine import quarantine, undo
 from ldm.data.audit.report import Report
 from ldm.data.buckets import Buckets
 from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform
-from ldm.data.shapes import ShapesData
-from ldm.data.source import DataError
+from ldm.demo.shapes import ShapesData
+from ldm.errors import DataError
 from ldm.models.tokenizer import save_tokenizer, train_tokenizer
 from runs import tree as run_tree
 

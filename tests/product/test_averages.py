@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from launched import digests
-from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import ConfigError
 from ldm.engine.ema import Average, Averages
+from ldm.errors import CheckpointError, ConfigError
 from runs import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.data.folder import FolderData
-from ldm.engine.config import validate
-from ldm.engine.noise import process_and_objective
-from ldm.engine.schema import TrainConfig
+from ldm.families.noise import process_and_objective
 from programs import own_process, told
 from runs import train, tree
 
@@ -72,7 +72,7 @@ def test_batch_that_does_not_divide(command, tmp_path, batch, micro, message):
 
 def test_batch_that_does_not_divide_over_processes():
     from ldm.engine.batch import split_batch
-    from ldm.engine.config import ConfigError
+    from ldm.errors import ConfigError
 
     config = SimpleNamespace(batch_size=16, micro_batch_size=None)
     with pytest.raises(ConfigError, match="^batch_size 16 does not divide over 3 processes$"):
@@ -212,8 +212,8 @@ def test_folder_without_an_autoencoder(command, tmp_path):
 
 
 def test_weights_that_cannot_be_read(command, tmp_path):
-    from ldm.engine.parts import make_vae
-    from ldm.engine.schema import VaeShape
+    from ldm.config.schema import VaeShape
+    from ldm.families.parts import make_vae
 
     shape = VaeShape(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1)
     folder = tmp_path / "vae"

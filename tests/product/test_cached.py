@@ -20,9 +20,8 @@ import tiny
 from launched import ENVIRONMENT, finish, launch, locked, logged, losses, wait_for
 from ldm.cli import app
 from ldm.data.folder import FolderData
-from ldm.data.source import DataError
-from ldm.engine.checkpoint import sha256
-from ldm.engine.config import ConfigError
+from ldm.errors import ConfigError, DataError
+from ldm.storage.checkpoint import sha256
 from ldm.storage.lock import NAME
 from programs import told
 from runs import train, tree
@@ -392,8 +391,8 @@ SLOW = """
 import time
 from functools import partial
 from ldm.cli import app
-from ldm.data.cache import TensorCache
-from ldm.engine.encoded import Encoded
+from ldm.storage.tensor_cache import TensorCache
+from ldm.encoding.encoder import Encoded
 
 build, encode = TensorCache.build, Encoded.encode_pictures
 

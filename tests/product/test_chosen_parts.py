@@ -11,17 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.encoded import Encoded
-from ldm.engine.estimate import trace
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
-from ldm.engine.steps import text_to_image
-from ldm.engine.text_to_image import TextToImageTask
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.encoding.encoder import Encoded
 from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
+from ldm.families.parts import build
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.tasks.estimate import trace
+from ldm.tasks.steps import text_to_image
+from ldm.tasks.text_to_image import TextToImageTask
 from programs import told
 from runs import accelerator, train, tree
 

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm.cli import app
-from ldm.data.shapes import ShapesData
+from ldm.config.classifier import ClassifierConfig
+from ldm.config.loader import validate
+from ldm.config.schema import ClipConfig
+from ldm.demo.shapes import ShapesData
 from ldm.diffusion import Condition, DiscreteVP
-from ldm.engine.classifier_settings import ClassifierConfig
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.schema import ClipConfig
 from ldm.engine.state import OtherRunError
-from ldm.evaluation.features import FeatureError, clip
+from ldm.errors import ConfigError, FeatureError
+from ldm.evaluation.features import clip
 from ldm.guidance import Chain, ClassifierFree, ClipPotential, Gradient, LabelPotential
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.clip import Clip
@@ -258,7 +259,7 @@ def test_a_clip_that_does_not_fit_is_refused(tmp_path: Path, model: Path) -> Non
 def test_labels_are_of_pictures_that_fit_one_rule(tmp_path: Path) -> None:
     from ldm.data.collection import Collection
     from ldm.data.images import ImageTransform
-    from ldm.engine.classification import Labels
+    from ldm.tasks.classifier import Labels
 
     source = ShapesData(count=200, size=16)
     collection = Collection(source, ImageTransform(size=16))

@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from ldm.config.loader import validate
+from ldm.config.noise import ObjectiveSettings
+from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.diffusion import Edm, VariancePreserving, predictor
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.encoded import Encoded, LatentDraws
-from ldm.engine.noise import process_and_objective
-from ldm.engine.noise_settings import ObjectiveSettings
+from ldm.encoding.encoder import Encoded, LatentDraws
 from ldm.engine.optimizer import adamw
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
-from ldm.engine.text_to_image import TextToImageTask
+from ldm.errors import ConfigError
+from ldm.families.noise import process_and_objective
+from ldm.families.parts import build
 from ldm.models.denoiser import UNetDenoiser
+from ldm.tasks.text_to_image import TextToImageTask
 from runs import accelerator, tree
 
 PROCESSES = {

@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.data.emoji import EmojiData
-from ldm.data.folder import FolderData
-from ldm.data.shapes import ShapesData
-from ldm.engine.classifier_settings import ClassifierConfig
-from ldm.engine.config import ConfigError, images, load, plain, validate
-from ldm.engine.schema import (
+from ldm.config.classifier import ClassifierConfig
+from ldm.config.loader import images, load, plain, validate
+from ldm.config.schema import (
     AutoencoderConfig,
     ClipConfig,
     ProcessSettings,
     TrainConfig,
     VaeShape,
 )
+from ldm.data.folder import FolderData
+from ldm.demo.emoji import EmojiData
+from ldm.demo.shapes import ShapesData
+from ldm.errors import ConfigError
 from runs import ROOT, tree
 
 CONFIGS = sorted(

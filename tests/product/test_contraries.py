@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ldm.config.loader import validate
+from ldm.config.schema import ClipConfig
 from ldm.data.collection import Collection
+from ldm.data.fixed_captions import Retold
 from ldm.data.images import ImageTransform
-from ldm.data.retold import Retold
-from ldm.data.scene import captions, contraries, is_held_out, render
-from ldm.data.shapes import ShapesData
-from ldm.data.source import Contrary, DataError
+from ldm.data.source import Contrary
+from ldm.demo.checker import compare, read
+from ldm.demo.scene import captions, contraries, is_held_out, render
+from ldm.demo.shapes import ShapesData
 from ldm.diffusion import stream
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.contrastive import CaptionedDraws, ContrastiveTask
-from ldm.engine.schema import ClipConfig
-from ldm.evaluation.shapes import compare, read
+from ldm.errors import ConfigError, DataError
 from ldm.models.tokenizer import train_tokenizer
+from ldm.tasks.clip import CaptionedDraws, ContrastiveTask
 from runs import accelerator, program
 
 TWO = ShapesData(count=150, scenes=("two",))

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 
 import tiny
-from ldm.engine import pictures
+from ldm.evaluation import sheets
 
 PROMPTS = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
 def drawn(monkeypatch, rank: int, world: int) -> list[torch.Tensor]:
     """By one of them."""
-    monkeypatch.setattr(pictures, "gather_object", lambda mine: mine)
+    monkeypatch.setattr(sheets, "gather_object", lambda mine: mine)
     processes: Any = SimpleNamespace(process_index=rank, num_processes=world)
     pipe = tiny.pipeline()
     settings = dict(num_inference_steps=2, height=tiny.SIZE, width=tiny.SIZE)
-    return pictures.drawn(pipe, PROMPTS, processes, what="tests", seed=5, batch=2, **settings)
+    return sheets.drawn(pipe, PROMPTS, processes, what="tests", seed=5, batch=2, **settings)
 
 
 def test_pictures_are_the_same_by_any_number_of_processes(monkeypatch):

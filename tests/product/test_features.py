@@ -21,12 +21,13 @@ from transformers import (
 )
 
 import tiny
-from ldm.data.cache import fingerprint
 from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.evaluation.features import FeatureError, Space, space
+from ldm.errors import FeatureError
+from ldm.evaluation.features import Space, space
 from ldm.evaluation.reference import AT_MOST, TrueFeatures, of_items
+from ldm.storage.tensor_cache import fingerprint
 
 TEXTS = ["a red apple", "xyzzy", "a corgi on a red sofa, twice as long as the others are"]
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "patch_size": 8,

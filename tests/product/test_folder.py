@@ -17,7 +17,7 @@ from ldm.data.collection import Collection
 from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform
 from ldm.data.names import Names, Root
-from ldm.data.source import DataError
+from ldm.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 posix = pytest.mark.skipif(os.name == "nt", reason="links need rights there")

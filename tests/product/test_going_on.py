@@ -11,13 +11,14 @@ import yaml
 from safetensors import safe_open
 
 import tiny
-from ldm.engine import checkpoint, state
-from ldm.engine.checkpoint import CheckpointError
-from ldm.engine.config import validate
-from ldm.engine.fault import Step
-from ldm.engine.schema import TrainConfig
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.engine import state
+from ldm.engine.nonfinite import Step
 from ldm.engine.window import Window
+from ldm.errors import CheckpointError
 from ldm.formats.lora import FILE
+from ldm.storage import checkpoint
 from programs import own_process, told
 from runs import accelerator, train, tree
 

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import tiny
 from bad_runs import MODELS, SCHEDULER, TEXT, UNET, cut, gone, replaced, rewritten
 from ldm.cli import app
-from ldm.engine.config import ConfigError
-from ldm.engine.networks import read
+from ldm.errors import ConfigError
+from ldm.families.networks import read
 from ldm.formats import textual_inversion
 from ldm.pipeline import LatentDiffusionPipeline
 

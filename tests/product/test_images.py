@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ldm.data.images import ImageTransform, View, flatten, to_pixels
-from ldm.data.source import DataError
 from ldm.diffusion import stream
+from ldm.errors import DataError
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:

@@ -16,8 +16,8 @@ from ldm.data.hub import DatasetsData
 from ldm.data.index import Indexed, Part, _Known
 from ldm.data.picture import Facts
 from ldm.data.rows import SCHEMA, Mapped, Row, Rows
-from ldm.data.source import DataError
 from ldm.data.tar import TarData
+from ldm.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -9,8 +9,9 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from ldm.cli import app
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.json_schema import CONFIGS, text
+from ldm.config.json_schema import CONFIGS, text
+from ldm.config.loader import validate
+from ldm.errors import ConfigError
 from runs import ROOT, tree
 
 FOLDER = ROOT / "configs" / ".schema"

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from launched import ENVIRONMENT, digests, finish, losses, start, steps
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.data.plan import Plan
-from ldm.engine import checkpoint
-from ldm.engine.config import validate
-from ldm.engine.schema import TrainConfig
+from ldm.storage import checkpoint
 from runs import tree
 
 BATCH, STEPS = 8, 40

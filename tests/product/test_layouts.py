@@ -29,9 +29,9 @@ from ldm.data.folder import FolderData
 from ldm.data.hub import DatasetsData
 from ldm.data.images import ImageTransform
 from ldm.data.index import Indexed
-from ldm.data.source import DataError
 from ldm.data.table import TableData
 from ldm.data.tar import TarData
+from ldm.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

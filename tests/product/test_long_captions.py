@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.data.folder import FolderData
-from ldm.engine.long_captions import tell
+from ldm.encoding.long_captions import tell
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import save_tokenizer, train_tokenizer
 from runs import tree

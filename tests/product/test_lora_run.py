@@ -15,11 +15,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from ldm.cli import app
-from ldm.engine import pictures
-from ldm.engine.config import validate
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.engine.trainer import Trainer
+from ldm.evaluation import sheets
+from ldm.families.parts import build
 from ldm.formats import lora
 from ldm.formats.png import read_parameters
 from ldm.models.lora import named, weights
@@ -222,7 +222,7 @@ def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path
         drawn = pipe(
             prompts, num_inference_steps=3, guidance_scale=4.0, sampler="ddim", seed=0
         ).images
-        return np.asarray(pictures.sheet([[image] for image in drawn], prompts, columns=8))
+        return np.asarray(sheets.sheet([[image] for image in drawn], prompts, columns=8))
 
     shown = np.asarray(Image.open(tmp_path / "run" / "samples" / "images-000000000064.png"))
     assert pipe.get_list_adapters() and np.array_equal(page(), shown)

@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from ldm.engine import checkpoint
-from ldm.engine.config import validate
-from ldm.engine.fault import RunError, Step
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.engine.nonfinite import Step
 from ldm.engine.scaling import LossScale
-from ldm.engine.schema import TrainConfig
+from ldm.errors import RunError
+from ldm.storage import checkpoint
 from runs import accelerator, program, tree
 
 LARGEST = 65504.0  # of float16
@@ -147,7 +148,7 @@ def test_without_float16_there_is_none(tmp_path):
 
 
 def test_a_loss_that_is_no_number_is_a_fault(tmp_path, monkeypatch):
-    from ldm.engine.encoded import LatentDraws
+    from ldm.encoding.encoder import LatentDraws
 
     real = LatentDraws.__getitem__
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
-from ldm.engine.config import validate
-from ldm.engine.schema import TrainConfig
 from programs import told
 from runs import train, tree
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import tiny
 from ldm.calls.running import NotFiniteError, Watch
 from ldm.cli import app
-from ldm.engine import pictures
-from ldm.engine.fault import RunError, ToldElsewhere
+from ldm.errors import RunError, ToldElsewhere
+from ldm.evaluation import sheets
 
 NAN, INF = float("nan"), float("inf")
 
@@ -115,13 +115,13 @@ def test_validation_drawings_end_a_run_in_one_line(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe.unet.conv_out.bias.data[:] = NAN
-    monkeypatch.setattr(pictures, "gather_object", lambda mine: mine)
+    monkeypatch.setattr(sheets, "gather_object", lambda mine: mine)
     for rank, kind in ((0, RunError), (1, ToldElsewhere)):
         processes: Any = SimpleNamespace(
             process_index=rank, num_processes=2, is_main_process=rank == 0
         )
         with pytest.raises(kind) as caught:
-            pictures.drawn(
+            sheets.drawn(
                 pipe, ["a", "b"], processes, what="a", seed=0, batch=1, num_inference_steps=2
             )
         assert type(caught.value) is kind and "\n" not in str(caught.value)

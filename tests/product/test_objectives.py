@@ -13,18 +13,19 @@ import yaml
 from diffusers import StableDiffusionPipeline
 
 from launched import ENVIRONMENT, TRAIN, finish, launch
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.diffusion import (
     ContinuousVP,
     DiscreteVP,
     Edm,
-    NoiseProcess,
     RectifiedFlow,
     VarianceExploding,
+    process_of,
     target_of,
 )
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.noise import process_and_objective
-from ldm.engine.schema import TrainConfig
+from ldm.errors import ConfigError
+from ldm.families.noise import process_and_objective
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import train, tree
@@ -85,7 +86,7 @@ def test_legal_combinations_train_and_their_folders_say_so(name, tmp_path):
     assert logged[-1]["held_out_loss"] > 0
     assert ("bound" in logged[0]) == objective.learned_variance
     saved = json.loads((final / "scheduler" / "scheduler_config.json").read_text())
-    assert NoiseProcess.from_scheduler(saved) == process and target_of(saved) == objective.target
+    assert process_of(saved) == process and target_of(saved) == objective.target
     # A run that fine-tunes the folder goes on with both, where its config says nothing else.
     tuned = tree(tmp_path / "tuned", model=str(final))
     for part in ("vae", "text", "unet"):
@@ -200,7 +201,7 @@ def test_illegal_combinations_are_refused_with_the_reason(command, tmp_path, rea
     ],
 )
 def test_mistakes_in_a_line(tmp_path, override, message):
-    from ldm.engine.config import load
+    from ldm.config.loader import load
 
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(tree(tmp_path / "run")))

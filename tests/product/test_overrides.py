@@ -6,16 +6,17 @@ import typing
 import pytest
 import yaml
 
+from ldm.config.fields import below, dataclasses_in, forms
+from ldm.config.json_schema import CONFIGS
+from ldm.config.loader import load
+from ldm.config.overrides import value_of
+from ldm.config.schema import Resume, TrainConfig
+from ldm.config.shapes import Classes, TextShape, VaeShape
 from ldm.data.folder import FolderData
 from ldm.data.hub import DatasetsData
-from ldm.data.shapes import ShapesData
+from ldm.demo.shapes import ShapesData
 from ldm.diffusion import Edm, times
-from ldm.engine.config import ConfigError, load
-from ldm.engine.fields import below, dataclasses_in, forms
-from ldm.engine.json_schema import CONFIGS
-from ldm.engine.overrides import value_of
-from ldm.engine.schema import Resume, TrainConfig
-from ldm.engine.shapes import Classes, TextShape, VaeShape
+from ldm.errors import ConfigError
 
 REQUIRED = {"run": "r", "data": {"kind": "shapes"}, "duration": "3 steps"}
 TYPED = ["pics #2", "007", "no", "a: b", "2024-01-02", " x ", "'x'", "&a", "*a", "!t", "~"]

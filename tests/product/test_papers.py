@@ -7,11 +7,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from ldm.data.digits import NAMES
-from ldm.engine.config import load
-from ldm.engine.noise import process_and_objective
-from ldm.engine.parts import build, parameters
-from ldm.engine.schema import TrainConfig
+from ldm.config.loader import load
+from ldm.config.schema import TrainConfig
+from ldm.demo.digits import NAMES
+from ldm.families.noise import process_and_objective
+from ldm.families.parts import build, parameters
 from runs import ROOT, accelerator, program
 
 FOLDER = ROOT / "configs" / "papers"

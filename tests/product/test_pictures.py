@@ -21,7 +21,7 @@ from ldm.data.folder import FolderData
 from ldm.data.images import ImageTransform, flatten
 from ldm.data.picture import READABLE, UNREADABLE, decode, look, read
 from ldm.data.sd_scripts import SdScriptsData
-from ldm.data.source import DataError
+from ldm.errors import DataError
 from ldm.evaluation.reference import of_items
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 import tiny
 from launched import digests
 from ldm.cli import app
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
-from ldm.engine.config import ConfigError, validate
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
+from ldm.errors import ConfigError
+from ldm.families.parts import build
 from ldm.guidance import Threshold
 from ldm.models.codec import IdentityCodec, codec_of
 from ldm.models.denoiser import UNetDenoiser
@@ -270,8 +271,8 @@ def test_the_command_line_draws_without_a_prompt_and_by_class(tmp_path, coloured
 
 
 def test_digits():
-    from ldm.data.digits import DigitsData
-    from ldm.data.source import DataError
+    from ldm.demo.digits import DigitsData
+    from ldm.errors import DataError
 
     source = DigitsData(digits=(3, 7), hold_out=0.2)
     try:

@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 
-from ldm.engine import checkpoint, precision, state
-from ldm.engine.config import ConfigError, validate
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.engine import precision, state
 from ldm.engine.precision import has_bfloat16, named, settled
-from ldm.engine.schema import TrainConfig
+from ldm.errors import ConfigError
+from ldm.storage import checkpoint
 from programs import told
 from runs import forget, program, train, tree
 
@@ -205,7 +207,7 @@ def test_the_first_lines(tmp_path, monkeypatch, capsys, caplog, own_cache):
 
 def test_machines_that_decide_otherwise(tmp_path, monkeypatch):
     """Of a run on several machines, of which one has bfloat16."""
-    from ldm.engine import program as shared
+    from ldm.tasks import program as shared
 
     here = SimpleNamespace(
         device=CPU,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from launched import ENVIRONMENT, TRAIN, digests, finish, launch, losses, ranks, steps, wait_for
-from ldm.engine import checkpoint
+from ldm.storage import checkpoint
 from runs import tree
 
 OWN_TRACEBACK = 'train.py", line'  # torchrun always shows one of its own
@@ -98,7 +98,7 @@ def test_a_loss_that_is_no_number_on_one_of_two_processes(tmp_path):
 
 POISONED = """
 import torch
-from ldm.engine.encoded import LatentDraws
+from ldm.encoding.encoder import LatentDraws
 from runs import program
 
 real = LatentDraws.__getitem__

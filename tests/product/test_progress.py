@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm import progress
-from ldm.engine.pictures import counted
+from ldm.evaluation.sheets import counted
 from ldm.progress import Progress, track
 from runs import train
 

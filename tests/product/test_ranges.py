@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from ldm.engine.command import costly
-from ldm.engine.config import ConfigError, load
-from ldm.engine.json_schema import CONFIGS, text
-from ldm.engine.schema import TrainConfig
+from ldm.config.json_schema import CONFIGS, text
+from ldm.config.loader import load
+from ldm.config.schema import TrainConfig
+from ldm.errors import ConfigError
+from ldm.tasks.command import costly
 
 REQUIRED = ("run=r", "duration=3 steps", "data={kind: shapes}")
 LIMITS = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")

@@ -11,9 +11,9 @@ import yaml
 from torch.utils.data import DataLoader, Dataset
 
 from launched import ENVIRONMENT, TRAIN, launch, logged, steps, wait_for
-from ldm.engine import readers
-from ldm.engine.fault import RunError
-from ldm.engine.readers import ignore_signals, reading
+from ldm.engine import workers
+from ldm.engine.workers import ignore_signals, reading
+from ldm.errors import RunError
 from runs import tree
 
 
@@ -71,7 +71,7 @@ def test_one_that_hangs_ends_the_run_in_a_line(monkeypatch):
     batches = [[n] for n in range(9)]
     began = time.monotonic()
     with pytest.raises(RunError) as error:
-        with reading(readers.loader(Numbers(stuck=5), batches, 2)) as read:
+        with reading(workers.loader(Numbers(stuck=5), batches, 2)) as read:
             pids = [child.pid for child in active_children()]
             assert [int(next(read)) for _ in range(9)]
     assert str(error.value) == (
@@ -80,7 +80,7 @@ def test_one_that_hangs_ends_the_run_in_a_line(monkeypatch):
         " on from the newest checkpoint (LDM_TIMEOUT sets the seconds)"
     )
     assert time.monotonic() - began < 20 and not active_children()
-    assert readers.loader(Numbers(), batches, 0).timeout == 0
+    assert workers.loader(Numbers(), batches, 0).timeout == 0
 
 
 def test_one_that_is_killed_ends_the_run_in_a_line():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launched import locked
-from ldm.engine import checkpoint
 from ldm.engine.trainer import Trainer
+from ldm.storage import checkpoint
 from ldm.storage.lock import NAME
 from programs import told
 from runs import train, tree

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm.cli import app
-from ldm.engine.config import validate
-from ldm.engine.parts import build
-from ldm.engine.schema import TrainConfig
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.families.parts import build
 from ldm.formats.png import read_parameters
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling.defaults import KEY, SamplingDefaults, stated

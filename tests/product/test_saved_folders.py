@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import tiny
-from ldm.engine.checkpoint import write_folder
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage import folders
+from ldm.storage.checkpoint import write_folder
 
 NOT_OURS = {"README.md": "mine", "pictures/a.png": "drawn", "image_encoder/x": "a tower beside"}
 

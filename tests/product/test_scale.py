@@ -143,9 +143,9 @@ app()
 TRAINING = """
 import json, sys, time
 from pathlib import Path
-from ldm.engine.config import validate
-from ldm.engine.schema import TrainConfig
-from ldm.engine.text_to_image import TextToImageTask
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
+from ldm.tasks.text_to_image import TextToImageTask
 from runs import accelerator, program
 
 def memory(key):

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import torch
 from PIL import Image
 
+from ldm.config.loader import validate
+from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_pixels
-from ldm.data.shapes import ShapesData
-from ldm.engine.config import validate
-from ldm.engine.schema import TrainConfig
-from ldm.engine.score import score
+from ldm.demo.shapes import ShapesData
 from ldm.sampling.defaults import SamplingDefaults
+from ldm.tasks.score import score
 from programs import told
 from runs import accelerator, tree
 

@@ -17,8 +17,8 @@ from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform
 from ldm.data.order import Schedule
 from ldm.data.sd_scripts import SdScriptsData
-from ldm.data.source import DataError
 from ldm.diffusion import stream
+from ldm.errors import DataError
 
 
 @pytest.fixture(autouse=True)

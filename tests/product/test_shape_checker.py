@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from ldm.data.scene import Scene, Thing, render
-from ldm.data.shapes import ShapesData
-from ldm.evaluation.shapes import compare, read, relation_of
+from ldm.demo.checker import compare, read, relation_of
+from ldm.demo.scene import Scene, Thing, render
+from ldm.demo.shapes import ShapesData
 
 PAIR = Scene(
     "cream",

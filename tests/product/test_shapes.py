@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ldm.data.scene import (
+from ldm.demo.scene import (
     BACKGROUNDS,
     COLOURS,
     Background,
@@ -23,8 +23,8 @@ from ldm.data.scene import (
     outlines,
     render,
 )
-from ldm.data.shapes import ShapesData
-from ldm.data.source import DataError
+from ldm.demo.shapes import ShapesData
+from ldm.errors import DataError
 
 DATA = ShapesData(count=3000)
 SCENES = [DATA.spec(index) for index in range(DATA.count)]

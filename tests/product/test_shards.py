@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from launched import ENVIRONMENT, finish, logged, losses
-from ldm.engine import checkpoint, shards
-from ldm.engine.config import ConfigError
-from ldm.engine.program import connect
+from ldm.engine import shards
+from ldm.errors import ConfigError
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.storage import checkpoint
+from ldm.tasks.program import connect
 from programs import told
 from runs import ROOT, train, tree
 
@@ -51,12 +52,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from ldm.engine import shards
-from ldm.engine.config import validate
-from ldm.engine.ending import Ending
-from ldm.engine.fault import Step
+from ldm.config.loader import validate
+from ldm.engine.shutdown import Ending
+from ldm.engine.nonfinite import Step
 from ldm.engine.precision import MIXED
 from ldm.engine.scaling import LossScale
-from ldm.engine.schema import TrainConfig
+from ldm.config.schema import TrainConfig
 from ldm.engine.trainer import Trainer
 from runs import accelerator, program
 

@@ -20,9 +20,9 @@ from ldm.data.hub import DatasetsData, Streaming
 from ldm.data.images import ImageTransform
 from ldm.data.order import positions
 from ldm.data.remote import Remote
-from ldm.data.source import DataError
 from ldm.data.stream import StreamCollection
 from ldm.data.table import TableData
+from ldm.errors import DataError
 from ldm.models.tokenizer import train_tokenizer
 from programs import told
 from runs import train, tree

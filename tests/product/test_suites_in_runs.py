@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import tiny
 from launched import digests
 from ldm.cli import app
-from ldm.data.digits import NAMES
-from ldm.engine.config import ConfigError
+from ldm.demo.digits import NAMES
+from ldm.errors import ConfigError
 from runs import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")

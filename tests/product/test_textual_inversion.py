@@ -18,8 +18,8 @@ import tiny
 from ldm.cli import app
 from ldm.engine.trainer import Trainer
 from ldm.formats import textual_inversion
-from ldm.models import inversion
 from ldm.models.conditioner import ClipConditioner
+from ldm.models.textual_inversion import add_word
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import train, tree
@@ -303,9 +303,9 @@ def test_words_that_differ_in_case_alone(tmp_path):
     pipe.load_textual_inversion(other, token="<cat-2>")
     words = pipe.tokenizer
     with pytest.raises(ValueError, match=r"the tokenizer has '<MYCAT>' already"):
-        inversion.add_word(words, pipe.text_encoder, "<MYCAT>", "cat", 1)
+        add_word(words, pipe.text_encoder, "<MYCAT>", "cat", 1)
     with pytest.raises(ValueError, match=r"the tokenizer has 'A' already"):
-        inversion.add_word(words, pipe.text_encoder, "A", "cat", 1)
+        add_word(words, pipe.text_encoder, "A", "cat", 1)
 
 
 def test_captions_say_a_word_in_any_case(pictures, base, tmp_path):
@@ -340,7 +340,7 @@ def test_the_line_that_converts_pickled_words(tmp_path, kind):
 def test_every_template_is_drawn(base):
     from ldm.data.collection import Collection
     from ldm.data.images import ImageTransform
-    from ldm.data.shapes import ShapesData
+    from ldm.demo.shapes import ShapesData
     from ldm.diffusion import stream
 
     collection = Collection(ShapesData(count=20, size=16), ImageTransform(size=16))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ldm.data.audit.copies import check_copies
+from ldm.data.audit.duplicates import check_copies
 from ldm.data.audit.pictures import aspects, check_sizes, check_traits
+from ldm.data.audit.properties import traits_of
 from ldm.data.audit.report import Finding, Report, of_problems, ordered
 from ldm.data.audit.texts import Count, check_captions
 from ldm.data.audit.together import Together
-from ldm.data.audit.traits import traits_of
 from ldm.data.buckets import Buckets
 from ldm.data.cached import CachedSource
 from ldm.data.index import Indexed

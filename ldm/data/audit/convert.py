@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from ldm.data.images import Colour, flatten
-from ldm.data.source import DataError, Source
+from ldm.data.source import Source
+from ldm.errors import DataError
 from ldm.progress import track
 
 _WHITE: Colour = (255, 255, 255)

@@ -22,7 +22,7 @@ from ldm.data.folder import FolderData, sidecars, walk
 from ldm.data.metadata import TABLES, rows_of
 from ldm.data.names import Names, Root, composed
 from ldm.data.picture import READABLE, UNREADABLE
-from ldm.data.source import DataError
+from ldm.errors import DataError
 from ldm.storage.json import parse_json
 
 FOLDER = ".quarantine"

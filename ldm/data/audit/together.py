@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.rows import Rows
-from ldm.data.source import DataError, Example, Problem, Source, SourceGroup
+from ldm.data.source import Example, Problem, Source, SourceGroup
+from ldm.errors import DataError
 
 
 class Together:

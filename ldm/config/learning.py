@@ -1,0 +1,126 @@
+"""What of a text-to-image model learns: whole parts, chosen parameters, adapters, or new words."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, WithJsonSchema
+
+from ldm.config.loader import config_class
+
+PARTS = ("unet", "text_encoder")
+
+
+def _of_a_part(entry: str) -> str:
+    part = part_of(entry)
+    if part not in PARTS or entry == f"{part}.":
+        near = difflib.get_close_matches(part, PARTS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{entry!r} is no part: write unet or text_encoder, or parameters of one of them as"
+            f" unet.PATTERN (unet.*attn2*){hint}"
+        )
+    return entry
+
+
+Learning = Annotated[
+    str,
+    AfterValidator(_of_a_part),
+    WithJsonSchema({"type": "string", "pattern": r"^(unet|text_encoder)(\..+)?$"}),
+]
+"""A part, or ``PART.PATTERN``: those of its parameters whose name fits the glob PATTERN."""
+
+
+@config_class
+class Lora:
+    """Low-rank adapters that learn in place of the parts named in ``train`` (``ldm.models.lora``).
+
+    Args:
+        rank: r, the inner width of every update.
+        alpha: the update is scaled by ``alpha / rank``; None: by 1.
+        dora: learn a magnitude per output beside it (Liu et al. 2024).
+        targets: names that modules of the U-Net end in; by default all of attention.
+        text_targets: the same in the text encoder.
+    """
+
+    rank: Annotated[int, Field(gt=0, le=2**14)] = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dora: bool = False
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "out_proj",
+    )
+
+
+@config_class
+class TextualInversion:
+    """A new word whose embedding alone learns (Gal et al. 2022, eq. 2).
+
+    Args:
+        token: the word as captions and prompts spell it, ``<my-cat>``.
+        initializer: words of the model's own whose embeddings it starts from.
+        vectors: embeddings that stand for it; the second is spelt ``<my-cat>_1``, and a text names
+            the first alone.
+        templates: captions to learn from in place of the data's own; ``{}`` stands for the token.
+    """
+
+    token: Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
+    initializer: Annotated[str, Field(min_length=1)]
+    vectors: Annotated[int, Field(gt=0, le=1000)] = 1
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"templates: {template!r} does not say where the token goes: {{}}")
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The templates with the token in them."""
+        return tuple(template.replace("{}", self.token) for template in self.templates)
+
+
+def part_of(entry: str) -> str:
+    """The part that an entry of ``train`` names."""
+    return entry.partition(".")[0]
+
+
+def parts(train: Sequence[str], word: TextualInversion | None) -> tuple[str, ...]:
+    """The parts in which something learns, in order."""
+    if word is not None:
+        return ("text_encoder",)
+    return tuple(dict.fromkeys(part_of(entry) for entry in train))
+
+
+def refuse(
+    train: Sequence[str],
+    lora: Lora | None,
+    word: TextualInversion | None,
+    text_encoder_lr: float | None,
+) -> None:
+    """``ValueError`` for keys that contradict each other about what learns."""
+    patterns = [entry for entry in train if entry not in PARTS]
+    if lora is not None and patterns:
+        raise ValueError(
+            f"train: {patterns[0]!r} chooses parameters, and with lora adapters learn: name the"
+            " part, and choose its modules with lora.targets (lora.text_targets)"
+        )
+    if word is not None:
+        if lora is not None:
+            raise ValueError("textual_inversion and lora are two kinds of run: leave one out")
+        if tuple(train) != ("unet",):
+            raise ValueError("train: with textual_inversion a new word alone learns: leave it out")
+        if text_encoder_lr is not None:
+            raise ValueError(
+                "optimizer.text_encoder_lr: a new word learns at optimizer.lr: leave this out"
+            )
+    if text_encoder_lr is not None and "text_encoder" not in parts(train, word):
+        raise ValueError(
+            "optimizer.text_encoder_lr: the text encoder does not learn: add it to train, or leave"
+            " this out"
+        )

@@ -1,0 +1,354 @@
+"""The fields of a run's YAML. Lengths are in images, whatever the batch and the number of
+processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ldm.config import learning
+from ldm.config.ema import Ema, TextToImageEma
+from ldm.config.learning import Learning, Lora, TextualInversion
+from ldm.config.loader import Duration, Interval, config_class
+from ldm.config.noise import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
+from ldm.config.optimizer import AdamW, TextToImageAdamW
+from ldm.config.shapes import Classes, TextLength, TextShape, UNetShape, VaeShape, Vocabulary
+from ldm.config.sources import DataConfig
+from ldm.data.images import ImageTransform
+from ldm.data.ranges import Count, Seed, Share
+from ldm.models.clip_size import ClipSize
+from ldm.sampling.names import canonical
+
+Batch = Annotated[int, Field(gt=0, le=2**20)]
+Pictures = Annotated[Count, Field(gt=0)]
+SamplerSteps = Annotated[int, Field(gt=0, le=10_000)]
+GuidanceScale = Annotated[float, Field(ge=0, lt=1000)]
+SamplerName = Annotated[str, AfterValidator(canonical)]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _seeds(first: int, pictures: int) -> None:
+    """``ValueError`` where not every picture i has the seed ``first + i``."""
+    if first + pictures > 2**32:
+        raise ValueError(f"seed: {first} + {pictures:,} pictures goes beyond 2^32 - 1")
+
+
+@config_class
+class Checkpoints:
+    """How often a loadable, resumable folder is written, and how many are kept.
+
+    Args:
+        every: how often.
+        keep: how many, the newest.
+    """
+
+    every: Interval = "5k steps"
+    keep: Positive = 2
+
+
+@config_class
+class Validation:
+    """Held-out loss per noise level with fixed noise, and pictures from fixed prompts and seeds.
+
+    Args:
+        every: how often.
+        images: held-out pictures in the loss; 0 for none.
+        levels: noise levels, the middles of equal cells of t.
+        prompts: texts, or names of classes, that are drawn; none by default. "" is what every
+            picture of an unconditional model is drawn from.
+        count: pictures of each prompt.
+        seed: of the noise, the same at every validation.
+        steps: sampler steps; None: those that ``model`` states, else 30.
+        guidance: guidance scale; None: that which ``model`` states, else 7.5. What a run gives here
+            its folder states.
+        sampler: named sampler; None: that which ``model`` states, else ``dpm++``, or ``ode-heun``
+            where no scheduler runs the process.
+    """
+
+    every: Interval = "5k steps"
+    images: Count = 128
+    levels: Annotated[int, Field(gt=0, le=1000)] = 10
+    prompts: tuple[str, ...] = ()
+    count: Pictures = 1
+    seed: Seed = 0
+    steps: SamplerSteps | None = None
+    guidance: GuidanceScale | None = None
+    sampler: SamplerName | None = None
+
+    def __post_init__(self) -> None:
+        _seeds(self.seed, self.drawn)
+
+    @property
+    def drawn(self) -> int:
+        """Pictures of one validation; picture i is drawn from ``seed + i``."""
+        return len(self.prompts) * self.count
+
+
+DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "quality", "digits"]
+
+
+@config_class
+class TextToImageValidation(Validation):
+    """The same, previews of the run's own captions, and suites of captions, measured as ``ldm
+    evaluate`` does.
+
+    Args:
+        captions: how many of the run's own captions are drawn as well, each beside its true
+            picture; half of them of held-out pictures, as far as there are any.
+        suites: of how many captions each; ``quality`` compares with the run's own training
+            pictures, as squares. Their figures are ``SUITE/FIGURE`` in ``metrics.jsonl``, with
+            ``/low`` and ``/high`` of the 95 % interval and ``/n``.
+        spaces: of features (``ldm.evaluation.features.space``); the first ``clip:FOLDER`` among
+            them also gives CLIP scores.
+    """
+
+    captions: Annotated[int, Field(ge=0, le=256)] = 0
+    suites: dict[DrawnSuite, Annotated[Count, Field(ge=8)]] = field(default_factory=dict)
+    spaces: Annotated[tuple[str, ...], Field(min_length=1)] = ("pixels:16",)
+
+    @property
+    def drawn(self) -> int:
+        """The most pictures of the prompts, of the captions, or of a suite."""
+        return max(super().drawn, self.captions, *self.suites.values())
+
+
+@config_class
+class Score:
+    """Nearest-picture retrieval at the end of a run (``ldm.tasks.score``).
+
+    Args:
+        captions: how many training captions of every source are drawn.
+        shown: how many of them go into ``samples.png``.
+        before: score ``model`` as well, which the run started from.
+        seed: image i is drawn from seed + i.
+        steps: sampler steps; None: those that ``model`` states, else 30.
+        guidance: guidance scale; None: that which ``model`` states, else 7.5. What a run gives here
+            its folder states.
+        sampler: named sampler; None: that which ``model`` states, else ``dpm++``, or ``ode-heun``
+            where no scheduler runs the process.
+    """
+
+    captions: Pictures = 256
+    shown: Pictures = 16
+    before: bool = False
+    seed: Seed = 0
+    steps: SamplerSteps | None = None
+    guidance: GuidanceScale | None = None
+    sampler: SamplerName | None = None
+
+    def __post_init__(self) -> None:
+        _seeds(self.seed, self.captions)
+
+
+@config_class
+class Order:
+    """Which pictures come when; always endless permutations.
+
+    Args:
+        window: read few shards (tars, row groups of parquet files) at a time: an epoch is a random
+            order of the shards, and pictures are mixed over so many of them. For data on a disk or
+            a network that is slow at random access. None: over the whole data set.
+    """
+
+    window: Positive | None = None
+
+
+@config_class
+class NonFinite:
+    """What becomes of a step whose loss or gradient norm is not finite.
+
+    Args:
+        action: ``stop`` ends the run, the last checkpoint being from before; ``skip`` leaves
+            weights, optimiser and average as they are and goes on with the next images. To know in
+            time, ``skip`` waits for the device at every step.
+        at_most: steps skipped in the whole run; one more ends it.
+    """
+
+    action: Literal["stop", "skip"] = "stop"
+    at_most: Positive = 10
+
+
+@config_class
+class Resume:
+    """Going on with a config that is not the one the run was started with.
+
+    Args:
+        allow: keys that may have changed, ``optimizer.lr`` or all of ``optimizer``; ``data`` also
+            stands for the pictures and captions themselves.
+    """
+
+    allow: tuple[str, ...]
+
+
+@config_class
+class RunConfig:
+    """What every training program needs.
+
+    Args:
+        run: folder of the run: config, metrics, samples, checkpoints, and ``final`` at the end.
+        seed: of every draw.
+        data: where pictures and captions come from: one source, or several, in proportion to their
+            weights or else to their numbers of pictures.
+        on_bad_sample: ``error`` refuses data with a picture or row that cannot be used; ``skip``
+            leaves those out, and lists them with the reasons in ``RUN/skipped.jsonl``.
+        images: size, crop, flip, background, buckets.
+        order: mixed over all pictures, or over the shards of a window at a time.
+        batch_size: images per optimiser step over all processes.
+        micro_batch_size: images that fit at once on one process; accumulation follows from it.
+        duration: length of the run.
+        optimizer: AdamW and its schedule.
+        ema: None trains without.
+        precision: of the forward pass; parameters and optimiser stay float32. ``auto``: bfloat16
+            where the device has it in hardware, else float32; a run that goes on keeps what it
+            began in. ``float16``, with loss scaling, is for GPUs without bfloat16.
+        log_every: steps between two lines of ``metrics.jsonl``.
+        trackers: where its numbers and the sample sheets go as well: ``tensorboard`` writes into
+            ``RUN/tensorboard``, ``wandb`` to its server, or with WANDB_MODE=offline into ``RUN``.
+        validation: None for none.
+        checkpoints: how often and how many.
+        nonfinite: stop at a loss that is not a number, or skip the step.
+        resume: ``auto`` goes on from the newest complete checkpoint of ``run``, ``never`` refuses
+            to touch a folder that has one, ``{allow: [KEY, ...]}`` goes on though these changed.
+        workers: processes that read and transform pictures; 0 reads in the training process.
+    """
+
+    run: Annotated[str, Field(min_length=1)]
+    seed: Seed = 0
+    data: DataConfig | tuple[DataConfig, ...]
+    on_bad_sample: Literal["error", "skip"] = "error"
+    images: ImageTransform = field(default_factory=ImageTransform)
+    order: Order = field(default_factory=Order)
+    batch_size: Batch = 64
+    micro_batch_size: Batch | None = None
+    duration: Duration
+    optimizer: AdamW = field(default_factory=AdamW)
+    ema: Ema | None = field(default_factory=Ema)
+    precision: Precision = "auto"
+    log_every: Positive = 10
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    validation: Validation | None = field(default_factory=Validation)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    nonfinite: NonFinite = field(default_factory=NonFinite)
+    resume: Literal["auto", "never"] | Resume = "auto"
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+
+
+@config_class
+class TrainConfig(RunConfig):
+    """Training of a model of latents or pixels, told a text, a class or nothing, from random init
+    or from a pipeline folder.
+
+    Args:
+        model: pipeline folder that every part not described here is taken from.
+        vae: folder of an autoencoder, or a shape for random init; ``pixels``: none, pictures are
+            their own latents.
+        condition: ``text``; ``none``, an unconditional model; or ``{classes: [NAME, ...]}``, of
+            which captions say one each. None: that of ``model``, else text.
+        text: folder of a pipeline's text encoder and tokenizer, folder (or file of weights) of an
+            open_clip model, or a shape for random init.
+        text_layers: only the first layers of the text encoder of a folder, with its final norm
+            behind them (Stable Diffusion 2: 23 of 24); None: all.
+        unet: a shape for random init.
+        train: what learns: parts, or parameters of one as ``unet.PATTERN``, a glob over their names
+            (``unet.*attn2*`` is cross-attention).
+        lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
+        textual_inversion: a new word learns in their place.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them: less memory, more time, the same gradients.
+        optimizer: AdamW and its schedule.
+        ema: None trains without; several half-lives are several averages, of which held-out loss
+            chooses.
+        validation: None for none.
+        process: the noise; what is left out is that of ``model``, else of ``DiscreteVP``.
+        objective: target and weight; the target left out is that of ``model``, else eps.
+        dropout: share of activations that training leaves out of every residual layer of the U-Net;
+            None: what its folder says, 0 for one of random init.
+        text_dropout: share of captions replaced by "" for classifier-free guidance.
+        cache_latents: encode every picture once; off with a random crop.
+        cache_text: encode every caption once; off where the text encoder learns.
+        attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
+            ``plain`` in bfloat16 on a CPU, else ``sdpa``.
+        score: draw training captions at the end and count whose nearest picture is their own.
+    """
+
+    model: str | None = None
+    vae: Literal["pixels"] | VaeShape | str | None = None
+    condition: Literal["text", "none"] | Classes | None = None
+    text: TextShape | str | None = None
+    text_layers: Positive | None = None
+    unet: UNetShape | None = None
+    train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
+    lora: Lora | None = None
+    textual_inversion: TextualInversion | None = None
+    gradient_checkpointing: bool = False
+    optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
+    ema: TextToImageEma | None = field(default_factory=TextToImageEma)
+    validation: TextToImageValidation | None = field(default_factory=TextToImageValidation)
+    process: ProcessConfig = field(default_factory=ProcessSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    text_dropout: Share = 0.1
+    cache_latents: bool = True
+    cache_text: bool = True
+    attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
+    score: Score | None = None
+
+    def __post_init__(self) -> None:
+        word, rate = self.textual_inversion, self.optimizer.text_encoder_lr
+        learning.refuse(self.train, self.lora, word, rate)
+        if self.text_layers is not None and isinstance(self.text, TextShape):
+            raise ValueError("text_layers: a described text encoder has text.layers: leave it out")
+
+    @property
+    def learns(self) -> tuple[str, ...]:
+        """The parts in which something learns, in order."""
+        return learning.parts(self.train, self.textual_inversion)
+
+
+@config_class
+class AutoencoderConfig(RunConfig):
+    """Training of a KL autoencoder: L1 + gradient-L1 + KL.
+
+    Args:
+        vae: a shape for random init, or a folder to go on from.
+        train: ``all``, or only the ``decoder`` (no latent changes).
+        gradient: weight of the L1 distance between horizontal and vertical differences.
+        kl: weight of the KL divergence to N(0, 1), in nats per latent number.
+        fold_images: training pictures over which latent statistics are measured at the end.
+    """
+
+    vae: VaeShape | str
+    train: Literal["all", "decoder"] = "all"
+    gradient: Annotated[float, Field(ge=0)] = 0.5
+    kl: Annotated[float, Field(ge=0)] = 1e-4
+    fold_images: Pictures = 8192
+
+
+@config_class
+class ClipConfig(RunConfig):
+    """Contrastive training of a small CLIP, and of its tokenizer on the captions.
+
+    Args:
+        clip: both towers and the joint space.
+        model: pipeline folder with a CLIP, of which all that reads text stays as it is: the picture
+            tower learns to see the latents of its autoencoder, of side ``clip.size``, under its
+            noise. None: both towers learn, from pictures.
+        text: folder with a text_encoder and a tokenizer that stay as they are, as a denoiser knows
+            them: a picture tower learns to meet them, and both projections (LiT with the towers
+            exchanged: Zhai et al. 2022). None: the text tower learns too.
+        vocab_size: tokens of the tokenizer; of ``model`` or ``text`` there is one.
+        max_length: tokens of a text, start and end included; the same.
+        contraries: weight of a second softmax, of a picture's caption against a text in nearly the
+            same words that is false of it (NegCLIP: Yuksekgonul et al. 2023), where the source
+            knows one (``shapes``: of two things); the mean over all pictures, 0 without one.
+    """
+
+    clip: ClipSize = field(default_factory=ClipSize)
+    model: str | None = None
+    text: str | None = None
+    vocab_size: Vocabulary = 4096
+    max_length: TextLength = 32
+    contraries: Annotated[float, Field(ge=0)] = 0.0

@@ -1,0 +1,105 @@
+"""The fields of a run's YAML that describe networks of random init, and what a U-Net is told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ldm.config.loader import config_class
+
+Width = Annotated[int, Field(gt=0, le=2**16)]
+Depth = Annotated[int, Field(gt=0, le=1000)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)]
+# 512 byte tokens and two specials are always there.
+Vocabulary = Annotated[int, Field(ge=514, le=2**20)]
+TextLength = Annotated[int, Field(ge=3, le=2**14)]  # a word between two specials
+
+
+@config_class
+class VaeShape:
+    """An ``AutoencoderKL`` from random init.
+
+    Args:
+        block_out_channels: channels per resolution, each half the one before.
+        layers_per_block: residual layers of the encoder at each (the decoder has one more).
+        latent_channels: channels of the latent.
+        norm_num_groups: groups of every GroupNorm.
+        mid_attention: self-attention at the lowest resolution.
+    """
+
+    block_out_channels: Widths = (128, 256, 512, 512)
+    layers_per_block: Depth = 2
+    latent_channels: Width = 4
+    norm_num_groups: Width = 32
+    mid_attention: bool = True
+
+
+@config_class
+class TextShape:
+    """A ``CLIPTextModel`` from random init, with a tokenizer from ``tokenizer`` or from the
+    captions.
+
+    Args:
+        tokenizer: folder of a CLIP tokenizer; None trains one of ``vocab_size`` on the captions.
+        vocab_size: tokens.
+        max_length: tokens of a prompt, start and end included.
+        hidden_size: width.
+        intermediate_size: width of the feed-forward layers.
+        layers: transformer layers.
+        heads: attention heads.
+        activation: of the feed-forward layers.
+    """
+
+    tokenizer: str | None = None
+    vocab_size: Vocabulary = 49408
+    max_length: TextLength = 77
+    hidden_size: Width = 768
+    intermediate_size: Annotated[int, Field(gt=0, le=2**18)] = 3072
+    layers: Depth = 12
+    heads: Width = 12
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+
+@config_class
+class Classes:
+    """Labels of classes, one of which every caption says as a whole word.
+
+    Args:
+        classes: their names; captions dropped by ``text_dropout`` become a further label.
+    """
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@config_class
+class UNetShape:
+    """A ``UNet2DConditionModel`` from random init, or a ``UNet2DModel`` where no text is read;
+    latent and text widths come from the other parts.
+
+    Args:
+        block_out_channels: channels per resolution.
+        layers_per_block: residual layers at each.
+        attention: which resolutions have cross-attention, or self-attention without text; None: all
+            but the last.
+        attention_head_dim: diffusers' argument of that name (which counts heads, or without text
+            the channels of one), one number or one per resolution.
+        norm_num_groups: groups of every GroupNorm.
+        use_linear_projection: linear instead of 1x1 convolutions around the transformers (SD 2).
+        scale_shift: the embedding of time and class scales and shifts the normalised activations
+            instead of being added to them (Dhariwal & Nichol 2021, section 3.1).
+        time_embedding: ``positional`` (sinusoids, the default), or ``fourier``: random features of
+            the timestep, whose frequencies are drawn once and do not learn (Song et al. 2021);
+            without text they are of log(sigma), and the output is divided by sigma: for scores.
+        fourier_scale: their standard deviation, in turns over all timesteps of the process.
+    """
+
+    block_out_channels: Widths = (320, 640, 1280, 1280)
+    layers_per_block: Depth = 2
+    attention: tuple[bool, ...] | None = None
+    attention_head_dim: Width | tuple[Width, ...] = 8
+    norm_num_groups: Width = 32
+    use_linear_projection: bool = False
+    scale_shift: bool = False
+    time_embedding: Literal["positional", "fourier"] | None = None
+    fourier_scale: Annotated[float, Field(gt=0)] | None = None

@@ -1,0 +1,100 @@
+"""The noise process and the objective of a run: those of the config over those of its model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ldm.config.noise import ProcessConfig, WeightingSettings
+from ldm.config.schema import TrainConfig
+from ldm.diffusion import (
+    ContinuousVP,
+    Cosine,
+    DiscreteVP,
+    NoiseProcess,
+    Objective,
+    RectifiedFlow,
+    Target,
+    VarianceExploding,
+    process_of,
+    scheduler_config,
+    target_of,
+)
+from ldm.errors import ConfigError
+from ldm.formats.integrity import check_scheduler, json_object
+
+PROCESSES: dict[str, type[Any]] = {
+    cls.kind: cls for cls in (DiscreteVP, ContinuousVP, Cosine, VarianceExploding, RectifiedFlow)
+}
+
+
+def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:
+    """Those of the config; what it leaves open comes from the model folder, else the defaults.
+
+    Raises:
+        ConfigError: they do not fit each other, or no saved folder could say what they are.
+    """
+    process, known = DiscreteVP(), {"target": "eps"}
+    if config.model and config.unet is None:
+        process, target, learned = saved(config.model)
+        known = {"target": target, "learned_variance": learned}
+    try:
+        process = _replaced(process, _given(config.process))
+        given = _given(config.objective)
+        if "times" in given:
+            given["times"] = replace(given["times"])  # a state of its own, if it has any
+        objective = Objective(**known | given)
+        process.refuse(objective.target)
+        if not bool(objective.weight(process.table).isfinite().all()):
+            raise ValueError(
+                f"objective.weighting {objective.weighting!r} is infinite for target"
+                f" {objective.target!r} at some level of process {process.kind!r}"
+            )
+        scheduler_config(process, objective.target, learned_variance=objective.learned_variance)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return process, objective
+
+
+def configured_process(settings: ProcessConfig, model: str | None) -> NoiseProcess:
+    """The process of ``settings``; what they leave open is that of the folder ``model``, if there
+    is one. ``ConfigError`` where its numbers cannot be.
+    """
+    return _replaced(saved(model)[0] if model else DiscreteVP(), _given(settings))
+
+
+def _replaced(process: NoiseProcess, given: dict[str, Any]) -> NoiseProcess:
+    if not given:
+        return process  # also one that no config can state
+    kind = given.pop("kind", None) or DiscreteVP.kind
+    cls = PROCESSES[kind]
+    try:
+        return replace(process, **given) if type(process) is cls else cls(**given)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ConfigError(f"process: {error}") from None
+
+
+def _given(settings: Any) -> dict[str, Any]:
+    """The fields that a config sets."""
+    given = {k: v for k, v in vars(settings).items() if v is not None}
+    if isinstance(given.get("weighting"), WeightingSettings):
+        given["weighting"] = given["weighting"].made()
+    return given
+
+
+def saved(model: str) -> tuple[NoiseProcess, Target, bool]:
+    """The process of a pipeline folder, what its U-Net predicts, and whether it also predicts a
+    variance.
+    """
+    file = Path(model) / "scheduler" / "scheduler_config.json"
+    try:
+        config = json_object(file)
+        check_scheduler(config)
+        learned = config.get("variance_type") == "learned_range"
+        process = process_of(config)
+        len(process.table.alpha)  # whether its numbers are some
+        return process, target_of(config), learned
+    except (OSError, ValueError, TypeError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise ConfigError(f"model: {file} cannot be used: {line}") from None

@@ -1,0 +1,113 @@
+"""The text encoder of a run and its tokenizer: from a pipeline's folder, from open_clip, or new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldm.config.schema import TextShape, TrainConfig
+from ldm.errors import ConfigError
+from ldm.families.networks import described, in_model, initialised, on_meta, read
+from ldm.formats import open_clip
+from ldm.models.tokenizer import train_tokenizer
+from ldm.storage import checkpoint
+
+
+def make_text(
+    config: TrainConfig, captions: Sequence[str], *, meta: bool = False
+) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+    """Tokenizer (None on the meta device) and text encoder of ``config``.
+
+    Args:
+        config: the run.
+        captions: what a tokenizer is trained on where the config describes one and the run has
+            none yet.
+        meta: shapes only.
+
+    Raises:
+        ConfigError: they are described nowhere or cannot be read.
+    """
+    if isinstance(config.text, TextShape):
+        return _described(config, config.text, captions, meta)
+    if config.text is not None and open_clip.is_one(config.text):
+        with described("text"):
+            make = open_clip.Tower(config.text)
+            text_encoder = on_meta(make.shape) if meta else make.text_encoder()
+            tokenizer = None if meta else make.tokenizer()
+    else:
+        root = Path(config.text) if config.text else in_model(config.model, "text", "")
+        text_encoder = read(CLIPTextModel, root / "text_encoder", "text", meta)
+        tokenizer = None if meta else read_tokenizer(root / "tokenizer")
+    if config.text_layers is not None:
+        _cut(text_encoder, config.text_layers)
+    return tokenizer, text_encoder
+
+
+def _cut(text_encoder: CLIPTextModel, layers: int) -> None:
+    there = text_encoder.config.num_hidden_layers
+    if layers > there:
+        raise ConfigError(f"text_layers {layers}: the text encoder has {there}")
+    text_encoder.encoder.layers = nn.ModuleList(text_encoder.encoder.layers[:layers])
+    text_encoder.config.num_hidden_layers = layers
+
+
+def _described(
+    config: TrainConfig, shape: TextShape, captions: Sequence[str], meta: bool
+) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+    with described("text"):
+        text_config = CLIPTextConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            max_position_embeddings=shape.max_length,
+            hidden_act=shape.activation,
+            # The tokenizer's own take their place; transformers' defaults are of one with 49,408.
+            bos_token_id=shape.vocab_size - 2,
+            eos_token_id=shape.vocab_size - 1,
+        )
+    if meta:
+        return None, on_meta(lambda: CLIPTextModel(text_config))
+    tokenizer = (
+        read_tokenizer(Path(shape.tokenizer))
+        if shape.tokenizer
+        else own_tokenizer(config.run, captions, shape.vocab_size, shape.max_length)
+    )
+    # A tokenizer trained on few captions has fewer tokens than asked for.
+    text_config.vocab_size = len(tokenizer)
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(text_config, token, getattr(tokenizer, token))
+    with initialised(config.seed, "text_encoder"):
+        return tokenizer, CLIPTextModel(text_config)
+
+
+def own_tokenizer(
+    run: str, captions: Sequence[str], vocab_size: int, max_length: int
+) -> CLIPTokenizer:
+    """The tokenizer that the run in the folder ``run`` has already, else a new one.
+
+    A run that goes on with other captions keeps the words that its weights know.
+    """
+    checkpoints = checkpoint.folders(Path(run) / "checkpoints")
+    # A LoRA's checkpoints hold no tokenizer, and its base does.
+    for folder in [*reversed(checkpoints), Path(run) / "base"] if checkpoints else []:
+        kept = folder / "tokenizer"
+        if kept.is_dir() and checkpoint.problem(folder, "tokenizer/") is None:
+            return read_tokenizer(kept)
+    return train_tokenizer(captions, vocab_size, max_length)
+
+
+def read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer in ``folder``; ``ConfigError`` if there is none."""
+    there = [name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
+    if not there or not (folder / "tokenizer_config.json").is_file():
+        raise ConfigError(f"text: {folder} is no folder of a tokenizer")
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises no class of its own
+        line = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
+        raise ConfigError(f"text: {folder} cannot be read: {line}") from None

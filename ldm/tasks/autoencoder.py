@@ -1,0 +1,174 @@
+"""Training of a KL autoencoder.
+
+    L = |x - x_hat|_1 + w_g (|dx - dx_hat|_1 + |dy - dy_hat|_1) + w_kl KL(q(z|x) || N(0, 1))
+
+with means over pixels, and the KL in nats per latent number (Rombach et al. 2022, section 3.1,
+without the adversarial and perceptual terms: no network to download). dx and dy are differences of
+neighbouring pixels: edges of flat-coloured pictures are where an L1 loss alone blurs.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ldm.config.schema import AutoencoderConfig
+from ldm.data.collection import Collection
+from ldm.data.images import ImageTransform, to_image, to_pixels
+from ldm.data.items import Item, Items, spread
+from ldm.diffusion import normal, stream
+from ldm.engine.sampler_state import Memory
+from ldm.evaluation import sheets
+from ldm.evaluation.similarity import psnr, ssim
+from ldm.families.networks import digest
+from ldm.models.codec import VaeCodec, fold_statistics
+from ldm.models.strip_paths import forget_origin
+from ldm.progress import track
+
+
+class PictureDraws(Dataset[dict[str, Any]]):
+    """Item n: the n-th picture of the run, transformed, and the noise of its posterior.
+
+    Args:
+        collection: its training pictures.
+        config: transform with augmentation drawn per image, batch, seed.
+        codec: what makes latents of them.
+    """
+
+    def __init__(self, collection: Collection, config: AutoencoderConfig, codec: VaeCodec) -> None:
+        self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
+        self.transform, self.seed = config.images, config.seed
+        self.channels, self.factor = codec.channels, codec.factor
+
+    def item(self, position: int) -> Item:
+        """The example that the image at ``position`` is made from."""
+        return self.plan[position]
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """``pixels`` 3 h w in [-1, 1], ``posterior`` c h w, ``position``."""
+        item = self.item(position)
+        view = self.transform.view(stream(self.seed, "transform", position))
+        picture = self.transform(item.load(), view, item.shape)
+        width, height = (side // self.factor for side in item.shape)
+        shape = (self.channels, height, width)
+        return {
+            "position": position,
+            "pixels": to_pixels(picture),
+            "posterior": normal(self.seed, "posterior", position, shape),
+        }
+
+
+class AutoencoderTask(nn.Module):
+    """Reconstruction of pictures; what is saved is an ``AutoencoderKL`` folder."""
+
+    def __init__(
+        self, config: AutoencoderConfig, vae: AutoencoderKL, collection: Collection
+    ) -> None:
+        super().__init__()
+        self.memory = Memory()
+        self.config, self.vae, self.codec = config, vae, VaeCodec(vae)
+        self.origin = {"vae.folder": digest(vae)} if isinstance(config.vae, str) else {}
+        self.collection, self.held_out = collection, collection.held_out
+        if config.train == "decoder":
+            for part in (vae.encoder, vae.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters of the autoencoder, or of its decoder."""
+        return {n: p for n, p in self.vae.named_parameters() if p.requires_grad}
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``loss`` per picture, ``b``."""
+        x = batch["pixels"]
+        moments = self.codec.encode(x)
+        mean, logvar = moments.mean.float(), moments.logvar.float()
+        z = mean + (0.5 * logvar).exp() * batch["posterior"]
+        x_hat = self.vae.decode(z).sample.float()
+        loss = (x - x_hat).abs().flatten(1).mean(1)
+        if self.config.gradient:
+            for axis in (2, 3):
+                edges = (x.diff(dim=axis) - x_hat.diff(dim=axis)).abs()
+                loss = loss + self.config.gradient * edges.flatten(1).mean(1)
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar)
+        return {"loss": loss + self.config.kl * kl.flatten(1).mean(1)}
+
+    @torch.no_grad()
+    def reconstruct(self, pixels: Tensor) -> Tensor:
+        """Decoded posterior means, clipped to [-1, 1]."""
+        return self.vae.decode(self.codec.encode(pixels).mean).sample.clamp(-1, 1)
+
+    @torch.no_grad()
+    def validate(
+        self, accelerator: Accelerator, folder: Path | None, images: int
+    ) -> dict[str, float]:
+        """Mean PSNR (dB) and SSIM over held-out pictures, and a sheet of some beside the truth."""
+        validation = self.config.validation
+        if validation is None or not validation.images or not self.held_out:
+            return {}
+        # Spread over the held-out pictures, whose order is that of the sources.
+        chosen = spread(self.held_out, validation.images)
+        mine = chosen[accelerator.process_index :: accelerator.num_processes]
+        totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        shown = []
+        for at in track(range(0, len(mine), 32), "measuring held-out pictures", "batches"):
+            x = torch.stack(
+                [to_pixels(self.config.images(i.load())) for i in mine[at : at + 32]]
+            ).to(accelerator.device)
+            x_hat = self.reconstruct(x)
+            totals += torch.stack(
+                [psnr(x, x_hat).sum(), ssim(x, x_hat).sum(), torch.tensor(len(x), device=x.device)]
+            )
+            if len(shown) < 32:
+                shown += [[to_image(a), to_image(b)] for a, b in zip(x_hat, x, strict=True)]
+        totals = accelerator.reduce(totals, "sum")
+        if folder and accelerator.is_main_process:
+            step = max(1, len(shown) // 32)
+            page = sheets.sheet(shown[::step][:32], columns=8)
+            sheets.save(page, sheets.sheet_name(folder, images))
+        return {"psnr": float(totals[0] / totals[2]), "ssim": float(totals[1] / totals[2])}
+
+    def save(self, folder: Path) -> None:
+        """An ``AutoencoderKL`` folder."""
+        self.vae.save_pretrained(folder)
+        forget_origin(folder)
+
+    def finish(self, folder: Path) -> None:
+        """The same with the latent statistics folded in, if the encoder learnt."""
+        vae = copy.deepcopy(self.vae)
+        if self.config.train == "all":
+            fold(vae, self.collection.train, self.config.images, self.config.fold_images)
+        vae.save_pretrained(folder)
+        forget_origin(folder)
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """Its weights."""
+        return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+@torch.no_grad()
+def fold(vae: AutoencoderKL, items: Items, transform: ImageTransform, count: int) -> None:
+    """Measures mean and std per latent channel over ``count`` of ``items`` and folds them in.
+
+    The std is that of posterior samples: sqrt(var(mean) + mean(var)).
+    """
+    codec = VaeCodec(vae)
+    chosen = spread(items, count)
+    total = torch.zeros(3, codec.channels, dtype=torch.float64)
+    seen = 0
+    for at in track(range(0, len(chosen), 64), "measuring latents", "batches"):
+        x = torch.stack([to_pixels(transform(i.load())) for i in chosen[at : at + 64]])
+        moments = codec.encode(x.to(vae.device))
+        mean, var = moments.mean.double().cpu(), moments.logvar.double().exp().cpu()
+        total += torch.stack([m.sum((0, 2, 3)) for m in (mean, mean**2, var)])
+        seen += mean[:, 0].numel()
+    mean, square, var = total / seen
+    fold_statistics(vae, mean, (square - mean**2 + var).sqrt())

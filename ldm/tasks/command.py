@@ -1,0 +1,129 @@
+"""The command line of the programs in training/, which a mistake in a config ends before torch,
+diffusers and transformers are imported; and what becomes of an error: one line, or a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from ldm.config.costly import costly
+from ldm.config.loader import load
+from ldm.config.provenance import check_folder
+from ldm.config.schema import RunConfig
+from ldm.data.folder import FolderData
+from ldm.engine.signals import REQUESTS, STOPPED, Interrupted
+from ldm.engine.trackers import require
+from ldm.engine.watch import WATCH, leave_note
+from ldm.errors import ConfigError, DataError, UserError
+from ldm.progress import listen, main_process
+
+C = TypeVar("C", bound=RunConfig)
+log = logging.getLogger(__name__)
+
+ENDS = f"""exit status:
+  0   the run is over
+  2   a mistake or a fault, which one line on stderr names
+  {STOPPED}  SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 asked the run to stop: it has finished its step and
+      saved a checkpoint, from which the same command goes on; a second signal ends it at once
+
+torchrun and accelerate launch make 1 of every status but 0. torchrun hands SIGTERM and SIGINT on
+(SIGUSR1 with --signals-to-handle=SIGTERM,SIGINT,SIGUSR1) and kills what is not over 30 seconds
+later; accelerate launch does not hand them on to a single process, which notices when it is gone,
+and stops as on SIGTERM.
+
+Of several processes, one that has not answered for 5 minutes, or that holds up a step for half an
+hour, ends the run in a line that names it; so does a data worker that hangs. LDM_TIMEOUT sets the
+half hour in seconds (and the 5 minutes where it is less).
+"""
+
+
+class Command(Generic[C]):
+    """The command line ``--config FILE [--dry-run] a.b=c ...``.
+
+    Args:
+        schema: class of the config.
+        description: shown by ``--help``.
+    """
+
+    def __init__(self, schema: type[C], description: str | None) -> None:
+        sys.excepthook = one_line
+        listen()
+        parser = argparse.ArgumentParser(
+            description=description,
+            epilog=ENDS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--config", required=True, help="YAML file of the run")
+        parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
+        parser.add_argument(
+            "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
+        )
+        arguments = parser.parse_args()
+        REQUESTS.listen()
+        self.config: C = load(schema, arguments.config, arguments.overrides)
+        check_folder(Path(self.config.run))
+        require(self.config.trackers)
+        for line in costly(self.config) if main_process() else ():
+            log.warning(line)
+        self.dry_run: bool = arguments.dry_run
+        _refuse_missing(self.config, data=not self.dry_run)
+
+
+def _refuse_missing(config: RunConfig, *, data: bool) -> None:
+    """Says which folder is not there, in the words of those who would read it seconds later.
+
+    Args:
+        config: the run.
+        data: whether its pictures have to be there already.
+    """
+    model = getattr(config, "model", None)
+    if model is not None and not Path(model).exists():
+        raise ConfigError(f"model: {model} is no pipeline folder (it has no model_index.json)")
+    for source in config.data if isinstance(config.data, tuple) else (config.data,):
+        if data and isinstance(source, FolderData) and not source.root.exists():
+            raise DataError(f"{source.root}: this folder does not exist, check data.path")
+
+
+def one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tells a user's mistake, or a signal, in one line; a traceback is for bugs."""
+    REQUESTS.at_once = False  # the launcher sends signals as soon as another process is gone
+    line, status = None, 2
+    if isinstance(error, Interrupted):
+        line, status = f"stopped: {error}" if str(error) else "", STOPPED
+    elif isinstance(error, UserError):
+        line = str(error).strip()
+        if line and not error.several:
+            # What a DataLoader's worker raised comes with its traceback in the text.
+            line = line.splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+        line = line and f"error: {line}"
+    elif _left_alone(error):
+        line = (told := WATCH.lost()) and f"error: {told}"
+    if line is None:
+        sys.__excepthook__(kind, error, trace)
+        WATCH.leave("failed")
+        return
+    if line:
+        print(line, file=sys.stderr)
+        leave_note(line.partition(": ")[2])
+    WATCH.leave("failed")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _left_alone(error: BaseException) -> bool:
+    """Whether a collective failed because a process that takes part in it is gone."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    torch = sys.modules.get("torch")
+    return (
+        isinstance(error, RuntimeError)
+        and torch is not None
+        and torch.distributed.is_initialized()
+        and any(text in str(error) for text in gone)
+    )

@@ -1,0 +1,315 @@
+"""What a run will cost, before any of it: memory, disk, arithmetic, time.
+
+One optimiser step is traced over tensors without data (``FakeTensorMode``), as a CPU would compute
+it: which tensors live at once, the FLOPs of matrix work, the bytes read and written.
+
+    memory = parameters + average + moments + peak of a step (gradients, activations, temporaries)
+    time   = (FLOPs / rate + bytes / bandwidth) / efficiency
+
+rate and bandwidth are those of the device at hand, measured in less than a second.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from ldm.config.loader import images
+from ldm.config.schema import RunConfig
+from ldm.engine.precision import DTYPES, device_at_hand, has_bfloat16, named
+
+EFFICIENCY = {
+    True: {"float32": 0.62, "bfloat16": 0.36, "float16": 0.36},
+    False: {"float32": 0.71, "bfloat16": 0.71, "float16": 0.71},
+}
+"""Share of the modelled speed that training steps of small text-to-image models reach, on devices
+that have bfloat16 in hardware and on those that have not.
+
+Without: measured in float32 on a CPU with AVX2 alone by tests/benchmarks/estimate.py, 0.76 for
+quickstart (16 images at a time), 0.67 for lora and 0.71 for finetune (8): the mean, and memory 0.71
+to 0.86 times what was used. Its other precisions were not measured. With: 0.9 and 0.6, as measured
+on a CPU with AMX while look-ups counted as traffic, times what of quickstart's time in the model is
+left without them (0.69 and 0.60, at 20 GB/s and 200 and 500 GFLOP/s); in bfloat16 casts and the
+backward pass cost more than the rates say. No GPU has been measured."""
+_PROBE = 0.25  # seconds for each of the three rates
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a program computes.
+
+    Args:
+        networks: on the meta device; what learns requires gradients.
+        loss: of so many images, from pixels or caches to the number that is differentiated.
+        saved: names of the networks that a checkpoint holds; None: what learns alone.
+        cached: bytes kept in the cache of each picture and of each caption.
+    """
+
+    networks: Mapping[str, nn.Module]
+    loss: Callable[[int], Tensor]
+    saved: tuple[str, ...] | None
+    cached: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process. Bytes unless named otherwise.
+
+    Args:
+        frozen: parameters that do not learn.
+        learning: parameters that do.
+        average: their moving average.
+        moments: AdamW's two.
+        working: most that lives at once within a step: gradients, what is kept for the backward
+            pass, temporaries.
+        checkpoint: one on disk.
+        convolution: FLOPs of an optimiser step in convolutions.
+        product: FLOPs in matrix products and attention.
+        traffic: read and written in a step by everything that is computed.
+    """
+
+    frozen: int
+    learning: int
+    average: int
+    moments: int
+    working: int
+    checkpoint: int
+    convolution: int
+    product: int
+    traffic: int
+
+    @property
+    def memory(self) -> int:
+        """All that a process holds at once."""
+        return self.frozen + self.learning + self.average + self.moments + self.working
+
+
+def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
+    """The cost of an optimiser step of ``parts`` micro-batches of ``micro`` images.
+
+    ``step.networks`` lose the meta device to the fake one.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for network in step.networks.values():
+            network.to_empty(device="cpu")
+        every = {p for network in step.networks.values() for p in network.parameters()}
+        learning = {p for p in every if p.requires_grad}
+        live = _Live(every)
+        flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+        with flops, live:
+            if parts > 1:  # all but the first meet the gradients of those before
+                for parameter in learning:
+                    parameter.grad = torch.zeros_like(parameter)
+            dtype = DTYPES[config.precision]
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                loss = step.loss(micro)
+            loss.backward()
+    counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
+    convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
+    trained, copies = _bytes(learning), len(config.ema.half_lives) if config.ema else 0
+    held = (
+        trained
+        if step.saved is None
+        else sum(_bytes(step.networks[name].parameters()) for name in step.saved)
+    )
+    return Cost(
+        frozen=_bytes(every) - trained,
+        learning=trained,
+        average=trained * copies,
+        moments=2 * trained,
+        working=live.peak,
+        # The raw weights, two moments and further averages beside them.
+        checkpoint=held + (3 + max(copies - 1, 0)) * trained,
+        convolution=parts * convolution,
+        product=parts * (sum(counted.values()) - convolution),
+        # The optimiser reads weight, gradient and two moments, and writes all but one; an average
+        # is read and written.
+        traffic=parts * live.traffic + (7 + 2 * copies) * trained,
+    )
+
+
+def _bytes(parameters: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+# FLOPs that torch does not count: attention on a CPU.
+_ATTENTION: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of storages that are alive, beside those of ``known``, and bytes that went through."""
+
+    def __init__(self, known: set[nn.Parameter]) -> None:
+        super().__init__()
+        self.sizes = {p.untyped_storage()._cdata: 0 for p in known}
+        self.now = self.peak = self.traffic = 0
+
+    def _freed(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Lets ``func`` run and counts what it made."""
+        out = func(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        for tensor in made:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.sizes:
+                self.sizes[key] = storage.nbytes()
+                self.now += self.sizes[key]
+                weakref.finalize(storage, self._freed, key)
+        self.peak = max(self.peak, self.now)
+        if made and not func.is_view:  # what makes none asks for its device, and reads nothing
+            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            self.traffic += sum(x.numel() * x.element_size() for x in [*made, *given])
+        return out
+
+
+# -- the device at hand --
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOPs a second of convolutions and of products, bytes a second, of which device, and the
+    share of all that a step reaches there.
+    """
+
+    convolution: float
+    product: float
+    bandwidth: float
+    device: str
+    efficiency: float
+
+
+def measure(precision: str) -> Rates:
+    """The rates of this machine's GPU, or else its CPU, in the precision of the run."""
+    device = device_at_hand()
+    dtype = DTYPES[precision]
+    large = device.type == "cuda"
+    with torch.no_grad():
+        channels, side, n = (320, 64, 16) if large else (128, 16, 16)
+        x = torch.ones(n, channels, side, side, dtype=dtype, device=device)
+        kernel = torch.ones(channels, channels, 3, 3, dtype=dtype, device=device)
+        rounds = _rounds(lambda: nn.functional.conv2d(x, kernel, padding=1), device)
+        convolution = rounds * 2 * x.numel() * channels * 9
+        width, rows = (4096, 8192) if large else (512, 2048)
+        a = torch.ones(rows, width, dtype=dtype, device=device)
+        b = torch.ones(width, width, dtype=dtype, device=device)
+        product = _rounds(lambda: a @ b, device) * 2 * a.numel() * width
+        line = torch.ones(2**27 if large else 2**22, device=device)
+        bandwidth = _rounds(lambda: line + 1, device) * 2 * line.nbytes
+    efficiency = EFFICIENCY[has_bfloat16(device)][precision]
+    return Rates(convolution, product, bandwidth, named(device), efficiency)
+
+
+def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
+    """How often a second ``run`` runs."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    run()
+    wait()
+    count, begin = 0, time.perf_counter()
+    while True:
+        run()
+        wait()
+        count += 1
+        spent = time.perf_counter() - begin
+        if spent > _PROBE:
+            return count / spent
+
+
+def seconds(cost: Cost, rates: Rates) -> float:
+    """Of one optimiser step on one process of that device."""
+    work = cost.convolution / rates.convolution + cost.product / rates.product
+    return (work + cost.traffic / rates.bandwidth) / rates.efficiency
+
+
+# -- what is printed --
+
+
+def lines(
+    config: RunConfig, step: Step, split: tuple[int, int], data: tuple[int, int, int] | None
+) -> Iterator[tuple[str, str, str]]:
+    """Name, value and what it counts, of what a run on this machine costs.
+
+    Args:
+        config: the run.
+        step: of its program.
+        split: images per process and per micro-batch.
+        data: training pictures, of these entries in a cache, captions; None: not known.
+    """
+    share, micro = split
+    cost = trace(config, step, micro, share // micro)
+    rates = measure(config.precision)
+    held = [
+        ("frozen", cost.frozen),
+        ("learning", cost.learning),
+        ("average", cost.average),
+        ("moments", cost.moments),
+        (f"a step of {micro} images at a time", cost.working),
+    ]
+    told = " + ".join(f"{name} {size(value)}" for name, value in held if value)
+    # What the networks of a run are set to compute here; a GPU has a fused kernel for it.
+    full = config.precision == "bfloat16" and device_at_hand().type == "cpu"
+    note = " (with attention as this CPU computes it; a GPU keeps less)" if full else ""
+    yield "memory", size(cost.memory), f"{told}{note}; beside Python's own"
+    keep = config.checkpoints.keep
+    disk = f"{keep + 1} checkpoints of {size(cost.checkpoint)} while one is written"
+    total = (keep + 1) * cost.checkpoint
+    if data and any(step.cached):
+        cache = data[1] * step.cached[0] + data[2] * step.cached[1]
+        total, disk = total + cache, f"{disk}, cache {size(cache)}"
+    yield "disk", size(total), f"{disk}; beside the result"
+    flops = cost.convolution + cost.product
+    yield (
+        "arithmetic",
+        f"{flops / 1e12:,.3g} TFLOP",
+        f"a step of {share} images, {flops / share / 1e9:,.3g} GFLOP an image",
+    )
+    spent = seconds(cost, rates)
+    speed = share / spent
+    how = (
+        f"on this {rates.device}, roughly: it does {rates.convolution / 1e9:,.0f} GFLOP/s in"
+        f" convolutions, {rates.product / 1e9:,.0f} in products, {rates.bandwidth / 1e9:,.0f} GB/s"
+    )
+    yield "speed", f"{speed:,.3g} images/s", how
+    if data:
+        run = images(config.duration, config.batch_size, data[0])
+        yield "time", duration(run / speed), f"for {run:,} images, without validation and caching"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB" if count < 999.5 else f"{count / 1000:,.3g} TB"
+
+
+def duration(spent: float) -> str:
+    """Seconds in the unit that suits."""
+    for unit, worth in (("days", 86400), ("h", 3600), ("min", 60)):
+        if spent >= 2 * worth:
+            return f"{spent / worth:,.1f} {unit}"
+    return f"{spent:.0f} s"

@@ -1,0 +1,131 @@
+"""What a model draws, measured while it trains: the suites of ``ldm evaluate`` as a validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ldm.config.schema import TrainConfig
+from ldm.data.collection import Collection
+from ldm.data.items import Items
+from ldm.demo.digits import NAMES
+from ldm.errors import ConfigError
+from ldm.evaluation import sheets
+from ldm.evaluation.emoji import FEWEST
+from ldm.evaluation.features import space
+from ldm.evaluation.report import Drawing, markdown
+from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Measurer, Truth
+from ldm.evaluation.suites import Report
+from ldm.families.model import Parts
+from ldm.families.networks import described
+from ldm.pipeline import LatentDiffusionPipeline
+from ldm.storage.disk import write_text
+
+KEY = "validation.suites"
+
+
+class Suites:
+    """The suites that a run's validations measure; what they need is there before it begins.
+
+    Args:
+        config: the run, with a validation that has suites.
+        parts: of the model.
+        collection: what is trained on.
+        accelerator: where networks that judge are; one process of each machine makes what is kept.
+        batch: pictures at a time.
+
+    Raises:
+        ConfigError: something cannot be measured of this run.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        collection: Collection,
+        accelerator: Accelerator,
+        batch: int,
+    ) -> None:
+        assert config.validation is not None
+        self.settings, self.size, self.batch = config.validation, config.images.size, batch
+        self.how = parts.drawn_with(config.validation)
+        asked = self.settings.suites
+        _refuse_unread(asked, parts)
+        if self.size % parts.codec.factor:
+            told = f"images.size {self.size} is no multiple of {parts.codec.factor}"
+            raise ConfigError(f"{KEY}: {told}, and squares of that side are drawn")
+        compared = _compared(parts, collection) if "quality" in asked else None
+        with accelerator.local_main_process_first(), described(KEY):
+            if asked.get("emoji-new", FEWEST) < FEWEST:
+                raise ValueError(f"emoji-new: {asked['emoji-new']} captions, at least {FEWEST}")
+            specs = self.settings.spaces if set(asked) - WITHOUT_SPACES else ()
+            self.truth = Truth(
+                [space(spec, accelerator.device) for spec in specs],
+                self.size,
+                compared=compared,
+                background=config.images.background,
+            )
+            self.truth.prepare(asked)
+
+    def measure(self, pipe: LatentDiffusionPipeline, accelerator: Accelerator) -> dict[str, Report]:
+        """The report of every suite, without pictures, on every process.
+
+        Args:
+            pipe: the model as it is.
+            accelerator: the processes, which all draw.
+        """
+        asked = self.settings
+
+        def draw(captions: Sequence[str]) -> Tensor:
+            drawn = sheets.drawn(
+                pipe,
+                captions,
+                accelerator,
+                what="captions of the suites",
+                seed=asked.seed,
+                batch=self.batch,
+                **asdict(self.how),
+                height=self.size,
+                width=self.size,
+            )
+            return torch.stack(drawn)
+
+        measurer = Measurer(pipe, self.truth)
+        return {
+            name: replace(measurer.measure(name, draw, count), drawn=None)
+            for name, count in asked.suites.items()
+        }
+
+    def write(self, reports: dict[str, Report], table: Path) -> None:
+        """A Markdown file with all figures and their intervals."""
+        drawing = Drawing.of(self.how, self.settings.seed, self.batch)
+        told = {name: [report] for name, report in reports.items()}
+        write_text(table, markdown(told, [drawing], ""))
+
+
+def _compared(parts: Parts, collection: Collection) -> Items:
+    """What is trained on, but for sources that are never drawn from."""
+    if collection.epoch is None or parts.stored:
+        data = "a cached set, which holds none" if parts.stored else "streamed"
+        raise ConfigError(f"{KEY}: quality compares with the run's pictures; its data is {data}")
+    items = collection.train
+    drawn = np.array([source.weight != 0 for source in items.sources])
+    return items.where(drawn[items.source])
+
+
+def _refuse_unread(asked: Iterable[str], parts: Parts) -> None:
+    """``ConfigError`` for a suite whose captions the model does not read."""
+    if parts.classes is None:
+        return
+    reads = "labels of classes" if parts.classes else "nothing"
+    for name in asked:
+        if name not in PICTURES:
+            raise ConfigError(f"{KEY}: {name} asks by captions, and this model reads {reads}")
+    if parts.classes and not set(NAMES) <= set(parts.classes):
+        raise ConfigError(f"{KEY}: digits asks for {', '.join(NAMES)}, which are not its classes")
