@@ -15,7 +15,8 @@ demo: .venv/installed
 	$(BIN)/python training/train.py --config configs/quickstart.yaml
 
 test: .venv/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile \
+	  --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Every test runs offline, on the CPU, from fixed seeds."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from PIL import Image
+
+import shapes_held
 
 # Before anything imports them: what is called in these rooms is held to the shapes it names.
 install_import_hook(["ldm.diffusion", "ldm.guidance", "ldm.models"], "shapes_held.held")
@@ -25,16 +28,39 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The longest files, which begin first: or one of two processes ends long before the other.
+LONG = [
+    f"test_{name}.py"
+    for name in (
+        "process_samplers", "faults", "runs", "processes", "cached", "shards",
+        "schedulers_on_mixtures",
+        "chosen_parts", "going_on", "lora_run", "estimate", "bad_runs", "objectives", "evaluate",
+    )
+]  # fmt: skip
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # a million objects of what is imported, which no collection need look through
+
+
 @pytest.fixture(autouse=True)
 def _fixed_global_generator() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_held() -> None:
+    shapes_held.begin()
 
 
 @pytest.fixture

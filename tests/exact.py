@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class Mixture:
         off = self.means - self.mean
         return torch.einsum("k,kij->ij", self.weights, self.covs + off[:, :, None] * off[:, None])
 
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """Variances ``k d`` along the axes ``k d d`` of C_k, which S_k shares."""
+        return tuple(torch.linalg.eigh(self.covs))
+
     def noised(self, alpha: Tensor | float, sigma: Tensor | float) -> Mixture:
         """The distribution of x_t."""
         eye = torch.eye(self.means.shape[1], dtype=torch.float64)
@@ -50,13 +56,18 @@ class Mixture:
         one level ``1 1 1``.
         """
         alpha, sigma = (p.double().reshape(-1, 1, 1) for p in level[:2])
-        eye = torch.eye(x.shape[1], dtype=torch.float64)
-        spread = alpha[..., None] ** 2 * self.covs + sigma[..., None] ** 2 * eye  # b k d d, or 1
+        variances, axes = self._axes
+        spread = alpha**2 * variances + sigma**2  # of S_k along its axes, b k d, or 1 k d
         off = x.double()[:, None] - alpha * self.means
-        solved = (torch.linalg.inv(spread) @ off[..., None])[..., 0]
+        along = torch.einsum("bki,kij->bkj", off, axes)
+        solved = torch.einsum("bkj,kij->bki", along / spread, axes)
         log = (
             self.weights.log()
-            - ((off * solved).sum(-1) + torch.logdet(spread) + x.shape[1] * math.log(2 * math.pi))
+            - (
+                (along**2 / spread).sum(-1)
+                + spread.log().sum(-1)
+                + x.shape[1] * math.log(2 * math.pi)
+            )
             / 2
         )
         return log, solved, alpha

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
+from forked import Forked, server
 from ldm.storage.lock import lock
 from runs import ROOT
 
@@ -70,32 +71,38 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(*command: str | Path, processes: int = 1, **settings) -> subprocess.Popen:
-    """A program under ``torchrun`` where it is to be several processes."""
-    line = [sys.executable]
+def launch(
+    *command: str | Path, processes: int = 1, fresh: bool = False, **settings
+) -> Forked | subprocess.Popen:
+    """A program, under ``torchrun`` where it is to be several processes; ``fresh`` from nothing, as
+    a user starts it, with hashes of its own and its name in the list of processes.
+    """
+    line = [str(part) for part in command]
     if processes > 1:
-        line += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        line += ["--master_port", str(free_port())]
-    line += [str(part) for part in command]
+        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        line = [*torchrun, "--master_port", str(free_port()), *line]
+    if not fresh and hasattr(os, "pidfd_open"):  # on Linux
+        server(ENVIRONMENT)
+        return Forked(line, ENVIRONMENT, **settings)
     settings = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) | settings
-    return subprocess.Popen(line, env=ENVIRONMENT, text=True, **settings)
+    return subprocess.Popen([sys.executable, *line], env=ENVIRONMENT, text=True, **settings)
 
 
-def start(config: dict, record: Path, *, processes: int = 1, **settings) -> subprocess.Popen:
+def start(config: dict, record: Path, **settings) -> Forked | subprocess.Popen:
     """A run that writes down into ``record`` what it consumes."""
     record.mkdir(parents=True, exist_ok=True)
     file = record / "config.yaml"
     file.write_text(yaml.safe_dump(config))
-    return launch(RECORDED, file, record, processes=processes, **settings)
+    return launch(RECORDED, file, record, **settings)
 
 
-def finish(process: subprocess.Popen) -> str:
+def finish(process: Forked | subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
 
-def wait_for(happened, process: subprocess.Popen) -> None:
+def wait_for(happened, process: Forked | subprocess.Popen) -> None:
     end = time.monotonic() + 120
     while not happened():
         assert process.poll() is None, process.stdout.read()
@@ -118,15 +125,3 @@ def locked(folder: Path) -> Iterator[int]:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-
-
-def ranks(process: subprocess.Popen) -> dict[int, int]:
-    """Process ids of what ``torchrun`` started, by rank."""
-    found = {}
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in map(int, children):
-        environment = Path(f"/proc/{child}/environ").read_text().split("\0")
-        for entry in environment:
-            if entry.startswith("RANK="):
-                found[int(entry.removeprefix("RANK="))] = child
-    return found

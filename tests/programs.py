@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from forked import Forked, server
+from launched import ENVIRONMENT, TRAIN
 from ldm.engine.signals import REQUESTS, Interrupted
-from runs import ROOT, forget, program
+from runs import forget, program
 
 
 class Exit(BaseException):
@@ -27,15 +29,19 @@ def told(status: int, output: str, *, lines: int = 1) -> str:
     return message
 
 
-def own_process(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LDM_CACHE": str(cache)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / "train.py"), *map(str, arguments)],
-        env=environment | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def own_process(
+    *arguments: str | Path, cache: Path, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    line = [str(TRAIN), *map(str, arguments)]
+    environment = ENVIRONMENT | {"LDM_CACHE": str(cache)}
+    if fresh:
+        return subprocess.run(
+            [sys.executable, *line], env=environment, capture_output=True, text=True, timeout=300
+        )
+    server(ENVIRONMENT)
+    process = Forked(line, environment, outputs=2)
+    out, error = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(line, process.returncode, out, error)
 
 
 def in_this_process(

@@ -60,6 +60,31 @@ def test_a_run_in_two_parts_is_the_run(name: str) -> None:
     assert torch.allclose(run(which, CORRELATED, half, 6, start=0.5, generators=draw), whole)
 
 
+@pytest.mark.parametrize("case", ["discrete", "edm", "flow", "shifted", "zero"])
+@pytest.mark.parametrize("name", ["ode-euler", "ode-heun", "ancestral", "pc"])
+@pytest.mark.parametrize(("steps", "share"), [(10, 0.8), (11, 0.8), (7, 0.35)])
+def test_shares_of_the_way_are_those_of_its_steps(case, name, steps, share) -> None:
+    which = made(case, name)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()
+    seen: list[int] = []
+
+    def taken(**part) -> Tensor:
+        return run(which, CORRELATED, part.pop("x", x), steps, generators=draw, **part,
+                   callback=lambda index, t, x: seen.append(index))  # fmt: skip
+
+    draw = torch.Generator().manual_seed(1)
+    whole = taken()
+    draw = torch.Generator().manual_seed(1)
+    seen.clear()
+    half = taken(denoising_end=share)
+    first = which.evaluations(steps, denoising_end=share)
+    assert torch.equal(taken(x=half, denoising_start=share), whole)
+    last = which.evaluations(steps, denoising_start=share)
+    assert first + last == steps and seen == [*range(first), *range(last)]
+    assert first == {(10, 0.8): 8, (11, 0.8): 9, (7, 0.35): 3}[steps, share]
+    assert not torch.allclose(half, whole)
+
+
 def test_noise_is_scaled_and_x_t_is_not() -> None:
     which = Ddim(VarianceExploding(0.01, 50), "score")
     z = torch.ones(1, 1).double()

@@ -21,7 +21,7 @@ from runs import train, tree
 def test_unknown_key(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(tree(tmp_path / "run")))
-    done = own_process("--config", config, "optimizer.lrr=1e-3", cache=tmp_path)
+    done = own_process("--config", config, "optimizer.lrr=1e-3", cache=tmp_path, fresh=True)
     assert done.stderr == (
         f"error: {config}: unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?\n"
     )
@@ -213,7 +213,7 @@ def test_folder_without_an_autoencoder(command, tmp_path):
 
 def test_weights_that_cannot_be_read(command, tmp_path):
     from ldm.config.schema import VaeShape
-    from ldm.families.parts import make_vae
+    from ldm.families.vae import make_vae
 
     shape = VaeShape(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1)
     folder = tmp_path / "vae"

@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from ldm.encoding.encoder import Encoded, LatentDraws
+from ldm.encoding.dataset import ImageDraws
+from ldm.encoding.encoder import Encoder
 from ldm.engine import state
 from ldm.engine.signals import STOPPED
 from ldm.engine.trainer import Trainer
@@ -90,7 +91,7 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
         (TextToImageTask, "forward", 6, signal.SIGINT, 96),  # the last step
         (TextToImageTask, "validate", 1, signal.SIGTERM, 48),
         (state, "write", 1, signal.SIGINT, 48),
-        (Encoded, "encode_pictures", 1, signal.SIGTERM, None),
+        (Encoder, "encode_pictures", 1, signal.SIGTERM, None),
         (tensor_cache, "write_tensors", 2, signal.SIGINT, None),
         (TextToImageTask, "finish", 1, signal.SIGTERM, 96),
     ],
@@ -120,12 +121,12 @@ def test_a_signal_loses_nothing(
 def test_a_second_signal_ends_at_once():
     script = """
 import os, signal, sys, time
-from ldm.engine import interrupt
-with interrupt.REQUESTS.kept():
+from ldm.engine import signals
+with signals.REQUESTS.kept():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)  # what a launcher hands on in the same moment
-    assert interrupt.REQUESTS.by == "SIGTERM"
-    interrupt.ECHO = 0
+    assert signals.REQUESTS.by == "SIGTERM"
+    signals.ECHO = 0
     print("still here", flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
@@ -208,8 +209,9 @@ def test_a_checkpoint_for_which_there_is_no_room(command, full, tmp_path, whole,
     assert [p.name for p in root.iterdir()] == ["images-000000000048"]
     assert checkpoint.problem(root / "images-000000000048") is None
     assert not (run / "final").exists()
-    assert command(tree(run, **SETTINGS))[0] == 0
-    same_end(run, whole)
+    if size in (0, sizes()[-1]):  # what it goes on from is the same for all
+        assert command(tree(run, **SETTINGS))[0] == 0
+        same_end(run, whole)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,8 @@ def test_a_cache_for_which_there_is_no_room(command, full, tmp_path, whole):
     same_end(run, whole)
 
 
-def test_a_disk_that_is_really_full(tmp_path, whole):
-    """A file system of its own that ends in the second checkpoint, and is enlarged."""
+def test_a_disk_that_is_really_full(command, tmp_path, whole):
+    """A file system of its own that ends in the second checkpoint; then there is room."""
     root = tmp_path / "disk"
     root.mkdir()
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(root)]).returncode:
@@ -265,12 +267,10 @@ def test_a_disk_that_is_really_full(tmp_path, whole):
     script = f"""
         mount -t tmpfs -o size={int(1.6 * one)} none {root} || exit 1
         {train}
-        echo status $? >&2
-        cp -a {root}/run {tmp_path}/first
-        mount -o remount,size=1G {root}
-        exec {train}
-        status=$?; cp -a {root}/run {tmp_path}/second; exit $status
-    """.replace("exec ", "")
+        status=$?
+        cp -a {root}/run {tmp_path}/left
+        exit $status
+    """
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", script],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "LDM_CACHE": str(tmp_path / "cache")},
@@ -278,16 +278,16 @@ def test_a_disk_that_is_really_full(tmp_path, whole):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    first, _, rest = done.stderr.partition("status 2\n")
-    assert "Traceback" not in done.stderr and "error: " not in rest
-    message = told(2, first)
+    message = told(done.returncode, done.stderr)
     assert "No space left on device (" in message and "iB free there)" in message
     assert message.endswith(f"goes on from {root}/run/checkpoints/images-000000000048")
-    left = tmp_path / "first" / "checkpoints"
+    left = tmp_path / "left" / "checkpoints"
     assert [p.name for p in left.iterdir()] == ["images-000000000048"]
     assert checkpoint.problem(left / "images-000000000048") is None
-    same_end(tmp_path / "second", whole)
+    shutil.copytree(tmp_path / "left", root / "run")
+    status, output = command(tree(root / "run", **SETTINGS))
+    assert status == 0 and "error: " not in output, output
+    same_end(root / "run", whole)
 
 
 def test_an_error_that_is_not_the_disks_keeps_its_traceback(command, monkeypatch, tmp_path):
@@ -306,7 +306,7 @@ def test_an_error_that_is_not_the_disks_keeps_its_traceback(command, monkeypatch
 @pytest.fixture
 def poisoned(monkeypatch):
     """``poisoned({position: value})``: the noise of that image of the run is ``value``."""
-    real = LatentDraws.__getitem__
+    real = ImageDraws.__getitem__
 
     def arrange(values: dict[int, float]) -> None:
         def item(self, position):
@@ -315,7 +315,7 @@ def poisoned(monkeypatch):
                 found["noise"] = torch.full_like(found["noise"], values[position])
             return found
 
-        monkeypatch.setattr(LatentDraws, "__getitem__", item)
+        monkeypatch.setattr(ImageDraws, "__getitem__", item)
 
     return arrange
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 
 import pytest
 import yaml
@@ -39,8 +40,13 @@ def named(file) -> str:
     return schema.stem
 
 
+@cache
+def schema_of(name: str) -> dict:
+    return json.loads(text(CONFIGS[name]))
+
+
 def problems(name: str, config: object) -> list[str]:
-    checked = Draft202012Validator(json.loads(text(CONFIGS[name])))
+    checked = Draft202012Validator(schema_of(name))
     return [problem.message for problem in checked.iter_errors(config)]
 
 
@@ -119,7 +125,7 @@ def test_both_take_the_same(tmp_path, change):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_key_is_described(name):
-    schema = json.loads(text(CONFIGS[name]))
+    schema = schema_of(name)
     parts = {"": schema, **schema["$defs"]}
     silent = [
         f"{part}.{key}"

@@ -109,13 +109,13 @@ def test_killed_ten_times(tmp_path, monkeypatch, lora):
         lora=lora,
     )
     whole, run = tmp_path / "whole", tmp_path / "run"
-    finish(start(tree(whole, **settings), tmp_path / "uninterrupted", processes=2))
+    finish(start(tree(whole, **settings), tmp_path / "uninterrupted", processes=2, fresh=True))
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "another-cache"))
 
     resumed, records, told, inside = 0, [], [], Counter()
     for number, (kind, nth, delay) in enumerate(aims(random.Random(11))):
         record = tmp_path / f"session-{number}"
-        process = start(tree(run, **settings), record, processes=2)
+        process = start(tree(run, **settings), record, processes=2, fresh=True)
         began, before = time.monotonic(), steps(run)
         while not reached(kind, nth, run, record):
             assert process.poll() is None and time.monotonic() - began < 300, process.stdout.read()
@@ -131,7 +131,7 @@ def test_killed_ten_times(tmp_path, monkeypatch, lora):
         inside[kind] += last.startswith("begins")
         told.append(f"{kind:>8}: {before} -> {steps(run)} lines, last it {last or 'started'}")
     record = tmp_path / "last"
-    assert "going on from" in finish(start(tree(run, **settings), record, processes=2))
+    assert "going on from" in finish(start(tree(run, **settings), record, processes=2, fresh=True))
     records.append(record)
     print(*told, f"{resumed} went on before they were killed again", sep="\n")
     assert inside["caching"] and inside["save"] and inside["result"], told

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launched import ENVIRONMENT, TRAIN, digests, finish, launch, losses, ranks, steps, wait_for
+from launched import ENVIRONMENT, TRAIN, digests, finish, launch, losses, steps, wait_for
 from ldm.storage import checkpoint
 from runs import tree
 
@@ -98,10 +98,10 @@ def test_a_loss_that_is_no_number_on_one_of_two_processes(tmp_path):
 
 POISONED = """
 import torch
-from ldm.encoding.encoder import LatentDraws
+from ldm.encoding.dataset import ImageDraws
 from runs import program
 
-real = LatentDraws.__getitem__
+real = ImageDraws.__getitem__
 
 def item(self, position):
     found = real(self, position)
@@ -109,7 +109,7 @@ def item(self, position):
         found["noise"] = torch.full_like(found["noise"], float("nan"))
     return found
 
-LatentDraws.__getitem__ = item
+ImageDraws.__getitem__ = item
 program("train").main()
 """
 
@@ -144,10 +144,12 @@ program("train").main()
 
 
 def test_a_process_that_is_killed_leaves_no_traceback_of_another(tmp_path):
+    script = tmp_path / "named.py"
+    script.write_text(NAMED)
     file, run = config(tmp_path, "run"), tmp_path / "run"
-    process = launch(TRAIN, "--config", file, processes=2)
+    process = launch(script, "--config", file, processes=2)
     wait_for(lambda: steps(run) >= 4, process)
-    killed = ranks(process)[1]
+    killed = int((tmp_path / "1").read_text())
     os.kill(killed, signal.SIGKILL)
     start = time.monotonic()
     output, _ = process.communicate(timeout=300)
@@ -155,3 +157,13 @@ def test_a_process_that_is_killed_leaves_no_traceback_of_another(tmp_path):
     assert f"error: rank 1 (process {killed} on {os.uname().nodename}) is gone without" in output
     assert output.count("error: ") == 1
     assert OWN_TRACEBACK not in output
+
+
+NAMED = """
+import os
+from pathlib import Path
+from runs import program
+
+Path(__file__).with_name(os.environ["RANK"]).write_text(str(os.getpid()))
+program("train").main()
+"""

@@ -134,7 +134,7 @@ def test_a_run_with_readers_ends(tmp_path, monkeypatch, end):
     plain = tree(run, duration=length, workers=2, cache_latents=False, cache_text=False)
     file.write_text(yaml.safe_dump(plain))
     script.write_text(FAULTY)
-    process = launch(script if end == "bug" else TRAIN, "--config", file)
+    process = launch(script if end == "bug" else TRAIN, "--config", file, fresh=True)
     wait_for(lambda: end == "bug" or steps(run) >= 3, process)
     if end == "signal":
         process.send_signal(signal.SIGTERM)

@@ -22,7 +22,7 @@ def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
         train=["unet", "text_encoder"],
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finish(start(tree(whole, **settings), tmp_path / "a"))
+    finish(start(tree(whole, **settings), tmp_path / "a", fresh=True))  # with hashes of its own
     config, checkpoints = tree(broken, **settings), broken / "checkpoints"
 
     def staging() -> bool:

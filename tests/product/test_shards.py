@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,8 @@ from accelerate import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 
-from launched import ENVIRONMENT, finish, logged, losses
+from forked import Forked
+from launched import ENVIRONMENT, finish, launch, logged, losses
 from ldm.engine import shards
 from ldm.errors import ConfigError
 from ldm.pipeline import LatentDiffusionPipeline
@@ -53,7 +53,7 @@ from torch.distributed.tensor import DTensor
 
 from ldm.engine import shards
 from ldm.config.loader import validate
-from ldm.engine.shutdown import Ending
+from ldm.engine.shutdown import Coordinator
 from ldm.engine.nonfinite import Step
 from ldm.engine.precision import MIXED
 from ldm.engine.scaling import LossScale
@@ -87,7 +87,7 @@ def overflow(processes):
     scale.unscale()
     step = Step(0)
     step.sums["loss"] = torch.ones(())
-    return [scale.overflowed(step, Ending(processes, root / "overflow")), scaler.get_scale()]
+    return [scale.overflowed(step, Coordinator(processes, root / "overflow")), scaler.get_scale()]
 
 Trainer._final = final
 root = Path(sys.argv[1])
@@ -137,20 +137,14 @@ def runs(tmp_path_factory) -> Path:
     return root
 
 
-def as_a_user_starts_it(root: Path, *command: Path) -> subprocess.Popen:
+def as_a_user_starts_it(root: Path, *command: Path) -> Forked | subprocess.Popen:
     """With the file of configs/accelerate, but on two CPUs."""
     settings = yaml.safe_load((ROOT / "configs" / "accelerate" / "fsdp.yaml").read_text())
     (root / "fsdp.yaml").write_text(
         yaml.safe_dump(settings | {"use_cpu": True, "num_processes": 2, "main_process_port": 0})
     )
     launcher = ["-m", "accelerate.commands.launch", "--config_file", root / "fsdp.yaml"]
-    return subprocess.Popen(
-        [sys.executable, *map(str, [*launcher, *command])],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return launch(*launcher, *command)
 
 
 def test_an_overflow_in_one_shard_is_one_in_all(runs):
