@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -41,6 +41,18 @@ class Condition:
             "a Condition of nothing has no length: give it tokens, pooled or extra, if only of"
             " shape (b, 0)"
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that there are by name: ``tokens``, ``mask``, ``pooled``, and those of ``extra``."""
+        own = {"tokens": self.tokens, "mask": self.mask, "pooled": self.pooled}
+        return {name: value for name, value in own.items() if value is not None} | self.extra
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Condition:
+        """The condition of ``tensors()``."""
+        own = ("tokens", "mask", "pooled")
+        extra = {name: value for name, value in tensors.items() if name not in own}
+        return Condition(tensors.get("tokens"), tensors.get("mask"), tensors.get("pooled"), extra)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         """``function`` applied to every tensor."""

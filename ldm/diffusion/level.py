@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def spread(part: Tensor, x: Tensor) -> Tensor:
+def broadcast(part: Tensor, x: Tensor) -> Tensor:
     """A number per sample (``b``, or a scalar), broadcast against the axes of ``x``, on its device.
 
     The dtype is float32 (float64 if ``x`` is float64), never less: in bfloat16 sigma would be 0 at
@@ -49,5 +49,5 @@ class Level(NamedTuple):
         return Level(function(alpha), function(sigma), d_alpha, d_sigma)
 
     def like(self, x: Tensor) -> Level:
-        """The same level, every part ``spread`` over ``x``."""
-        return self.map(lambda part: spread(part, x))
+        """The same level, every part broadcast over ``x``."""
+        return self.map(lambda part: broadcast(part, x))

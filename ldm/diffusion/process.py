@@ -55,6 +55,10 @@ class NoiseProcess(ABC):
         """The time that ``u`` in [0, 1] stands for in training and in a sampler's spacing."""
         return u.double()
 
+    def span(self, low: float, high: float) -> float:
+        """How much of t lies between two readings of the clock of ``time``."""
+        return high - low
+
     def grid(self, count: int, start: float = 1.0, stop: float = 0.0) -> Tensor:
         """``count`` times, float64, evenly from ``start`` to ``stop`` on the clock of ``time``, of
         which 0 is the first node here: not every target says what x0 and eps are where sigma is 0.
@@ -362,6 +366,10 @@ class RectifiedFlow(NoiseProcess):
     def time(self, u: Tensor) -> Tensor:
         u = u.double()
         return self.shift * u / (1 + (self.shift - 1) * u)
+
+    def span(self, low: float, high: float) -> float:
+        ends = self.time(torch.tensor([low, high], dtype=torch.float64))
+        return float(ends[1] - ends[0])
 
     def _first(self) -> float:
         node = 1 / self.num_train_timesteps

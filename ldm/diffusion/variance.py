@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ldm.diffusion.level import Level, spread
+from ldm.diffusion.level import Level, broadcast
 from ldm.diffusion.process import NoiseProcess
 
 Variance: TypeAlias = Literal["beta", "beta_tilde"] | Tensor
@@ -44,7 +44,9 @@ class Posterior(NamedTuple):
 
         ``least``: beta_tilde is not taken smaller, since it is 0 in the last step.
         """
-        small, large = (spread(p.log(), x) for p in (self.beta_tilde.clamp(min=least), self.beta))
+        small, large = (
+            broadcast(p.log(), x) for p in (self.beta_tilde.clamp(min=least), self.beta)
+        )
         if isinstance(variance, str):
             return large if variance == "beta" else small
         share = (variance.to(small.dtype) + 1) / 2
@@ -71,10 +73,10 @@ def bound(
     second = process.level(torch.tensor([2.0, 1.0]).to(t) * node)
     least = Posterior.between(second.map(lambda p: p[0]), second.map(lambda p: p[1])).beta_tilde
     log_p = step.log_variance(variance, x_t, least)
-    log_q = spread(step.beta_tilde.clamp(min=least).log(), x_t)
-    off = (spread(step.on_x0, x_t) * (x0_hat - x0)).square()
+    log_q = broadcast(step.beta_tilde.clamp(min=least).log(), x_t)
+    off = (broadcast(step.on_x0, x_t) * (x0_hat - x0)).square()
     kl = ((off + log_q.exp()) / log_p.exp() - 1 + log_p - log_q) / 2
-    first = spread(t <= node * (1 + 1e-6), x_t) > 0
+    first = broadcast(t <= node * (1 + 1e-6), x_t) > 0
     return torch.where(first, -_log_density(x0, x0_hat, log_p, bins), kl).flatten(1).mean(1)
 
 

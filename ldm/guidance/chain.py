@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion import Condition, Level, Prediction, Predictor, determinant
-from ldm.diffusion.level import spread
+from ldm.diffusion.level import broadcast
 
 Guidance: TypeAlias = Callable[[Predictor, Condition], Predictor]
 """(predictor, the condition that says nothing: of the batch's length, or 1) -> what serves one call
@@ -50,7 +50,7 @@ def unit(x_t: Tensor, level: Level) -> Tensor:
     """x_t / sqrt(alpha^2 + sigma^2), ``b ...``: of variance 1 at every level of every process if
     the data have it.
     """
-    return x_t / spread((level.alpha**2 + level.sigma**2).sqrt(), x_t).to(x_t.dtype)
+    return x_t / broadcast((level.alpha**2 + level.sigma**2).sqrt(), x_t).to(x_t.dtype)
 
 
 def differentiable(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion import Condition, Level, Prediction, Predictor
-from ldm.diffusion.level import spread
+from ldm.diffusion.level import broadcast
 from ldm.guidance.chain import moved
 
 
@@ -100,7 +100,7 @@ class ClassifierFree:
                 inside = (least <= level.logsnr) & (level.logsnr <= most)
                 if not bool(inside.any()):
                     return predict(x_t, level, timestep, cond)
-                scale = spread(torch.where(inside, scale, 1.0), x_t)
+                scale = broadcast(torch.where(inside, scale, 1.0), x_t)
             many = len(cond)
             nulls = null
             if len(null) == 1 and many > 1:

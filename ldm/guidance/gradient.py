@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ldm.diffusion import Condition, Level, Prediction, Predictor
-from ldm.diffusion.level import spread
+from ldm.diffusion.level import broadcast
 from ldm.guidance.chain import detached, differentiable, moved, unit
 
 Potential: TypeAlias = Callable[[Tensor, Level, Tensor, Condition], Tensor]
@@ -71,7 +71,7 @@ def towards_x0(level: Level, x: Tensor) -> Tensor:
     """sigma^2 / alpha, by which a gradient by x_t moves x0, spread over ``x``; where alpha is 0
     it is infinite, and given as 0.
     """
-    alpha, sigma = (spread(part, x) for part in level[:2])
+    alpha, sigma = (broadcast(part, x) for part in level[:2])
     return torch.where(alpha > 0, sigma**2 / alpha, 0.0)
 
 

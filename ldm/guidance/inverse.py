@@ -32,7 +32,7 @@ from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.diffusion import Condition, Level, Prediction, Predictor
-from ldm.diffusion.level import spread
+from ldm.diffusion.level import broadcast
 from ldm.guidance.chain import detached, differentiable, moved
 from ldm.guidance.gradient import towards_x0
 
@@ -73,7 +73,7 @@ class LinearInverse:
         """
 
         def guided(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
-            alpha, sigma = (spread(part, x_t) for part in level[:2])
+            alpha, sigma = (broadcast(part, x_t) for part in level[:2])
             r2 = (self.data_std * sigma) ** 2 / ((self.data_std * alpha) ** 2 + sigma**2)
             if self.method == "replacement":
                 x, prediction = x_t, predict(x_t, level, timestep, cond)

@@ -8,15 +8,28 @@ and a softmax are not, so that is what ``auto`` gives bfloat16 on a CPU; elsewhe
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Literal
+import logging
+from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    XFormersAttnProcessor,
+)
+from torch import nn
 
 from ldm.errors import BackendError
 
+log = logging.getLogger(__name__)
+
 Backend = Literal["sdpa", "plain", "xformers"]
+_PROCESSORS: dict[Backend, type[Any]] = {
+    "sdpa": AttnProcessor2_0,
+    "plain": AttnProcessor,
+    "xformers": XFormersAttnProcessor,
+}
 
 
 def chosen(asked: Literal["auto"] | Backend, device: torch.device, *, bfloat16: bool) -> Backend:
@@ -53,16 +66,20 @@ def check_backend(backend: Backend, device: torch.device) -> None:
 
 
 def set_attention(
-    unet: UNet2DConditionModel | UNet2DModel,
+    network: nn.Module,
     backend: Literal["auto"] | Backend,
     device: torch.device,
     *,
     bfloat16: bool,
 ) -> None:
-    """Makes ``unet`` compute attention with ``backend`` on ``device``.
+    """Makes ``network`` compute attention with ``backend`` on ``device``.
+
+    Only softmax(q k^T / sqrt(d)) v of one stream is: where a network attends in another way
+    (DeepFloyd IF to text and picture at once, SD3 with two streams), it is left as it is, which a
+    log line says if no attention is plain and ``backend`` was named.
 
     Args:
-        unet: changed in place; the numbers are the same up to rounding.
+        network: changed in place; the numbers are the same up to rounding.
         backend: which, see ``chosen``.
         device: where it will run.
         bfloat16: whether it will train under bfloat16 autocast.
@@ -70,11 +87,22 @@ def set_attention(
     Raises:
         BackendError: the backend cannot run there.
     """
-    backend = chosen(backend, device, bfloat16=bfloat16)
+    asked, backend = backend, chosen(backend, device, bfloat16=bfloat16)
     check_backend(backend, device)
-    if backend == "xformers":
-        unet.enable_xformers_memory_efficient_attention()
-        return
-    for module in unet.modules():  # a UNet2DModel has no call for all
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor() if backend == "plain" else AttnProcessor2_0())
+    every = [module for module in network.modules() if hasattr(module, "processor")]
+    # Not of a subclass, which computes something else; and only "plain" can leave the scale out.
+    plain = [
+        module
+        for module in every
+        if isinstance(module, Attention)
+        and type(module.processor) in _PROCESSORS.values()
+        and (module.scale_qk or backend == "plain")
+    ]
+    for module in plain:
+        module.set_processor(_PROCESSORS[backend]())
+    if asked != "auto" and not plain:
+        kinds = ", ".join(sorted({type(module.processor).__name__ for module in every}))
+        has = f"plain attention, only {kinds}" if kinds else "attention"
+        log.warning(
+            "attention %s changes nothing: %s has no %s", asked, type(network).__name__, has
+        )

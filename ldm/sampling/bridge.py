@@ -19,6 +19,8 @@ from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import Tensor
 
 from ldm.diffusion import (
@@ -39,6 +41,30 @@ Callback: TypeAlias = Callable[[int, Tensor, Tensor], Tensor | None]
 """(number of the evaluation from 0, timestep, latent after the step) -> a latent to go on with
 instead, or None.
 """
+
+
+# Their steps weigh what the network said at the steps before, which they count from the first one.
+_FROM_THE_FIRST = (PNDMScheduler, LMSDiscreteScheduler)
+
+
+def check_part(denoising_start: float, denoising_end: float) -> None:
+    """``ValueError`` unless 0 <= ``denoising_start`` < ``denoising_end`` <= 1."""
+    if not 0 <= denoising_start < 1:
+        raise ValueError(f"denoising_start must lie in [0, 1), not {denoising_start}")
+    if not 0 < denoising_end <= 1:
+        raise ValueError(f"denoising_end must lie in (0, 1], not {denoising_end}")
+    if denoising_start >= denoising_end:
+        raise ValueError(
+            f"denoising_start ({denoising_start}) must be less than denoising_end ({denoising_end})"
+        )
+
+
+def nothing_between(steps: int, denoising_start: float, denoising_end: float) -> ValueError:
+    """The error of a part of the way on which the network is never asked."""
+    return ValueError(
+        f"nothing to do between denoising_start {denoising_start} and denoising_end"
+        f" {denoising_end}: none of the {steps} evaluations lies there; use more steps"
+    )
 
 
 @dataclass(frozen=True)
@@ -182,11 +208,55 @@ class SchedulerSampler:
             )
         return scheduler
 
-    def evaluations(self, steps: int) -> int:
+    def part(
+        self, scheduler: Any, denoising_start: float = 0.0, denoising_end: float = 1.0
+    ) -> Tensor:
+        """The timesteps on a part of the way, at the first of which ``scheduler``, which ``start``
+        has set, is told to begin.
+
+        With N timesteps of training it is those below N - ``denoising_start`` N and not below N -
+        ``denoising_end`` N (both rounded), as in stock ``StableDiffusionXLImg2ImgPipeline`` and
+        ``StableDiffusionXLPipeline``. A scheduler that asks twice a step begins with a step's first
+        evaluation, also as in stock: with that of the step whose second one lies below.
+
+        Raises:
+            ValueError: the shares are none, nothing is left to do, or the scheduler cannot begin or
+                end midway.
+        """
+        check_part(denoising_start, denoising_end)
+        timesteps: Tensor = scheduler.timesteps
+        if denoising_start == 0 and denoising_end == 1:
+            return timesteps
+        if isinstance(scheduler, _FROM_THE_FIRST):
+            raise ValueError(
+                f"{type(scheduler).__name__} knows no denoising_start or denoising_end: its steps"
+                " need what was said at those before; use another scheduler (DDIM,"
+                " DPMSolverMultistep, Euler, Heun and UniPC can begin and end anywhere)"
+            )
+        most, total = self.process.num_train_timesteps, len(timesteps)
+        nothing = nothing_between(total, denoising_start, denoising_end)
+        if denoising_start > 0:
+            left = int((timesteps < round(most - denoising_start * most)).sum())
+            if left == 0:
+                raise nothing
+            # All timesteps but the first are there twice: an even number would begin in a step.
+            left += scheduler.order == 2 and left % 2 == 0
+            timesteps = timesteps[total - left :]
+            if hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(total - left)
+        if denoising_end < 1:
+            timesteps = timesteps[: int((timesteps >= round(most - denoising_end * most)).sum())]
+        if len(timesteps) == 0:
+            raise nothing
+        return timesteps
+
+    def evaluations(
+        self, steps: int, *, denoising_start: float = 0.0, denoising_end: float = 1.0
+    ) -> int:
         """Times that the network is called (and the callback after it): more than ``steps`` for
         Heun or PNDM.
         """
-        return len(self.start(steps).timesteps)
+        return len(self.part(self.start(steps), denoising_start, denoising_end))
 
     @staticmethod
     def level(scheduler: Any, timestep: Tensor) -> Level:
@@ -217,6 +287,8 @@ class SchedulerSampler:
         cond: Condition,
         *,
         steps: int,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
         generators: Generators | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -226,14 +298,28 @@ class SchedulerSampler:
         Args:
             predict: called with a scalar level and the timestep exactly as the scheduler gives it,
                 a scalar.
-            x: standard normal noise ``b ...`` (the convention of ``latents`` in diffusers).
+            x: standard normal noise ``b ...`` (the convention of ``latents`` in diffusers); with a
+                ``denoising_start`` x_t there, in the scheduler's coordinate: what a run with that
+                ``denoising_end`` gave.
             cond: condition of the batch.
-            steps: steps of the scheduler; see ``evaluations``.
+            steps: steps of the scheduler from noise to data; see ``evaluations``.
+            denoising_start: share of the timesteps of training that is gone already, in [0, 1).
+            denoising_end: share of them that is gone at the end, in (0, 1]; below 1 the samples are
+                x_t there, in the scheduler's coordinate.
             generators: of the noise of stochastic schedulers: one for the batch, or one per sample.
             callback: called after every evaluation.
 
         """
-        return self.run(self.start(steps, x.device), predict, x, cond, generators, callback)
+        return self.run(
+            self.start(steps, x.device),
+            predict,
+            x,
+            cond,
+            generators,
+            callback,
+            denoising_start=denoising_start,
+            denoising_end=denoising_end,
+        )
 
     def run(
         self,
@@ -243,8 +329,12 @@ class SchedulerSampler:
         cond: Condition,
         generators: Generators | None = None,
         callback: Callback | None = None,
+        *,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
     ) -> Tensor:
         """What a call does, with a ``scheduler`` that ``start`` has set; it runs once."""
+        timesteps = self.part(scheduler, denoising_start, denoising_end)
         accepted = inspect.signature(scheduler.step).parameters
         extra: dict[str, Any] = {"return_dict": False}
         if "eta" in accepted:
@@ -252,10 +342,11 @@ class SchedulerSampler:
         if "generator" in accepted:
             many = isinstance(generators, Sequence)
             extra["generator"] = list(generators) if many else generators
-        x = x * scheduler.init_noise_sigma
+        if denoising_start == 0:
+            x = x * scheduler.init_noise_sigma
         learned = getattr(scheduler.config, "variance_type", None) == "learned_range"
         refused: Target | None = self.target
-        for index, timestep in enumerate(scheduler.timesteps):
+        for index, timestep in enumerate(timesteps):
             x_t = scheduler.scale_model_input(x, timestep)
             prediction = predict(x_t, self.level(scheduler, timestep), timestep, cond)
             if prediction.target != refused:

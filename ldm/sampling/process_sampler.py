@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ldm.diffusion import Condition, Level, NoiseProcess, Prediction, Predictor, Target
-from ldm.sampling.bridge import Callback, Generators
+from ldm.sampling.bridge import Callback, Generators, check_part, nothing_between
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,27 @@ class ProcessSampler(ABC):
             x = run.seen(index, self.step(run, x, t, s), t)
         return x
 
-    def evaluations(self, steps: int) -> int:
+    def evaluations(
+        self, steps: int, *, denoising_start: float = 0.0, denoising_end: float = 1.0
+    ) -> int:
         """Times that the callback is called: once a step, whatever a step costs."""
+        return len(self._part(steps, denoising_start, denoising_end))
+
+    def _part(self, steps: int, denoising_start: float, denoising_end: float) -> range:
+        """Which of the ``steps`` steps from noise to data are taken: step i sets out at the share
+        i / (steps - 1) of the clock, and as in stock one at ``denoising_end`` is taken.
+        """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        return steps
+        check_part(denoising_start, denoising_end)
+        # 1e-9 is for rounding: 0.29 of 100 are 28.999999999999996.
+        begin, end = (
+            int((share + 1e-9) * (steps - 1)) + 1 for share in (denoising_start, denoising_end)
+        )
+        part = range(begin if denoising_start > 0 else 0, end)
+        if not part:
+            raise nothing_between(steps, denoising_start, denoising_end)
+        return part
 
     def __call__(
         self,
@@ -96,6 +112,8 @@ class ProcessSampler(ABC):
         steps: int,
         start: float | None = None,
         stop: float | None = None,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
         generators: Generators | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -103,18 +121,27 @@ class ProcessSampler(ABC):
 
         Args:
             predict: called with a scalar level and a scalar timestep.
-            x: standard normal noise ``b ...``; if ``start`` is given, x_t there.
+            x: standard normal noise ``b ...``; if ``start`` or ``denoising_start`` is given, x_t
+                there.
             cond: condition of the batch.
             steps: steps, the last of which is the jump to x0_hat if ``stop`` is None.
             start: where on the clock ``process.time`` the run begins: 1 is noise, 0 the first node.
             stop: where it ends, with x_t there; None: with x0. Above ``start`` data become noise.
+            denoising_start: in place of ``start``, as in stock: of the ``steps`` steps from noise
+                to data those are left out that set out before this share of the clock, in [0, 1).
+            denoising_end: the same, those after it, in (0, 1]; below 1 the run ends with x_t where
+                one with that ``denoising_start`` begins.
             generators: of the noise of stochastic samplers: one for the batch, or one per sample.
             callback: called after every step.
 
         Raises:
-            ValueError: ``steps``, ``start`` or ``stop`` are out of range.
+            ValueError: ``steps``, ``start`` or ``stop`` are out of range, so are the shares, or
+                they are given beside ``start`` or ``stop``.
         """
-        self.evaluations(steps)
+        part = self._part(steps, denoising_start, denoising_end)
+        shares = denoising_start, denoising_end
+        if shares != (0, 1) and (start, stop) != (None, None):
+            raise ValueError("pass either start and stop or denoising_start and denoising_end")
         first, last = 1.0 if start is None else start, 0.0 if stop is None else stop
         if not (0 <= first <= 1 and 0 <= last <= 1):
             raise ValueError(f"start and stop must lie in [0, 1], not {first} and {last}")
@@ -132,8 +159,11 @@ class ProcessSampler(ABC):
 
         run = Run(self.process, checked, cond, generators, callback)
         times = self.process.grid(steps if stop is None else steps + 1, first, last)
-        x = self.walk(run, x if start is not None else x * self.process.prior_std(), times)
-        if stop is not None:
+        times = times[part.start : part.stop + 1]
+        if start is None and denoising_start == 0:
+            x = x * self.process.prior_std()
+        x = self.walk(run, x, times)
+        if stop is not None or part.stop < steps:
             return x
         x0 = run.at(x, times[-1]).x0.to(x.dtype)
-        return run.seen(steps - 1, x0, times[-1])
+        return run.seen(len(part) - 1, x0, times[-1])

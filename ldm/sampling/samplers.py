@@ -52,7 +52,9 @@ class Sampler(Protocol):
         """Whose levels the predictor is asked at."""
         ...
 
-    def evaluations(self, steps: int) -> int:
+    def evaluations(
+        self, steps: int, *, denoising_start: float = 0.0, denoising_end: float = 1.0
+    ) -> int:
         """Times that the callback is called."""
         ...
 
@@ -63,10 +65,14 @@ class Sampler(Protocol):
         cond: Condition,
         *,
         steps: int,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
         generators: Generators | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Samples of standard normal noise ``x``, ``b ...``."""
+        """Samples of standard normal noise ``x``, ``b ...``, or of and to what lies between: shares
+        of the noise that is gone, in the words of stock SDXL.
+        """
         ...
 
 

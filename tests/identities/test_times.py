@@ -1,6 +1,7 @@
 """Every sampler of times: its density, its importance weight, its state."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,20 @@ FUNCTIONS = [
     lambda t: (7 * t).sin(),
     lambda t: (t > 0.4).double(),
 ]
+
+
+TRUNCATED = [(0.0, 0.2), (0.2, 1.0), (0.35, 0.6)]
+
+
+def within(name: str, low: float, high: float) -> TimeSampler:
+    """A sampler of ``SAMPLERS`` on [low, high]."""
+    if name != "loss second moment":
+        return replace(SAMPLERS[name], low=low, high=high)
+    times = LossSecondMoment(20, history=3, low=low, high=high)
+    for turn in range(3):
+        t = [low + (high - low) * (cell + 0.5) / 20 for cell in range(20)]
+        times.update(t, [(1 + turn) * math.exp(-5 * x) for x in t])
+    return times
 
 
 def times_of(batch: int, count: int = 1) -> Tensor:
@@ -145,6 +160,117 @@ def test_second_moment_is_uniform_until_every_cell_is_full() -> None:
 def test_state_is_no_part_of_the_config() -> None:
     assert filled() == LossSecondMoment(20, history=3)
     assert LossSecondMoment().losses[0] is not LossSecondMoment().losses[0]
+
+
+# -- [low, high] --
+
+
+def density(name: str, low: float, high: float, process: NoiseProcess) -> Tensor:
+    """Sorted times of the whole sampler that fall into [low, high], of even u."""
+    u = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
+    whole = SAMPLERS[name]
+    if isinstance(whole, LossSecondMoment):  # whose cells are those of [low, high]
+        found = within(name, low, high).inverse_cdf(u, process)
+    else:
+        found = whole.inverse_cdf(u, process)
+    found = process.time(found[(found >= low) & (found < high)]).sort().values
+    assert len(found) > 2_000
+    return found
+
+
+@pytest.mark.parametrize("process", [DiscreteVP(), VarianceExploding(0.1, 5), RectifiedFlow(3.0)],
+                         ids=lambda p: p.kind)  # fmt: skip
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("low", "high"), TRUNCATED)
+def test_times_between_two_are_those_of_the_whole_density(
+    name: str, low: float, high: float, process: NoiseProcess
+) -> None:
+    exact = density(name, low, high, process)
+    t, weight = within(name, low, high)(times_of(100_000)[0], process)
+    first, last = process.time(torch.tensor([low, high - 1e-9], dtype=torch.float64))
+    assert float(first) <= float(t.min()) and float(t.max()) <= float(last)
+    # Kolmogorov and Smirnov's distance, at every time that either has.
+    points = torch.cat([t, exact])
+    shares = [
+        torch.searchsorted(x.sort().values, points, right=True).double() / len(x)
+        for x in (t, exact)
+    ]
+    assert float((shares[0] - shares[1]).abs().max()) < 0.005
+    # Weights make the mean that over uniform t in [low, high].
+    least = max(low, 1e-3) if name == "inverse variance" else low
+    fraction = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    ends = torch.tensor([low, least, high], dtype=torch.float64)
+    ends = ends if process.kind == "discrete" else process.time(ends)
+    start, cut, stop = ends.tolist()
+    grid = cut + (stop - cut) * fraction
+    for f in FUNCTIONS:
+        exactly = float(f(grid).mean()) * (stop - cut) / (stop - start)
+        # The far tails of a normal are a part of the integral that no batch meets.
+        tails = 0.03 if "normal" in name else 0.006
+        assert float((weight * f(t)).mean()) == pytest.approx(exactly, abs=tails)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_cdf_is_the_inverse_of_the_inverse(name: str) -> None:
+    for process in (ContinuousVP(), DiscreteVP(), VarianceExploding()):
+        sampler, u = SAMPLERS[name], times_of(1000)[0].clamp(1e-3, 1 - 1e-3)
+        assert torch.allclose(sampler.cdf(sampler.inverse_cdf(u, process), process), u, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_times_between_two_are_stratified(name: str) -> None:
+    sampler, process = within(name, 0.1, 0.3), ContinuousVP()
+    t, _ = sampler(times_of(500)[0], process)
+    edges, _ = sampler(torch.linspace(0, 1, 501, dtype=torch.float64), process)
+    edges, found = edges.sort().values, t.sort().values
+    assert bool(((found >= edges[:-1] - 1e-9) & (found <= edges[1:] + 1e-9)).all())
+    assert float(edges[0]) == pytest.approx(0.1) and float(edges[-1]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_whole_is_what_it_was(name: str) -> None:
+    sampler, process = SAMPLERS[name], ContinuousVP()
+    u = times_of(1000)[0].requires_grad_()
+    t = process.time(sampler.inverse_cdf(u, process))
+    (slope,) = torch.autograd.grad(t.sum(), u)
+    found, weight = sampler(u, process)
+    assert torch.equal(found, t) and torch.equal(weight, slope.abs())
+    # As near to the whole as can be is as near to its times.
+    near, near_weight = within(name, 0.0, 1 - 1e-12)(u, process)
+    assert torch.allclose(near, t, atol=1e-6) and torch.allclose(near_weight, weight, rtol=1e-3)
+
+
+def test_the_refiner_is_asked_at_its_timesteps_and_the_base_at_the_others() -> None:
+    process = DiscreteVP()
+    for low, high, first, last in ((0.0, 0.2, 0, 199), (0.2, 1.0, 200, 999)):
+        t, weight = Uniform(low=low, high=high)(times_of(10_000)[0], process)
+        timestep = process.timestep(t)
+        assert float(timestep.min()) == pytest.approx(first, abs=1e-9)
+        assert float(timestep.max()) == pytest.approx(last, abs=1e-9)
+        assert torch.allclose(weight, torch.ones_like(weight), rtol=1e-9)
+
+
+def test_the_memory_of_losses_is_that_of_its_times() -> None:
+    times, u = LossSecondMoment(4, history=1, low=0.2, high=0.6), times_of(64)[0]
+    assert torch.allclose(times(u, ContinuousVP())[0], 0.2 + 0.4 * u)
+    times.update([0.2, 0.35, 0.49, 0.6], [1.0, 2.0, 3.0, 2.0])
+    assert [list(cell) for cell in times.losses] == [[1.0], [2.0], [3.0], [2.0]]
+    t, _ = times(u, ContinuousVP())
+    share = torch.histc(t, 4, 0.2, 0.6) / 64
+    assert torch.allclose(share, torch.tensor([1, 2, 3, 2]).double() / 8, atol=1.5 / 64)
+
+
+@pytest.mark.parametrize("ends", [(0.5, 0.5), (0.6, 0.2), (-0.1, 0.5), (0.5, 1.1), (math.nan, 1)])
+def test_ends_that_enclose_nothing(ends: tuple[float, float]) -> None:
+    for sampler in SAMPLERS.values():
+        with pytest.raises(ValueError, match=r"low must be less than high, both in \[0, 1\], not"):
+            replace(sampler, low=ends[0], high=ends[1])
+
+
+def test_a_density_that_is_elsewhere_is_told() -> None:
+    for sampler in (LogNormal(-1.2, 0.1, low=0.9), InverseVariance(t_min=0.5, high=0.4)):
+        with pytest.raises(ValueError, match="draws next to no time between low .* and high"):
+            sampler(times_of(8)[0], VarianceExploding())
 
 
 @pytest.mark.parametrize(

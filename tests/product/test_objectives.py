@@ -24,6 +24,7 @@ from ldm.diffusion import (
     process_of,
     target_of,
 )
+from ldm.diffusion.times import LogitNormal
 from ldm.errors import ConfigError
 from ldm.families.noise import process_and_objective
 from ldm.pipeline import LatentDiffusionPipeline
@@ -194,6 +195,14 @@ def test_illegal_combinations_are_refused_with_the_reason(command, tmp_path, rea
         ("process={kind: ve, sigma_max: 0}", "key 'process.sigma_max' is 0: input should be grea"),
         ("objective.times=normal", "key 'objective.times.kind' is 'normal': known kinds: 'unif"),
         ("objective.times={kind: mode, scale: 3}", "objective.times: scale must lie in -1..1.752"),
+        (
+            "objective.times={kind: uniform, low: 0.5, high: 0.2}",
+            "objective.times: low must be less",
+        ),
+        (
+            "objective.times={kind: uniform, low: -1}",
+            "objective.times: low must be less than high,",
+        ),
         ("objective.times={kind: mode, sale: 1}", "unknown key 'objective.times.sale'; did you me"),
         ("objective.target=epsilon", "key 'objective.target' is 'epsilon': input should be 'x0', "),
         ("objective.weighting={kind: p3}", "key 'objective.weighting.kind' is 'p3': input should"),
@@ -225,6 +234,17 @@ def test_kinds_and_defaults():
     again = built(objective={"weighting": {"kind": "min_snr", "gamma": 3}})[1]
     table = DiscreteVP().table
     assert torch.equal(weighed.weight(table), again.weight(table))
+
+
+def test_a_share_of_the_times():
+    def built(**times):
+        config = tree(Path("run"), objective={"times": times})
+        return process_and_objective(validate(TrainConfig, config))[1].times
+
+    assert built(kind="logit_normal", high=0.2) == LogitNormal(high=0.2)
+    message = "objective.times: LogitNormal draws next to no time between low 0.0 and high 0.01"
+    with pytest.raises(ConfigError, match=message):
+        built(kind="logit_normal", std=0.1, high=0.01)
 
 
 # -- losses that choose times --
