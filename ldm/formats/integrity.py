@@ -17,12 +17,13 @@ from ldm.formats.recognised import INDEX, header
 
 _SAFE, _PICKLED = ".safetensors", ".bin"
 _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files of weights
-_NETWORKS = ("unet", "vae", "text_encoder")
-_OTHERS = ("scheduler", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+_NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_OTHERS = ("scheduler", *_TOKENIZERS, "safety_checker", "feature_extractor", "image_encoder")
 _UNKNOWN = 2**18  # the widest and the deepest network of pickled weights, which are not looked into
 _TOWER = "text_model."
-_CONFIG = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json",
-           "feature_extractor": "preprocessor_config.json"}  # fmt: skip
+_CONFIG = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json",
+           **dict.fromkeys(_TOKENIZERS, "tokenizer_config.json")}  # fmt: skip
 _JSON = 200_000_000  # bytes; a tokenizer of 250,000 tokens has 17 million
 _ANY = 2_048  # a number of a config that its weights need not have
 _SIDE = 16_384  # latent cells
@@ -72,8 +73,10 @@ def check(folder: Path, given: Mapping[str, Any], pickled: bool) -> list[str]:
         ValueError: one is damaged or asks for too much; the message is one line.
     """
     index = json_object(folder / INDEX)
-    for name in ("unet", "scheduler"):
-        if index.get(name) in (None, [None, None]) and given.get(name) is None:
+    absent = (None, [None, None])
+    predicts = "unet" if index.get("transformer") in absent else "transformer"
+    for name in (predicts, "scheduler"):
+        if index.get(name) in absent and given.get(name) is None:
             raise ValueError(f"{folder / INDEX} lists no {name}: it is no text-to-image pipeline")
     networks = []
     for name in (*_NETWORKS, *_OTHERS):
@@ -90,7 +93,7 @@ def check(folder: Path, given: Mapping[str, Any], pickled: bool) -> list[str]:
                 check_scheduler(config)
             except ValueError as error:
                 raise ValueError(f"{where / _CONFIG[name]}: {error}") from None
-        elif name == "tokenizer":
+        elif name in _TOKENIZERS:
             _check_tokenizer(where)
         elif name in _NETWORKS:
             check_network(where, config, given.get("variant"), pickled)

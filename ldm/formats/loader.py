@@ -11,28 +11,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
+from diffusers.loaders import (
+    StableDiffusionLoraLoaderMixin,
+    StableDiffusionXLLoraLoaderMixin,
+    TextualInversionLoaderMixin,
+)
 from torch import Tensor
 
 from ldm.formats import lora, textual_inversion
+from ldm.formats.lora_names import FIRST, SECOND, UNET
 from ldm.models.lora import check_fit
 from ldm.models.tokenizer import folded
 from ldm.models.wrapped import bare
 from ldm.storage.tensors import write_tensors
 
 _NO_TEXT = "this model reads no text"
+_BOTH = " and ".join(textual_inversion.TOWERS)
+_ARE = ("is one", "are two")
 
 
 def _inside(name: str) -> Callable[..., Any]:
-    """Diffusers' method ``name``, on the networks that ``torch.compile`` and peft have wrapped:
-    diffusers passes those over without a word.
+    """Diffusers' method ``name``, that of SDXL where there is a second text encoder, on the
+    networks that ``torch.compile`` and peft have wrapped: diffusers passes those over without a
+    word.
     """
 
     def method(self: LoraLoader, *arguments: Any, **named: Any) -> Any:
         view = copy.copy(self)
-        for part in self._lora_loadable_modules:
+        parts = self._lora_loadable_modules
+        for part in parts:
             vars(view)[part] = bare(getattr(self, part))
-        found = getattr(super(LoraLoader, view), name)(*arguments, **named)
+        behind = StableDiffusionLoraLoaderMixin if SECOND in parts else LoraLoader
+        found = getattr(super(behind, view), name)(*arguments, **named)
         self._merged_adapters = view._merged_adapters
         return found
 
@@ -41,12 +51,18 @@ def _inside(name: str) -> Callable[..., Any]:
     return method
 
 
-class LoraLoader(StableDiffusionLoraLoaderMixin):
+class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin):
     """diffusers' loader on this library's reader of files.
 
     ``unload_lora_weights``, ``fuse_lora``, ``unfuse_lora``, ``set_adapters`` and the rest are
     diffusers' own, and see through ``torch.compile``.
     """
+
+    @property
+    def _lora_loadable_modules(self) -> list[str]:
+        """The parts that may be adapted: those of Stable Diffusion, and a second text encoder."""
+        second = [SECOND] if getattr(self, SECOND, None) is not None else []
+        return [UNET, FIRST, *second]
 
     unload_lora_weights = _inside("unload_lora_weights")
     fuse_lora = _inside("fuse_lora")
@@ -70,7 +86,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
         subfolder: str = "",
         **kwargs: Any,
     ) -> None:
-        """Puts a LoRA into U-Net and text encoder.
+        """Puts a LoRA into U-Net and text encoders.
 
         Files of this machine are read by ``ldm.formats.lora``: diffusers' and kohya's format, with
         the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
@@ -89,10 +105,11 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
             ValueError: the file is no LoRA, or one for other networks; the message is one line.
         """
         source = pretrained_model_name_or_path_or_dict
+        unet = bare(self.unet).config
         if isinstance(source, Mapping):
-            read, told = lora.parse(source), "these weights"
+            read, told = lora.parse(source, unet=unet), "these weights"
         elif Path(source).exists():
-            read, told = lora.read(Path(source) / subfolder, weight_name), str(source)
+            read, told = lora.read(Path(source) / subfolder, weight_name, unet), str(source)
         else:
             self._load_from_hub(
                 source,
@@ -106,7 +123,9 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
         for part, updates in read.items():
             network = bare(getattr(self, part))
             if network is None:
-                raise ValueError(f"{told}: there are updates of a {part}, and {_NO_TEXT}")
+                reads = any(getattr(self, tower) is not None for tower in (FIRST, SECOND))
+                why = "this model has none" if reads else _NO_TEXT
+                raise ValueError(f"{told}: there are updates of a {part}, and {why}")
             try:
                 check_fit(updates, network)
             except ValueError as error:
@@ -117,9 +136,10 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
         numbered = (f"default_{number}" for number in range(len(taken) + 1))
         name = adapter_name or next(name for name in numbered if name not in taken)
         tensors, metadata = lora.to_diffusers(read)
-        load = {"unet": self.load_lora_into_unet, "text_encoder": self.load_lora_into_text_encoder}
+        text = self.load_lora_into_text_encoder
         for part in read:  # diffusers would warn of every network that a LoRA leaves alone
-            load[part](
+            load = self.load_lora_into_unet if part == UNET else partial(text, prefix=part)
+            load(
                 tensors,
                 None,
                 bare(getattr(self, part)),
@@ -129,6 +149,22 @@ class LoraLoader(StableDiffusionLoraLoaderMixin):
                 low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
                 hotswap=hotswap,
             )
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        *arguments: Any,
+        text_encoder_2_lora_layers: Any = None,
+        text_encoder_2_lora_adapter_metadata: Any = None,
+        **named: Any,
+    ) -> None:
+        """As in diffusers, and for one text encoder or two."""
+        one = inspect.signature(super().save_lora_weights).bind(*arguments, **named)
+        super(StableDiffusionLoraLoaderMixin, cls).save_lora_weights(
+            **one.arguments,
+            text_encoder_2_lora_layers=text_encoder_2_lora_layers,
+            text_encoder_2_lora_adapter_metadata=text_encoder_2_lora_adapter_metadata,
+        )
 
     @staticmethod
     def write_lora_layers(*arguments: Any, **named: Any) -> None:
@@ -156,7 +192,7 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
         text_encoder: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Teaches tokenizer and text encoder a new word, or several.
+        """Teaches tokenizers and text encoders a new word, or several.
 
         Files of this machine are read by ``ldm.formats.textual_inversion``, from safetensors only;
         what is not on this machine is a repository of the Hub and is left to diffusers. Prompts may
@@ -164,53 +200,115 @@ class EmbeddingLoader(TextualInversionLoaderMixin):
 
         Args:
             pretrained_model_name_or_path: a file, its folder, its tensor by its word, or a list of
-                these.
-            token: the word, in place of the file's.
-            tokenizer: by default the pipeline's.
-            text_encoder: by default the pipeline's.
+                these. Where there are two text encoders, a file for both, or its tensors
+                ``clip_l`` and ``clip_g``.
+            token: the word, in place of the file's; of several each is one vector of a file.
+            tokenizer: by default the pipeline's, of every text encoder.
+            text_encoder: the one that learns; by default the pipeline's, both where there are two.
             kwargs: of diffusers; ``weight_name`` is the file in the folder.
 
         Raises:
-            ValueError: the file is none of textual inversion, is for another text encoder, or its
+            ValueError: the file is none of textual inversion, is for other text encoders, or its
                 word is taken, be it in another case; the message is one line.
         """
         sources = pretrained_model_name_or_path
-        encoder = self._reader(text_encoder)
-        width = encoder.get_input_embeddings().weight.shape[-1]
-        loaded = []
-        for source in sources if isinstance(sources, list) else [sources]:
-            if isinstance(source, (str, PathLike)) and Path(source).exists():
-                name, rows = textual_inversion.read(source, kwargs.get("weight_name"))
-                if rows.shape[-1] != width:
-                    raise ValueError(
-                        f"{source} is not for this text encoder: its vectors are of width"
-                        f" {rows.shape[-1]}, the encoder's of {width}"
-                    )
-                source = {name: rows}
-            loaded.append(source)
-        words = token if isinstance(token, list) else [token] * len(loaded)
-        taken = {folded(word): word for word in (tokenizer or self.tokenizer).get_added_vocab()}
-        for source, word in zip(loaded, words, strict=False):  # diffusers says what does not match
-            if isinstance(source, Mapping) and len(source) == 1:
-                word = word or next(iter(source))
+        sources = sources if isinstance(sources, list) else [sources]
+        towers = self._towers(tokenizer, text_encoder)
+        one_word = len(sources) > 1 or not isinstance(token, list) or len(token) < 2
+        read = [_said(source, towers, one_word, kwargs.get("weight_name")) for source in sources]
+        words = token if isinstance(token, list) else [token] * len(read)
+        each = read if one_word else read * len(words)
+        for number, (known, _) in enumerate(towers):
+            taken = {folded(word): word for word in known.get_added_vocab()}
+            for said, word in zip(each, words, strict=False):  # diffusers says what does not match
+                source = said[number]
+                if isinstance(source, Mapping) and len(source) == 1:
+                    word = word or next(iter(source))
+                if word is None:
+                    continue
                 if (other := taken.setdefault(folded(word), word)) != word:
                     raise ValueError(
                         f"{word!r} and {other!r} differ in case alone, which the tokenizer does not"
                         " see: load one under another name, token=..."
                     )
+                if number and {word, f"{word}_1"} & known.get_vocab().keys():
+                    # Diffusers would say so of the first as well, but here it has learnt the word.
+                    raise ValueError(
+                        f"the second tokenizer has {word!r} already: load it under another name,"
+                        " token=..."
+                    )
         # Room for the new rows is drawn from the global generator before they are copied there.
         with torch.random.fork_rng(devices=[]):
-            super().load_textual_inversion(loaded, token, tokenizer, encoder, **kwargs)
+            for number, (known, encoder) in enumerate(towers):
+                mine = [said[number] for said in read]
+                super().load_textual_inversion(mine, token, known, encoder, **kwargs)
 
     def unload_textual_inversion(
         self, tokens: str | list[str] | None = None, tokenizer: Any = None, text_encoder: Any = None
     ) -> None:
-        """Forgets words that were loaded, by default all."""
-        super().unload_textual_inversion(tokens, tokenizer, self._reader(text_encoder))
+        """Forgets words that were loaded, by default all, of all text encoders."""
+        towers = self._towers(tokenizer, text_encoder)
+        if tokens:
+            asked = {tokens} if isinstance(tokens, str) else {*tokens}
+            having = [pair for pair in towers if asked & pair[0].get_added_vocab().keys()]
+            towers = having or towers[:1]  # diffusers says that there is none
+        for known, encoder in towers:
+            super().unload_textual_inversion(tokens, known, encoder)
 
-    def _reader(self, text_encoder: Any) -> Any:
-        """The network whose words they are."""
-        found = bare(self.text_encoder if text_encoder is None else text_encoder)
-        if found is None:
+    def _towers(self, tokenizer: Any, text_encoder: Any) -> list[tuple[Any, Any]]:
+        """Tokenizers and networks that are meant: those that are named, else all of the pipeline's.
+
+        Raises:
+            ValueError: there is none.
+        """
+        own = [
+            (self.tokenizer, bare(self.text_encoder)),
+            (self.tokenizer_2, bare(self.text_encoder_2)),
+        ]
+        there = [pair for pair in own if pair[1] is not None]
+        named = bare(text_encoder)
+        if tokenizer is None and named is None:
+            if not there:
+                raise ValueError(_NO_TEXT)
+            return there
+        meant = (pair for pair in there if pair[0] is tokenizer or pair[1] is named)
+        words, reader = next(meant, own[0])
+        reader = reader if named is None else named
+        if reader is None:
             raise ValueError(_NO_TEXT)
-        return found
+        return [(words if tokenizer is None else tokenizer, reader)]
+
+
+def _said(
+    source: Any, towers: list[tuple[Any, Any]], one_word: bool, weight_name: str | None
+) -> list[Any]:
+    """What diffusers loads for each of ``towers``: tensors by their word, or without one; and, of
+    one tower, what only diffusers knows.
+    """
+    if isinstance(source, (str, PathLike)) and Path(source).exists():
+        word, rows = textual_inversion.read_towers(source, weight_name)
+        told = str(source)
+    elif isinstance(source, Mapping) and set(source) == set(textual_inversion.TOWERS):
+        word, rows = None, tuple(source[name] for name in textual_inversion.TOWERS)
+        told = "these embeddings"
+    elif len(towers) == 1:
+        return [source]
+    else:
+        told = source if isinstance(source, (str, PathLike)) else "this embedding"
+        raise ValueError(
+            f"{told} is no file for two text encoders: give one of {_BOTH}, or say which"
+            " text_encoder and tokenizer this is for"
+        )
+    if len(rows) != len(towers):
+        kinds = ("one text encoder", f"two text encoders ({_BOTH})")
+        raise ValueError(f"{told}: for {kinds[len(rows) - 1]}, and here {_ARE[len(towers) - 1]}")
+    widths = [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in towers]
+    found = [each.shape[-1] for each in rows]
+    if found != widths:
+        number = next(n for n, width in enumerate(widths) if found[n] != width)
+        which = "this text encoder" if len(towers) == 1 else f"text encoder {number + 1} of these"
+        raise ValueError(
+            f"{told} is not for {which}: its vectors are of width {found[number]}, the encoder's of"
+            f" {widths[number]}"
+        )
+    return [{word: each} if word is not None and one_word else each for each in rows]

@@ -11,10 +11,11 @@ missing, alpha is the rank. kohya (A1111, ComfyUI, sd-scripts), one file:
     lora_unet_MODULE.lora_down.weight   .lora_up.weight   .alpha   .dora_scale
     lora_te_text_model_MODULE...
 
-with every ``.`` of MODULE an ``_``; where alpha is missing it is the rank. diffusers' oldest files
-are of a U-Net alone and lack ``unet.``. All scale by alpha / r
-(Hu et al. 2021, eq. 3) and put DoRA's magnitudes (Liu et al. 2024, eq. 5) on outputs, so nothing is
-lost from one to the other. Only safetensors are read: pickled weights run code.
+with every ``.`` of MODULE an ``_``; where alpha is missing it is the rank. What a second text
+encoder and SDXL's U-Net are called in either is in ``ldm.formats.lora_names``. diffusers' oldest
+files are of a U-Net alone and lack ``unet.``. All scale by alpha / r (Hu et al. 2021, eq. 3) and
+put DoRA's magnitudes (Liu et al. 2024, eq. 5) on outputs, so nothing is lost from one to the other.
+Only safetensors are read: pickled weights run code.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ from diffusers.utils.state_dict_utils import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.formats import pickled
+from ldm.formats import lora_names, pickled
+from ldm.formats.lora_names import PARTS, UNET, in_file, in_network
 from ldm.models.lora import Update, Updates
 from ldm.storage.tensors import write_tensors
 
 Lora = Mapping[str, Updates]
-"""Updates of ``unet`` and ``text_encoder``; modules of the latter without ``text_model.``, which
-transformers 5.6 dropped."""
+"""Updates of ``unet``, ``text_encoder`` and ``text_encoder_2``, by the names that modules have in
+these networks."""
 
 Format = Literal["diffusers", "kohya"]
 
@@ -51,27 +53,23 @@ _METADATA = "lora_adapter_metadata"
 _LARGEST = 1e30  # an alpha
 _BASE = "base"
 _TOWER = "text_model."
-_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder"}
-# In kohya's names "_" is also what stands for ".": these are the words that have one of their own.
-_WORDS = re.compile(
-    "conv_norm_out|conv_shortcut|conv_in|conv_out|proj_in|proj_out|time_emb_proj|time_embedding"
-    "|add_embedding|linear_1|linear_2|down_blocks|mid_block|up_blocks|transformer_blocks|to_q|to_k"
-    "|to_v|to_out|text_model|self_attn|q_proj|k_proj|v_proj|out_proj|[a-z0-9]+"
-)
 _BARE = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
 # peft's patterns are regular expressions, and what is written are names. A name leaves matching no
 # choice; alternations and repetitions, a few of which take for ever, are not read.
 _NAME = re.compile(r"(?:[\w.^$-]|\\\.){1,500}")
 _PATTERNS = 10_000  # of a network
-_FOREIGN_BLOCKS = re.compile("input_blocks|middle_block|output_blocks")
 
 
-def read(path: str | PathLike[str], file: str | None = None) -> Lora:
+def read(
+    path: str | PathLike[str], file: str | None = None, unet: Mapping[str, Any] | None = None
+) -> Lora:
     """The updates of a LoRA file in either format.
 
     Args:
         path: the file, or its folder.
         file: which one of the folder; by default ``FILE``, else its only safetensors.
+        unet: config of the U-Net that it is for, which says what kohya's names of SDXL mean; by
+            default they are those of SDXL's base or refiner.
 
     Raises:
         ValueError: there is no such file, or it holds something else; the message is one line.
@@ -89,7 +87,7 @@ def read(path: str | PathLike[str], file: str | None = None) -> Lora:
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
     try:
         _check_numbers(tensors)
-        return parse(tensors, metadata)
+        return parse(tensors, metadata, unet)
     except ValueError as error:
         raise ValueError(f"{chosen}: {error}") from None
 
@@ -119,14 +117,19 @@ def _choose(path: Path, file: str | None) -> Path:
     return chosen
 
 
-def parse(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> Lora:
-    """The updates in the tensors of a file; ``metadata`` as in its header (diffusers only).
+def parse(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any] | None = None,
+    unet: Mapping[str, Any] | None = None,
+) -> Lora:
+    """The updates in the tensors of a file; ``metadata`` as in its header (diffusers only), and
+    ``unet`` as for ``read``.
 
     Raises:
-        ValueError: a tensor is not one of a LoRA for a U-Net and one CLIP text encoder.
+        ValueError: a tensor is not one of a LoRA for a U-Net and CLIP text encoders.
     """
     if tensors and all(key.startswith("lora_") for key in tensors):
-        return _from_kohya(tensors)
+        return _from_kohya(tensors, unet)
     return _from_diffusers(tensors, metadata or {})
 
 
@@ -150,16 +153,16 @@ def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
     lora: dict[str, Updates] = {}
     if tensors and all(_BARE.match(name) for name in tensors):
         tensors = {f"unet.{name}": value for name, value in tensors.items()}
-    for part in ("unet", "text_encoder"):
+    for part in PARTS:
         mine = {
             k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")
         }
         # Names of earlier versions of diffusers; those of today stay as they are.
-        if part == "unet":
+        if part == UNET:
             mine = convert_unet_state_dict_to_peft(mine)
         else:
             mine = convert_state_dict_to_peft(mine, StateDictType.DIFFUSERS_OLD)
-            mine = {name.removeprefix(_TOWER): value for name, value in mine.items()}
+            mine = {in_network(part, name): value for name, value in mine.items()}
         pieces: dict[str, dict[str, Any]] = {}
         for key, value in mine.items():
             match = re.fullmatch(r"(.+)\.lora_(A|B|magnitude_vector)(\.weight)?", key)
@@ -177,7 +180,7 @@ def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
     known = tuple(f"{part}." for part in lora)
     if not lora or not all(key.startswith(known) for key in tensors):
         other = next((key for key in tensors if not known or not key.startswith(known)), "nothing")
-        raise ValueError(f"this is no LoRA of a U-Net and a CLIP text encoder: it holds {other}")
+        raise ValueError(f"this is no LoRA of a U-Net and CLIP text encoders: it holds {other}")
     return lora
 
 
@@ -217,13 +220,13 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, Any] = {}
     for part, updates in lora.items():
-        text = part == "text_encoder"
-        # The text encoder's under the names of diffusers' own scripts: of peft's names diffusers
+        text = part != UNET
+        # The text encoders' under the names of diffusers' own scripts: of peft's names diffusers
         # knows only attention (a LoRA on fc1 alone would not load), and of a magnitude without
         # ".weight" transformers finds no parameter and draws a new one.
         down, up = ("linear_layer.down", "linear_layer.up") if text else ("A", "B")
         for name, update in updates.items():
-            stem = f"{part}.{_TOWER if text else ''}{name}.lora_"
+            stem = f"{part}.{in_file(part, name)}.lora_"
             tensors[f"{stem}{down}.weight"] = update.down
             tensors[f"{stem}{up}.weight"] = update.up
             if update.magnitude is not None:
@@ -250,7 +253,7 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any]]:
 # -- kohya --
 
 
-def _from_kohya(tensors: Mapping[str, Tensor]) -> Lora:
+def _from_kohya(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None) -> Lora:
     pieces: dict[str, dict[str, dict[str, Any]]] = {}
     kinds = {
         "lora_down.weight": "down",
@@ -258,18 +261,20 @@ def _from_kohya(tensors: Mapping[str, Tensor]) -> Lora:
         "alpha": "alpha",
         "dora_scale": "magnitude",
     }
+    modules_of = lora_names.from_kohya((key.partition(".")[0] for key in tensors), unet)
     for key, value in tensors.items():
         stem, _, kind = key.partition(".")
-        prefix = next((p for p in _KOHYA if stem.startswith(p)), None)
-        if prefix is None or kind not in kinds or _FOREIGN_BLOCKS.search(stem):
+        if stem not in modules_of or kind not in kinds:
             raise ValueError(
-                f"{key} is of no LoRA for a U-Net of Stable Diffusion 1 or 2 and its text encoder"
-                " (LoHa, LoKr and SDXL are not supported)"
+                f"{key} is of no LoRA for a U-Net and text encoders of Stable Diffusion 1, 2 or XL"
+                " (LoHa and LoKr are not supported)"
             )
-        name = ".".join(_WORDS.findall(stem.removeprefix(prefix))).removeprefix(_TOWER)
+        part, name = modules_of[stem]
         if (kind == "alpha" and value.numel() != 1) or (kind != "alpha" and value.ndim == 0):
             raise ValueError(f"{key} has the shape {tuple(value.shape)}, which no {kind} has")
-        piece = pieces.setdefault(_KOHYA[prefix], {}).setdefault(name, {})
+        piece = pieces.setdefault(part, {}).setdefault(name, {})
+        if kinds[kind] in piece:
+            raise ValueError(f"{key}: {part}.{name} is there under another name as well")
         piece[kinds[kind]] = float(value) if kind == "alpha" else value
     for part, modules in pieces.items():
         for name, piece in modules.items():
@@ -284,17 +289,25 @@ def _from_kohya(tensors: Mapping[str, Tensor]) -> Lora:
     return {part: _updates(part, modules) for part, modules in pieces.items()}
 
 
-def to_kohya(lora: Lora) -> dict[str, Tensor]:
+def to_kohya(lora: Lora, unet: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
     """Tensors of a file in kohya's format, with the true alpha of every module.
 
     Stock diffusers reads these right except for DoRA, whose ``dora_scale`` it leaves out with a
-    warning, and for alphas that differ within a network: it takes the most frequent one.
+    warning, and for alphas that differ within a network: it takes the most frequent one. Of SDXL's
+    refiner it takes ``input_blocks_10`` for ``input_blocks_1`` and fails if there are both.
+
+    Args:
+        lora: the updates.
+        unet: config of the U-Net that they are for. Without it they are of SDXL, base or refiner,
+            if there are some of a second text encoder, or of layers that only SDXL has.
+
+    Raises:
+        ValueError: a module has no name in kohya's files, or not one that is its own.
     """
-    tensors = {}
+    stems, tensors = lora_names.to_kohya(lora, unet), {}
     for part, updates in lora.items():
-        prefix = "lora_te_" + _TOWER if part == "text_encoder" else "lora_unet_"
         for name, update in updates.items():
-            stem = (prefix + name).replace(".", "_")
+            stem = stems[part, name]
             tensors[f"{stem}.lora_down.weight"] = update.down
             tensors[f"{stem}.lora_up.weight"] = update.up
             exact = torch.tensor(update.alpha, dtype=torch.float64)
@@ -323,6 +336,7 @@ def write(
     path: str | PathLike[str],
     to: Format = "diffusers",
     base: Mapping[str, Any] | None = None,
+    unet: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a LoRA and returns its file.
 
@@ -331,12 +345,13 @@ def write(
         path: the file if it ends in ``.safetensors``, else a folder for ``FILE``.
         to: the format.
         base: fingerprints (and settings) of the networks that it was trained on, for the header.
+        unet: config of the U-Net that it is for, as ``to_kohya`` takes it.
 
     Raises:
-        ValueError: the format cannot express it (``to_diffusers``).
+        ValueError: the format cannot express it (``to_diffusers``, ``to_kohya``).
     """
     path = Path(path)
-    tensors, metadata = (to_kohya(lora), None) if to == "kohya" else to_diffusers(lora)
+    tensors, metadata = (to_kohya(lora, unet), None) if to == "kohya" else to_diffusers(lora)
     told = header(metadata) | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 from ldm.formats import integrity
 from ldm.formats.recognised import INDEX, told
 from ldm.models.clip import save_text_encoder
-from ldm.models.strip_paths import forget_origin
+from ldm.models.strip_paths import strip_paths
 from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
 from ldm.storage.folders import replace
@@ -70,10 +70,12 @@ def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str
 
     def put_in(staging: Path) -> None:
         write(staging, **asked)
-        if pipe.text_encoder is not None:
-            save_tokenizer(pipe.tokenizer, staging / "tokenizer")
-            _text_encoder(pipe.text_encoder, staging / "text_encoder", asked.get("variant"))
-        forget_origin(staging)
+        for number in ("", "_2"):
+            tower, words = f"text_encoder{number}", f"tokenizer{number}"
+            if (network := pipe.components[tower]) is not None:
+                save_tokenizer(pipe.components[words], staging / words)
+                _text_encoder(network, staging / tower, asked.get("variant"))
+        strip_paths(staging)
 
     replace(folder, put_in, _owned, last=INDEX)
 

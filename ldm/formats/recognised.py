@@ -82,7 +82,7 @@ def _file(file: Path) -> str:
     names = list(header(file))
     if any(re.search(r"lora_|\.lora\.|_lora\.", name) for name in names):
         return "it is a LoRA, which goes with --lora, or load_lora_weights"
-    if len(names) == 1:
+    if len(names) == 1 or set(names) == {"clip_l", "clip_g"}:
         return "it is a word of textual inversion: --embedding, or load_textual_inversion"
     if any(name.startswith("model.diffusion_model.") for name in names):
         return f"it is a whole model in one file; {single}"

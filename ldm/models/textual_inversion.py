@@ -12,9 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.models.tokenizer import folded
+
+TextTower = CLIPTextModel | CLIPTextModelWithProjection
+"""A text encoder; of a model that has two each learns rows of its own for the same word."""
 
 
 def spelt(token: str, vectors: int) -> list[str]:
@@ -45,7 +48,7 @@ class Embedding(nn.Module):
         )
 
 
-def add_rows(text_encoder: CLIPTextModel, rows: Tensor, first: int | None = None) -> None:
+def add_rows(text_encoder: TextTower, rows: Tensor, first: int | None = None) -> None:
     """Gives ``text_encoder`` embeddings ``k d`` that learn, for ids from ``first`` on (by default
     behind all that it has).
     """
@@ -57,7 +60,7 @@ def add_rows(text_encoder: CLIPTextModel, rows: Tensor, first: int | None = None
 
 def add_word(
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: TextTower,
     token: str,
     initializer: str,
     vectors: int,
@@ -89,7 +92,7 @@ def add_word(
     add_rows(text_encoder, torch.stack(rows).detach(), first)
 
 
-def rows(text_encoder: CLIPTextModel) -> dict[str, nn.Parameter]:
+def rows(text_encoder: TextTower) -> dict[str, nn.Parameter]:
     """The rows that ``add_word`` made, by their name in the text encoder."""
     return {
         f"{name}.rows": module.rows

@@ -23,6 +23,7 @@ from ldm.formats import lora
 from ldm.formats.lora import Lora
 from ldm.models.lora import Update, attach, collect
 from ldm.pipeline import LatentDiffusionPipeline
+from loras import equal, shake
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
@@ -47,14 +48,6 @@ def draw(pipe: Any) -> np.ndarray:
     latents = torch.randn(2, *tiny.LATENT, generator=torch.Generator().manual_seed(1))
     texts = ["a red heart", "a slice of pizza"]
     return pipe(texts, latents=latents, output_type="np", num_inference_steps=3).images
-
-
-def shake(network: nn.Module) -> None:
-    """As after a training: no adapter is what it started as."""
-    generator = torch.Generator().manual_seed(5)
-    for name, parameter in network.named_parameters():
-        if ".lora_" in name:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def adapted(dora: bool, parts: tuple[str, ...] = ("unet", "text_encoder")) -> tuple[Any, Lora]:
@@ -85,21 +78,6 @@ def trained(request: pytest.FixtureRequest, plain: np.ndarray) -> tuple[np.ndarr
 def effect(pipe: Any, source: Any) -> np.ndarray:
     pipe.load_lora_weights(source)
     return draw(pipe)
-
-
-def equal(one: Lora, other: Lora) -> bool:
-    assert one.keys() == other.keys()
-    for part in one:
-        assert one[part].keys() == other[part].keys()
-        for name, update in one[part].items():
-            theirs = other[part][name]
-            for a, b in ((update.down, theirs.down), (update.up, theirs.up)):
-                assert torch.equal(a, b), name
-            assert update.alpha == theirs.alpha, name
-            assert (update.magnitude is None) == (theirs.magnitude is None), name
-            if update.magnitude is not None:
-                assert torch.equal(update.magnitude, theirs.magnitude), name
-    return True
 
 
 # -- diffusers' format --
@@ -382,7 +360,7 @@ PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)
 @pytest.mark.parametrize(
     "tensors, told",
     [
-        ({"conv.weight": torch.ones(2)}, "this is no LoRA of a U-Net and a CLIP text encoder: it"),
+        ({"conv.weight": torch.ones(2)}, "this is no LoRA of a U-Net and CLIP text encoders: it"),
         ({"unet.a.lora_A.weight": torch.ones(2, 3)}, "unet.a lacks its up weight"),
         (
             {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(4, 3)},
@@ -390,10 +368,14 @@ PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)
         ),
         ({"unet.a.lokr_w1": torch.ones(2)}, "unet.a.lokr_w1 is no tensor of a LoRA"),
         ({"lora_unet_a.hada_w1_a": torch.ones(2)}, "lora_unet_a.hada_w1_a is of no LoRA for"),
-        ({f"lora_te2_a.{k}": v for k, v in PAIR.items()}, "lora_te2_a.lora_down.weight is of no"),
+        ({f"lora_te3_a.{k}": v for k, v in PAIR.items()}, "lora_te3_a.lora_down.weight is of no"),
         (
-            {f"lora_unet_input_blocks_1_1_proj_in.{k}": v for k, v in PAIR.items()},
-            "lora_unet_input_blocks_1_1_proj_in.lora_down.weight is of no LoRA",
+            {f"lora_te2_a.{k}": v for k, v in PAIR.items()},
+            "there are updates of a text_encoder_2, and this model has none$",
+        ),
+        (
+            {f"lora_unet_input_blocks_4_1_proj_in.{k}": v for k, v in PAIR.items()},
+            "this U-Net does not have a layer input_blocks_4_1_proj_in$",
         ),
         (
             {f"lora_unet_a.{k}": v for k, v in PAIR.items()}
