@@ -18,40 +18,32 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UN
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.calls import arguments
 from ldm.calls.arguments import TENSORS, Pictures
 from ldm.calls.batches import Batches, noise, walk
+from ldm.calls.components import Components
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
 from ldm.calls.values import checked
-from ldm.diffusion import Condition, Denoiser, predictor, target_of
+from ldm.diffusion import predictor, target_of
+from ldm.families.model import Model
 from ldm.formats.loader import EmbeddingLoader, LoraLoader
-from ldm.formats.model_index import stock_index
 from ldm.formats.pipeline_folder import opened, save
-from ldm.guidance import Guidance, Threshold
-from ldm.models.codec import codec_of
-from ldm.models.conditioner import ClipConditioner, Conditioner
-from ldm.models.denoiser import UNetDenoiser
-from ldm.models.labels import LabelConditioner
+from ldm.guidance import Guidance
 from ldm.models.lora import adapted, fused
 from ldm.models.wrapped import bare
 from ldm.sampling import (
-    Sampler,
     SamplingDefaults,
-    SchedulerSampler,
-    default_sampler,
-    own_sampler,
 )
-from ldm.sampling import sampler as named_sampler
 from ldm.sampling.defaults import KEY, stated, stated_by
 
 _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
 class LatentDiffusionPipeline(
-    SeenFromCallbacks, DiffusionPipeline, Savings, EmbeddingLoader, LoraLoader
+    SeenFromCallbacks, DiffusionPipeline, Components, Savings, EmbeddingLoader, LoraLoader
 ):
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
     autoencoder and a text encoder, a ``DDPMPipeline`` or ``DDIMPipeline``.
@@ -65,7 +57,7 @@ class LatentDiffusionPipeline(
         vae: the autoencoder; None: pictures are their own latents.
         text_encoder: the text tower; None: the prompts are names of ``classes``, or there are none.
         tokenizer: its tokenizer.
-        unet: the denoiser, used as it is.
+        unet: the denoiser, used as it is; None where it is a ``transformer``.
         scheduler: any diffusers scheduler; its config states the noise process and what the U-Net
             predicts.
         safety_checker: runs on every picture if given, as in stock.
@@ -75,11 +67,18 @@ class LatentDiffusionPipeline(
         classes: of a U-Net with labels, of which the last is that of no class.
         sampling: steps, guidance and sampler that suit the model, as ``model_index.json`` states
             them (``ldm.sampling.defaults``).
+        text_encoder_2: the second text tower of a family that has two.
+        tokenizer_2: its tokenizer.
+        force_zeros_for_empty_prompt: of such a family: without a negative prompt there are zeros in
+            its place, and not the encoding of "".
+        requires_aesthetics_score: of a refiner.
+        transformer: the denoiser of a family that has one in place of a U-Net.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->transformer->vae"
     _optional_components = [
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
+        "text_encoder_2", "tokenizer_2", "unet", "transformer",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = [*TENSORS]
@@ -89,7 +88,7 @@ class LatentDiffusionPipeline(
         vae: AutoencoderKL | None,
         text_encoder: CLIPTextModel | None,
         tokenizer: CLIPTokenizer | None,
-        unet: UNet2DConditionModel | UNet2DModel,
+        unet: UNet2DConditionModel | UNet2DModel | None,
         scheduler: Any,
         safety_checker: Any = None,
         feature_extractor: Any = None,
@@ -97,6 +96,11 @@ class LatentDiffusionPipeline(
         requires_safety_checker: bool = False,
         classes: Sequence[str] | None = None,
         sampling: dict[str, Any] | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = True,
+        requires_aesthetics_score: bool = False,
+        transformer: Any = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -116,13 +120,32 @@ class LatentDiffusionPipeline(
             safety_checker=safety_checker,
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            transformer=transformer,
         )
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            requires_aesthetics_score=requires_aesthetics_score,
             classes=classes,
             sampling=stated({KEY: sampling or {}}),
         )
-        self.image_processor = VaeImageProcessor(vae_scale_factor=codec_of(vae).factor)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.codec.factor)
+
+    @classmethod
+    def of(cls, model: Model, scheduler: Any) -> LatentDiffusionPipeline:
+        """The pipeline over the networks of ``model`` as they are, with ``scheduler``."""
+        parts = {**model.networks, **model.tokenizers}
+        absent = {name: None for name in cls._optional_components if name not in parts}
+        return cls(
+            **parts,
+            **absent,
+            scheduler=scheduler,
+            classes=model.classes,
+            sampling=model.sampling,
+            **model.family.keys(model),
+        )
 
     @classmethod
     def from_pretrained(
@@ -150,7 +173,7 @@ class LatentDiffusionPipeline(
         """The text of ``model_index.json``, which names the stock class where there is one."""
         index = json.loads(super().to_json_string())
         sampling = index.pop("sampling")
-        index = stock_index(index) | ({KEY: sampling} if sampling else {})
+        index = self.family.index(index) | ({KEY: sampling} if sampling else {})
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -183,10 +206,9 @@ class LatentDiffusionPipeline(
             )
         if loaded:
             plain = type(self)(**{**self.components, **copy.deepcopy(loaded)})
-            plain.register_to_config(
-                requires_safety_checker=self.config.requires_safety_checker,
-                sampling=self.config.sampling,
-            )
+            kept = ("requires_safety_checker", "sampling", "force_zeros_for_empty_prompt")
+            kept += ("requires_aesthetics_score",)
+            plain.register_to_config(**{key: self.config[key] for key in kept})
             plain.unload_lora_weights()
             return plain.save_pretrained(save_directory, **kwargs)
         save(self, Path(save_directory), super().save_pretrained, kwargs)
@@ -225,6 +247,10 @@ class LatentDiffusionPipeline(
         guidance: Guidance | None = None,
         callback: None = None,
         callback_steps: None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
+        image: Tensor | None = None,
+        **told: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draws ``len(prompt) * num_images_per_prompt`` pictures, the pictures of one prompt side
         by side.
@@ -275,6 +301,12 @@ class LatentDiffusionPipeline(
                 ``Chain`` may hold; what it says of each picture is for all of one batch.
             callback: None; stock's earlier versions had one.
             callback_steps: None.
+            denoising_start: share of the noise that is gone from ``image`` already (a refiner).
+            denoising_end: share that is gone at the end (the base before a refiner); what is drawn
+                with ``output_type="latent"`` is then the ``image`` of the rest.
+            image: latents ``n c h w`` to go on from, where ``denoising_start`` is given.
+            told: what the family of the model is told beside the text, as its stock pipeline calls
+                it (``original_size``, ``crops_coords_top_left``, ``target_size``, ...).
 
         Raises:
             ValueError: an argument is wrong, or what was drawn is not finite; the message is one
@@ -294,8 +326,8 @@ class LatentDiffusionPipeline(
         how = _AS_STOCK.but(**self.config.sampling).but(
             num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
         )
-        unet = bare(self.unet)
-        if unet.config.get("time_cond_proj_dim") is not None:
+        network = bare(self.network)
+        if network.config.get("time_cond_proj_dim") is not None:
             raise ValueError(
                 "a U-Net with an embedded guidance scale (time_cond_proj_dim) is not supported"
             )
@@ -306,31 +338,34 @@ class LatentDiffusionPipeline(
         named = arguments.tensor_inputs(
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
-            self.text_encoder is not None,
+            self.reads is None,
         )
         call = Call(
             self,
-            how.guidance_scale if self._is_told() else 1.0,
+            how.guidance_scale if self.reads != () else 1.0,
             guidance_rescale,
             guidance,
             callback_on_step_end,
             named,
-            self.unet.dtype,
+            self.network.dtype,
         )
-        stepper = self._stepper(sampler, eta)
-        codec, device = codec_of(self.vae), self._execution_device
+        stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
+        denoiser, target = call.watched(self._denoiser(), network), self._own_scheduler.config
         batches = Batches(
             call,
             pictures,
-            self._conditioner(pictures),
+            self._reads(pictures),
             codec,
-            predictor(call.watched(self._denoiser(), unet), target_of(self._own_scheduler.config)),
+            predictor(denoiser, target_of(target)),
             self._clip(stepper if sampler is None else None),
             device,
         )
         with running(call):
-            steps = walk(call, stepper, device, how.num_inference_steps, timesteps, sigmas)
-            x = noise(pictures, codec, unet.config, height, width, latents, device)
+            part = arguments.part(denoising_start, denoising_end, image, latents)
+            steps = walk(call, stepper, device, how.num_inference_steps, timesteps, sigmas, part)
+            begun = latents if image is None else image
+            x = noise(pictures, codec, network.config, height, width, begun, device)
+            batches.told = self.family.told(told, self.config, codec.size(x), device)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:
                 whole = batches.draw(x, steps, bar, latent=form == "latent")
@@ -343,58 +378,3 @@ class LatentDiffusionPipeline(
         if not return_dict:
             return images, flagged
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
-
-    @property
-    def sampling_defaults(self) -> SamplingDefaults:
-        """How the command line, validations and evaluations draw where nothing else is asked for:
-        as the folder states, else in 30 steps of ``default_sampler`` at a guidance of 7.5.
-        """
-        named = default_sampler(self.scheduler.config)
-        return SamplingDefaults(sampler=named).but(**self.config.sampling)
-
-    def _is_told(self) -> bool:
-        """Whether there is something to guide by."""
-        return self.text_encoder is not None or bool(self.config.classes)
-
-    @property
-    def _own_scheduler(self) -> Any:
-        """Not that of a call from whose callback this is asked."""
-        return vars(self)["scheduler"]
-
-    def _stepper(self, sampler: str | None, eta: float) -> Sampler:
-        if sampler is None:
-            return own_sampler(self._own_scheduler, eta)
-        return named_sampler(sampler, self._own_scheduler.config, eta)
-
-    def _clip(self, own: Sampler | None) -> Threshold | None:
-        """What keeps pixels within bounds, where it is not the model's ``own`` scheduler."""
-        if self.vae is not None or isinstance(own, SchedulerSampler):
-            return None
-        return Threshold.of(self._own_scheduler.config)
-
-    def _conditioner(self, pictures: Pictures) -> Conditioner:
-        if self.text_encoder is not None:
-            return ClipConditioner(self.tokenizer, self.text_encoder)
-        text = "".join(pictures.prompts + pictures.negatives)
-        if text and not self.config.classes:
-            raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
-        return LabelConditioner(self.config.classes or ())
-
-    def _denoiser(self) -> Denoiser:
-        network, dtype = UNetDenoiser(self.unet), self.unet.dtype
-
-        def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
-            # Only the network computes in its own dtype: guidance and the scheduler's maths stay in
-            # float32.
-            return network(x_t.to(dtype), timestep, cond).float()
-
-        return denoise
-
-    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
-        if self.safety_checker is None:
-            return pixels, None
-        pictures = self.image_processor.postprocess(pixels, output_type="pil")
-        features = self.feature_extractor(pictures, return_tensors="pt").to(pixels.device)
-        return self.safety_checker(
-            images=pixels, clip_input=features.pixel_values.to(self.unet.dtype)
-        )

@@ -27,12 +27,14 @@ COMMAND = Command(TrainConfig, __doc__) if __name__ == "__main__" else None
 from accelerate import Accelerator
 
 from ldm.config.learning import TextualInversion
+from ldm.config.loader import images
 from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
-from ldm.encoding.encoder import Encoded, LatentDraws
+from ldm.encoding.dataset import ImageDraws
+from ldm.encoding.encoder import Encoder
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
-from ldm.families.parts import build, is_model, parameters
+from ldm.families.build import build, is_model, parameters
 from ldm.models.attention import set_attention
 from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
@@ -49,7 +51,7 @@ from ldm.tasks.text_to_image import TextToImageTask, save_pipeline
 
 
 def train(config: TrainConfig, accelerator: Accelerator) -> Path:
-    """Builds the parts of ``config``, trains them, and returns the folder of the result."""
+    """Builds the model of ``config``, trains it, and returns the folder of the result."""
     if config.score and config.images.buckets:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
     if config.score and config.score.before and config.model is None:
@@ -60,37 +62,38 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         speak_of(config.textual_inversion, collection)
     captions = [] if collection.epoch is None else collection.captions()
     prompt = collection.prompt()
-    parts = build(config, captions, held=held)
+    model = build(config, captions, held=held)
     bfloat16 = config.precision == "bfloat16"
-    set_attention(parts.unet, config.attention, accelerator.device, bfloat16=bfloat16)
-    encoded = Encoded(config, parts.codec, parts.conditioner, accelerator, parts.stored)
+    set_attention(model.network, config.attention, accelerator.device, bfloat16=bfloat16)
+    encoder = Encoder(config, model.codec, model.conditioner, accelerator, model.stored)
     suites = None
     if config.validation and config.validation.suites:
-        suites = Suites(config, parts, collection, accelerator, encoded.batch)
-    previews = Previews(config, parts, collection)
-    task = TextToImageTask(config, parts, collection.held_out, encoded, suites, previews)
+        suites = Suites(config, model, collection, accelerator, encoder.batch)
+    previews = Previews(config, model, collection)
+    task = TextToImageTask(config, model, collection.held_out, encoder, suites, previews)
     task.place(accelerator.device)
-    draws = LatentDraws(config, collection, encoded)
+    draws = ImageDraws(config, collection, encoder)
     accelerator.print(
-        f"U-Net of {parameters(parts.unet):,} parameters,"
+        f"U-Net of {parameters(model.network):,} parameters,"
         f" {sum(p.numel() for p in task.trained().values()):,} learn;"
         f" {_count(collection.epoch)} pictures, {len(collection.held_out):,} held out"
+        f"{_uses(config, collection.epoch)}"
     )
     trainer = Trainer(config, task, draws, collection, accelerator)
     # What the result is used with: of a pipeline, itself.
     base = Path(config.run) / "final"
     if config.lora or config.textual_inversion:
         base = Path(config.model or "")
-        if not is_model(config, parts):
+        if not is_model(config, model):
             base = Path(config.run) / "base"
             if accelerator.is_main_process:
                 with writing("the base", base.parent, "the same command writes it again"):
                     save_base(config, captions, held, base)
     then = "the same command goes on with what is in the cache already"
     with writing("the cache", cache_root(), then):
-        encoded.prepare(collection, captions)
+        encoder.prepare(collection, captions)
     final = trainer.fit()
-    told = [] if parts.classes == () else [prompt]  # an unconditional model reads none
+    told = [] if model.classes == () else [prompt]  # an unconditional model reads none
     ldm = str(Path(sys.executable).with_name("ldm"))
     command = [ldm, "sample", *told, "--model", str(base)]
     kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
@@ -111,7 +114,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         for pipe in pipes.values():
             pipe.to(accelerator.device)
         with writing("the score", Path(config.run), "the same command draws it again"):
-            how = parts.drawn_with(config.score)
+            how = model.drawn_with(config.score)
             scores = score(pipes, config, collection.train, Path(config.run), accelerator, how)
         accelerator.print("nearest training picture (pixels) is the one asked for:")
         for source, models in scores.items():
@@ -124,6 +127,14 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
 
 def _count(pictures: int | None) -> str:
     return "an unknown number of" if pictures is None else f"{pictures:,}"
+
+
+def _uses(config: TrainConfig, pictures: int | None) -> str:
+    """How often the run comes back to each picture, where that is more often than once."""
+    if pictures is None:
+        return ""
+    uses = images(config.duration, config.batch_size, pictures) / pictures
+    return f"; each is used {uses:,.0f} times" if uses >= 1.5 else ""
 
 
 def speak_of(word: TextualInversion, collection: Collection) -> None:
@@ -151,8 +162,8 @@ def main() -> None:
     program = Program(COMMAND or Command(TrainConfig, __doc__))
     if program.dry_run:
         held = cached_set(program.config)
-        parts = build(program.config, [], meta=True, held=held)
-        program.report(text_to_image(program.config, parts))
+        model = build(program.config, [], meta=True, held=held)
+        program.report(text_to_image(program.config, model))
     else:
         train(program.config, program.accelerator(sharded=True))
 

@@ -21,7 +21,9 @@ from diffusers import AutoencoderKL
 
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
-from ldm.families.parts import latent_side, make_vae, parameters, read_vae
+from ldm.families.build import parameters
+from ldm.families.vae import latent_side, make_vae, read_vae
+from ldm.models.codec import VaeCodec
 from ldm.tasks.autoencoder import AutoencoderTask, PictureDraws
 from ldm.tasks.program import Program, collect
 from ldm.tasks.steps import autoencoder
@@ -32,7 +34,7 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     collection = collect(config, accelerator)
     vae = make(config).to(accelerator.device)
     task = AutoencoderTask(config, vae, collection)
-    latent_side(vae, config.images)  # refuses a size that the network cannot halve
+    latent_side(VaeCodec(vae), config.images)  # refuses a size that the network cannot halve
     if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
         raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
     draws = PictureDraws(collection, config, task.codec)

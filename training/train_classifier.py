@@ -19,11 +19,11 @@ from accelerate import Accelerator
 
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
+from ldm.families.build import parameters
 from ldm.families.networks import described, initialised, on_meta
-from ldm.families.parts import parameters
 from ldm.models.classifier import NoisyClassifier
 from ldm.tasks.classifier import ClassificationTask, LabelledDraws, Labels
-from ldm.tasks.noisy_input import Noised
+from ldm.tasks.noisy_input import NoisyInput
 from ldm.tasks.program import Program, collect
 from ldm.tasks.steps import classification
 
@@ -32,7 +32,7 @@ def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:
     """Builds the classifier of ``config``, trains it, and returns the folder of the result."""
     if config.images.buckets:
         raise ConfigError("images.buckets: a classifier's pictures are squares: leave it out")
-    noised = Noised.of(config.model, config.images, config.process)
+    noised = NoisyInput.of(config.model, config.images, config.process)
     if noised.codec is not None:
         noised.codec.vae.to(accelerator.device)
     collection, labels = collect(config, accelerator), Labels(config.labels)
@@ -62,7 +62,7 @@ def main() -> None:
     """The command line."""
     program = Program(COMMAND or Command(ClassifierConfig, __doc__))
     if program.dry_run:
-        noised = Noised.of(program.config.model, program.config.images, program.config.process)
+        noised = NoisyInput.of(program.config.model, program.config.images, program.config.process)
         classifier = on_meta(lambda: make(program.config, noised.shape[0]))
         program.report(classification(classifier, noised.shape))
     else:

@@ -29,14 +29,14 @@ from ldm.encoding import long_captions
 from ldm.engine.batch import split_batch
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
+from ldm.families.build import parameters
 from ldm.families.networks import described, in_model, read
-from ldm.families.parts import parameters
 from ldm.families.text import own_tokenizer, read_tokenizer
 from ldm.models.clip import Clip
 from ldm.models.conditioner import ClipConditioner
 from ldm.models.tokenizer import train_tokenizer
 from ldm.tasks.clip import CaptionedDraws, ContrastiveTask
-from ldm.tasks.noisy_input import Noised
+from ldm.tasks.noisy_input import NoisyInput
 from ldm.tasks.program import Program, collect
 from ldm.tasks.steps import contrastive
 
@@ -75,7 +75,7 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
         clip, tokenizer = meeting(config, config.text)
     else:
         tokenizer = own_tokenizer(
-            config.run, collection.captions(), config.vocab_size, config.max_length
+            config.run, "tokenizer", collection.captions(), config.vocab_size, config.max_length
         )
         clip = config.clip.build(tokenizer, config.seed)
     clip.to(accelerator.device)
@@ -95,14 +95,14 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
     return final
 
 
-def noise(config: ClipConfig) -> Noised | None:
+def noise(config: ClipConfig) -> NoisyInput | None:
     """What a picture tower sees that is not to see pixels."""
     if config.model is not None and config.text is not None:
         raise ConfigError("text: the text side is that of model: leave one of the two out")
-    return None if config.model is None else Noised.of(config.model, config.images)
+    return None if config.model is None else NoisyInput.of(config.model, config.images)
 
 
-def beside(config: ClipConfig, noised: Noised) -> tuple[Clip, CLIPTokenizer]:
+def beside(config: ClipConfig, noised: NoisyInput) -> tuple[Clip, CLIPTokenizer]:
     """A new picture tower with the text side of the model's CLIP, and its tokenizer."""
     text, vision, words = (
         in_model(config.model, "model", part)

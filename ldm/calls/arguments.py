@@ -34,6 +34,7 @@ class Pictures:
         each: pictures of every prompt.
         generators: one for all, one a picture, or None.
         batch: pictures at a time.
+        steered: whether a negative prompt was given.
     """
 
     prompts: list[str]
@@ -41,6 +42,7 @@ class Pictures:
     each: int
     generators: Generators | None
     batch: int
+    steered: bool = False
 
     @classmethod
     def asked(
@@ -68,7 +70,8 @@ class Pictures:
         each = _positive("num_images_per_prompt", num_images_per_prompt)
         count = len(prompts) * each
         batch = count if batch_size is None else _positive("batch_size", batch_size)
-        return cls(prompts, negatives, each, _generators(generator, seed, count), batch)
+        draws = _generators(generator, seed, count)
+        return cls(prompts, negatives, each, draws, batch, negative_prompt is not None)
 
     def __len__(self) -> int:
         return len(self.prompts) * self.each
@@ -87,6 +90,24 @@ def output_type(value: Any) -> str:
     if value not in _OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, not {value!r}")
     return "np" if value == "numpy" else value
+
+
+def part(
+    start: float | None, end: float | None, image: torch.Tensor | None, latents: torch.Tensor | None
+) -> tuple[float, float]:
+    """The shares of the noise between which a call draws: ``denoising_start`` and
+    ``denoising_end``.
+
+    Raises:
+        ValueError: it is to go on from nothing, or from two things.
+    """
+    if (start is None) != (image is None):
+        raise ValueError(
+            "image and denoising_start belong together: latents to go on from, and how far they are"
+        )
+    if image is not None and latents is not None:
+        raise ValueError("pass either image or latents, not both")
+    return start or 0.0, 1.0 if end is None else end
 
 
 def tensor_inputs(callback: Any, names: Sequence[str], text: bool) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,26 +32,28 @@ def walk(
     steps: int,
     timesteps: Sequence[int] | None,
     sigmas: Sequence[float] | None,
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> Walk:
     """The way from the noise of a batch to its latents, each time with a fresh scheduler that
-    ``call`` knows.
+    ``call`` knows; or the ``part`` of it from one share of the noise to another.
 
     Raises:
         ValueError: the sampler cannot take these steps.
     """
     own = {"timesteps": timesteps, "sigmas": sigmas}
+    shares = dict(zip(("denoising_start", "denoising_end"), part, strict=True))
     if not isinstance(stepper, SchedulerSampler):
         refuse(**own)
-        call.num_timesteps = stepper.evaluations(steps)
-        return partial(stepper, steps=steps)
+        call.num_timesteps = stepper.evaluations(steps, **shares)
+        return partial(stepper, steps=steps, **shares)
     listed = any(value is not None for value in own.values())
     steps = 0 if listed else steps
     begun = stepper.start(steps, device, **own)
-    call.num_timesteps = len(begun.timesteps)
+    call.num_timesteps = len(stepper.part(copy.deepcopy(begun), *part))
 
     def walked(*told: Any, **named: Any) -> Tensor:
         call.scheduler = copy.deepcopy(begun)
-        return stepper.run(call.scheduler, *told, **named)
+        return stepper.run(call.scheduler, *told, **named, **shares)
 
     return walked
 
@@ -104,7 +106,11 @@ def noise(
     return x
 
 
-@dataclass(frozen=True)
+Told = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""What the network is told beside the texts, and with those of the negative prompts, ``1 ...``."""
+
+
+@dataclass
 class Batches:
     """All batches of a call.
 
@@ -116,6 +122,7 @@ class Batches:
         predict: the network, not guided.
         clip: what keeps pixels within bounds, if something must.
         device: where the network is.
+        told: beside the texts.
     """
 
     call: Call
@@ -125,6 +132,7 @@ class Batches:
     predict: Predictor
     clip: Threshold | None
     device: torch.device
+    told: Told = field(default_factory=lambda: ({}, {}))
 
     def draw(self, noise: Tensor, walk: Walk, bar: Any, *, latent: bool) -> Tensor:
         """Pixels of all pictures, or their latents; of the batches that nobody interrupted.
@@ -142,8 +150,7 @@ class Batches:
             return call.after(*told)
 
         for part in self.pictures.batches():
-            encode = partial(self._encode, part)
-            call.begin(encode(self.pictures.prompts), partial(encode, self.pictures.negatives))
+            call.begin(self._encode(part, self.pictures.prompts), partial(self._null, part))
             guided, draws = call.guide(self.predict, self.clip), self.pictures.of(part)
             try:
                 x = walk(guided, noise[part], call.cond, generators=draws, callback=after)
@@ -169,6 +176,23 @@ class Batches:
         skip, count = part.start - first * each, part.stop - part.start
         cond = self.conditioner.encode(texts[first : last + 1]).to(self.device, self.call.dtype)
         if cond.tokens is not None:
-            network = bare(getattr(self.conditioner, "text_encoder", None))
+            towers = self.conditioner.towers.values()
+            network = bare(next(iter(towers)).text_encoder) if len(towers) == 1 else None
             self.call.watch.see(cond.tokens, "the text encoder", network)
-        return cond.map(lambda x: x.repeat_interleave(each, 0)[skip : skip + count])
+        cond = cond.map(lambda x: x.repeat_interleave(each, 0)[skip : skip + count])
+        return _with(cond, self.told[0], count)
+
+    def _null(self, part: slice) -> Condition:
+        """What guidance steers away from in a batch."""
+        if self.pictures.steered or not self.conditioner.zeros:
+            cond = self._encode(part, self.pictures.negatives)
+        else:
+            cond = self.conditioner.null(part.stop - part.start)
+            cond = cond.to(self.device, self.call.dtype)
+        return _with(cond, self.told[1], part.stop - part.start)
+
+
+def _with(cond: Condition, told: dict[str, Tensor], count: int) -> Condition:
+    """``cond``, each sample told the same beside it."""
+    beside = {name: value.expand(count, *value.shape[1:]) for name, value in told.items()}
+    return replace(cond, extra=cond.extra | beside)

@@ -144,6 +144,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "sampler": partial(_is_a, kind=str, told="a name of a sampler"),
     "seed": seeds,
     "eta": real,
+    "denoising_start": partial(real, optional=True),
+    "denoising_end": partial(real, optional=True),
+    "image": partial(_is_a, kind=torch.Tensor, told="latents n c h w, of denoising_end"),
     "callback_on_step_end": _function,
     "batch_size": partial(whole, optional=True),
 }

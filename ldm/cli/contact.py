@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from ldm.data.audit.report import Finding, Report
 from ldm.data.images import flatten
-from ldm.data.items import spread
+from ldm.data.items import evenly_spaced
 from ldm.data.source import Source
 from ldm.evaluation.sheets import sheet
 
@@ -32,7 +32,7 @@ def contact_sheet(source: Source, report: Report) -> Image.Image:
     """
     numbers = range(len(source.examples))
     rows: list[tuple[Image.Image, str]] = []
-    for i in spread(numbers, _COLUMNS * _ROWS):
+    for i in evenly_spaced(numbers, _COLUMNS * _ROWS):
         rows.append((_thumbnail(source, i), source.examples[i].captions[0]))
     flagged = sorted(
         (finding for finding in report.findings if finding.severity != "note"),

@@ -119,8 +119,7 @@ def evaluate(
 
     from ldm.evaluation import charts, features
     from ldm.evaluation.report import Drawing, heads, rows, show, write
-    from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Measurer, Truth, draw_with
-    from ldm.models.codec import codec_of
+    from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Evaluator, References, draw_with
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -142,18 +141,18 @@ def evaluate(
         )
         once = Drawing.of(how, seed, batch)
         drawings = [replace(once, **({name: value} if name else {})) for value in values]
-        size = pipe.unet.config.sample_size * codec_of(pipe.vae).factor
+        size = pipe.network.config.sample_size * pipe.codec.factor
         judge = None
         if own and compares & {"quality", "prompts"} and not any(each.judge for each in spaces):
             judge = features.space(own, device).judge
-        truth = Truth(
+        truth = References(
             spaces,
             size,
             judge=judge,
             compared=None if data is None else _pictures(data, size),
             lists=prompts,
         )
-        measurer = Measurer(pipe, truth, model)
+        measurer = Evaluator(pipe, truth, model)
         if suite is None and not prompts.is_dir():
             asked.remove(Suite.prompts)
         elif Suite.prompts in asked:

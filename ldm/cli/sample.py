@@ -178,7 +178,7 @@ def sample(
     transformers.utils.logging.disable_progress_bar()
     try:
         pipe = LatentDiffusionPipeline.from_pretrained(model)
-        if not prompts and pipe.text_encoder is not None:
+        if not prompts and pipe.reads is None:
             fail("PROMPT is missing: say what to draw")
         prompts = prompts or [""]
         targets = _targets(out, len(prompts) * count)
@@ -214,7 +214,7 @@ def sample(
                 batch_size=batch,
                 guidance=ClassifierFree(guidance, guidance_rescale, interval),
             ).images
-        if pipe.text_encoder is None and not pipe.config.classes:
+        if pipe.reads == ():
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         console = Console()

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ldm.config.loader import config_class
 
-PARTS = ("unet", "text_encoder")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 
 
 def _of_a_part(entry: str) -> str:
@@ -28,7 +28,7 @@ def _of_a_part(entry: str) -> str:
 Learning = Annotated[
     str,
     AfterValidator(_of_a_part),
-    WithJsonSchema({"type": "string", "pattern": r"^(unet|text_encoder)(\..+)?$"}),
+    WithJsonSchema({"type": "string", "pattern": rf"^({'|'.join(PARTS)})(\..+)?$"}),
 ]
 """A part, or ``PART.PATTERN``: those of its parameters whose name fits the glob PATTERN."""
 

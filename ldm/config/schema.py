@@ -15,7 +15,16 @@ from ldm.config.learning import Learning, Lora, TextualInversion
 from ldm.config.loader import Duration, Interval, config_class
 from ldm.config.noise import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.config.optimizer import AdamW, TextToImageAdamW
-from ldm.config.shapes import Classes, TextLength, TextShape, UNetShape, VaeShape, Vocabulary
+from ldm.config.shapes import (
+    Classes,
+    FamilyName,
+    Text,
+    TextLength,
+    TextShape,
+    UNetShape,
+    VaeShape,
+    Vocabulary,
+)
 from ldm.config.sources import DataConfig
 from ldm.data.images import ImageTransform
 from ldm.data.ranges import Count, Seed, Share
@@ -243,12 +252,15 @@ class TrainConfig(RunConfig):
 
     Args:
         model: pipeline folder that every part not described here is taken from.
+        family: of the model, where no folder tells it (``ldm.families``); None: ``sd``, or
+            ``pixels`` without text.
         vae: folder of an autoencoder, or a shape for random init; ``pixels``: none, pictures are
             their own latents.
         condition: ``text``; ``none``, an unconditional model; or ``{classes: [NAME, ...]}``, of
             which captions say one each. None: that of ``model``, else text.
         text: folder of a pipeline's text encoder and tokenizer, folder (or file of weights) of an
-            open_clip model, or a shape for random init.
+            open_clip model, or a shape for random init; of a family of several text encoders a
+            list, one for each.
         text_layers: only the first layers of the text encoder of a folder, with its final norm
             behind them (Stable Diffusion 2: 23 of 24); None: all.
         unet: a shape for random init.
@@ -266,7 +278,9 @@ class TrainConfig(RunConfig):
         objective: target and weight; the target left out is that of ``model``, else eps.
         dropout: share of activations that training leaves out of every residual layer of the U-Net;
             None: what its folder says, 0 for one of random init.
-        text_dropout: share of captions replaced by "" for classifier-free guidance.
+        text_dropout: share of captions dropped for classifier-free guidance: replaced by "", or
+            their tokens by zeros, as the family does. A list drops for each text encoder on its
+            own.
         cache_latents: encode every picture once; off with a random crop.
         cache_text: encode every caption once; off where the text encoder learns.
         attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
@@ -275,9 +289,10 @@ class TrainConfig(RunConfig):
     """
 
     model: str | None = None
+    family: FamilyName | None = None
     vae: Literal["pixels"] | VaeShape | str | None = None
     condition: Literal["text", "none"] | Classes | None = None
-    text: TextShape | str | None = None
+    text: Text | tuple[Text | None, ...] | None = None
     text_layers: Positive | None = None
     unet: UNetShape | None = None
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
@@ -290,7 +305,7 @@ class TrainConfig(RunConfig):
     process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    text_dropout: Share = 0.1
+    text_dropout: Share | tuple[Share, ...] = 0.1
     cache_latents: bool = True
     cache_text: bool = True
     attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from ldm.config.loader import config_class
 
@@ -49,6 +49,8 @@ class TextShape:
         layers: transformer layers.
         heads: attention heads.
         activation: of the feed-forward layers.
+        projection: width of the projection of a tower that has one (SDXL's second); None: the
+            hidden size.
     """
 
     tokenizer: str | None = None
@@ -59,6 +61,13 @@ class TextShape:
     layers: Depth = 12
     heads: Width = 12
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    projection: Width | None = None
+
+
+Text = TextShape | str
+"""A text encoder: from random init, or that of a folder."""
+FamilyName = Annotated[str, WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "pixels"]})]
+"""A family of models, by its name in ``ldm.families``."""
 
 
 @config_class
@@ -92,6 +101,11 @@ class UNetShape:
             the timestep, whose frequencies are drawn once and do not learn (Song et al. 2021);
             without text they are of log(sigma), and the output is divided by sigma: for scores.
         fourier_scale: their standard deviation, in turns over all timesteps of the process.
+        transformer_layers: transformer layers of every attention, one number or one per resolution.
+        coordinate_dim: width of the embedding of each number that SDXL's is told (where its picture
+            was cut).
+        aesthetic_score: whether the last of them is a score in place of the size of the result, as
+            SDXL's refiner is told.
     """
 
     block_out_channels: Widths = (320, 640, 1280, 1280)
@@ -103,3 +117,6 @@ class UNetShape:
     scale_shift: bool = False
     time_embedding: Literal["positional", "fourier"] | None = None
     fourier_scale: Annotated[float, Field(gt=0)] | None = None
+    transformer_layers: Depth | tuple[Depth, ...] = 1
+    coordinate_dim: Width = 256
+    aesthetic_score: bool = False

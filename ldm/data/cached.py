@@ -31,7 +31,6 @@ from ldm.errors import DataError
 from ldm.storage.json import JsonError, read_json
 
 MADE_WITH, MANIFEST = "cached.json", "manifest.json"
-PARTS = ("vae", "text_encoder", "tokenizer")
 FORMAT = 1  # raise it when the meaning of a file changes
 _CHUNK = 8192  # rows
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ldm.data.content_hash import Captions, Content
-from ldm.data.fixed_captions import Retold
+from ldm.data.fixed_captions import FixedCaptions
 from ldm.data.images import ImageTransform
 from ldm.data.index import Indexed
 from ldm.data.items import Items, Planned
@@ -91,7 +91,7 @@ class Collection:
 
     def retell(self, captions: Sequence[str]) -> None:
         """Gives every picture these captions in place of its own."""
-        told = {id(source): Retold(source, captions) for source in self.sources}
+        told = {id(source): FixedCaptions(source, captions) for source in self.sources}
         self._grouped = [told[id(source)] for source in self._grouped]
         self.sources = [told[id(source)] for source in self.sources]
         for items in (self.train, self.held_out):

@@ -10,7 +10,7 @@ import numpy as np
 from ldm.data.source import Source
 
 
-class Retold:
+class FixedCaptions:
     """A ``Source`` in which every picture has the same captions.
 
     Args:

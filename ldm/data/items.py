@@ -140,7 +140,7 @@ class Planned(Protocol):
 T = TypeVar("T")
 
 
-def spread(items: Sequence[T], count: int) -> list[T]:
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """``count`` of ``items`` (all, if there are fewer) at even distances, the same every time."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]

@@ -1,48 +1,36 @@
-"""Pictures and captions on their way to the U-Net, with all that is random about each.
-
-    item n = (moments or pixels, tokens or ids, posterior, noise, u)
-
-Item n of ``LatentDraws`` holds all that is random about the n-th image of a run; what trains on it
-only computes.
-"""
+"""Pictures and captions through the frozen networks: from a cache, or straight."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, lru_cache, partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.data.images import View, coordinates, to_pixels
 from ldm.data.items import Item, Items
-from ldm.diffusion import Condition, normal, stratified, stream
+from ldm.diffusion import Condition
 from ldm.encoding import long_captions
-from ldm.errors import DataError
-from ldm.models.codec import Codec, Moments, VaeCodec
-from ldm.models.conditioner import ClipConditioner, Conditioner, unnamed
+from ldm.errors import ConfigError, DataError
+from ldm.models.codec import Codec, Moments
+from ldm.models.conditioner import Conditioner, silent, unnamed
 from ldm.storage.cache_root import cache_root
 from ldm.storage.tensor_cache import TensorCache, column_of, fingerprint, key_of
 
 log = logging.getLogger(__name__)
 
 
-@lru_cache(maxsize=8)
-def _times(seed: int, batch: int, size: int) -> np.ndarray:
-    return stratified(seed, "time", batch, size)
-
-
-class Wanted:
+class CacheKeys:
     """Every (item, variant) whose latent is to be cached, by one number."""
 
     def __init__(self, items: Items, variants: int) -> None:
@@ -66,7 +54,7 @@ class Wanted:
         return column_of(map(self.key, range(len(self))))
 
 
-class Encoded:
+class Encoder:
     """Pictures and captions through the frozen networks, from a cache or straight.
 
     Args:
@@ -91,11 +79,17 @@ class Encoded:
         self.conditioner, self.accelerator, self.folder = conditioner, accelerator, folder
         self.batch = config.micro_batch_size or min(config.batch_size, 64)
         self.latents: dict[tuple[int, int], TensorCache] = {}  # by width and height
-        self.text: TensorCache | None = None
+        self.text: dict[str, TensorCache] = {}  # by tower
         self.latents_cached = config.cache_latents and config.images.deterministic
-        self.latents_cached &= isinstance(codec, VaeCodec)
-        self.text_cached = config.cache_text and "text_encoder" not in config.learns
-        self.text_cached &= isinstance(conditioner, ClipConditioner)
+        self.latents_cached &= codec.network is not None
+        towers, dropout = conditioner.towers, config.text_dropout
+        self.learning = [*towers] if config.textual_inversion else [*config.learns]
+        self.text_cached = [t for t in towers if config.cache_text and t not in self.learning]
+        if isinstance(dropout, tuple) and len(dropout) != len(towers):
+            raise ConfigError(
+                f"text_dropout: {len(dropout)} shares for {len(towers)} text encoders: give a"
+                " number for all of them, or one for each"
+            )
         self.listed = False  # captions that are too long, once and for all
 
     def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
@@ -106,21 +100,22 @@ class Encoded:
             DataError: a shard of a cached set cannot be read.
         """
         if self.folder:
-            self.text = self._text_cache(whole=True)
+            self.text = {t: self._text_cache(t, whole=True) for t in self.conditioner.towers}
             for items in (collection.train, collection.held_out):
                 for shape, _ in items.by_shape():
                     self.latents[shape] = self._latents_cache(shape, whole=True)
             return
-        if not isinstance(self.conditioner, ClipConditioner):
+        if not self.conditioner.towers:
             for text in [*captions, *(item.caption(None) for item in collection.held_out)]:
                 self.caption(text)  # whether it says a class
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
-            self.latents_cached = self.text_cached = False
-        elif isinstance(self.conditioner, ClipConditioner):
+            self.latents_cached, self.text_cached = False, []
+        elif towers := [*self.conditioner.towers.values()]:
             self.listed = True
             if self.accelerator.is_main_process:
-                long_captions.tell(Path(self.config.run), collection.sources, self.conditioner)
+                shortest = min(towers, key=lambda tower: tower.length)
+                long_captions.tell(Path(self.config.run), collection.sources, shortest)
                 if (validation := self.config.validation) and validation.prompts:
                     self.conditioner.tokenize(validation.prompts)  # names what it cuts
         if self.text_cached and collection.endless:
@@ -128,7 +123,7 @@ class Encoded:
                 "captions vary endlessly, so the text encoder runs at every step: set"
                 " data.grammar.variants to draw some of each once and cache them"
             )
-            self.text_cached = False
+            self.text_cached = []
         if self.latents_cached:
             self.cache_latents(collection.train, collection.content(collection.train))
         if self.text_cached:
@@ -147,7 +142,7 @@ class Encoded:
                 cache: TensorCache = cache,
                 shape: tuple[int, int] = shape,
             ) -> None:
-                wanted = Wanted(items.where(chosen).distinct(), variants)
+                wanted = CacheKeys(items.where(chosen).distinct(), variants)
                 keys = wanted.keys()
                 what = f"latents of {shape[0]}x{shape[1]}"
                 self._build(cache, keys, partial(self.encode_pictures, wanted), what, "images")
@@ -158,13 +153,15 @@ class Encoded:
         """Makes what is missing of the embeddings of ``captions``, which are told by the hash
         ``of``.
         """
-        cache = self.text = self._text_cache()
+        for tower in self.text_cached:
+            cache = self.text[tower] = self._text_cache(tower)
 
-        def make() -> None:
-            keys = column_of(map(key_of, captions))
-            self._build(cache, keys, partial(self.encode_captions, captions), "text", "captions")
+            def make(tower: str = tower, cache: TensorCache = cache) -> None:
+                keys = column_of(map(key_of, captions))
+                encode = partial(self.encode_captions, tower, captions)
+                self._build(cache, keys, encode, "text", "captions")
 
-        self._unless_there(cache, fingerprint(of), make)
+            self._unless_there(cache, fingerprint(of), make)
 
     def _latents_cache(self, shape: tuple[int, int], *, whole: bool = False) -> TensorCache:
         if self.folder:
@@ -175,19 +172,17 @@ class Encoded:
         space = fingerprint("moments", settings, shape, self._codec_print)
         return TensorCache(cache_root() / "latents", space)
 
-    def _text_cache(self, *, whole: bool = False) -> TensorCache:
+    def _text_cache(self, name: str, *, whole: bool = False) -> TensorCache:
         if self.folder:
-            return TensorCache(self.folder, "text", whole=whole)
-        assert isinstance(self.conditioner, ClipConditioner)
-        space = fingerprint(
-            "tokens", *self.conditioner.printed, self.conditioner.text_encoder, "float32"
-        )
+            return TensorCache(self.folder, text_folder(name), whole=whole)
+        tower = self.conditioner.towers[name]
+        read = () if tower.layer is None else (tower.layer, tower.pooled)
+        space = fingerprint("tokens", *tower.printed, tower.text_encoder, *read, "float32")
         return TensorCache(cache_root() / "text", space)
 
     @cached_property
     def _codec_print(self) -> str:
-        assert isinstance(self.codec, VaeCodec)
-        return fingerprint(self.codec.vae)
+        return fingerprint(self.codec.network)
 
     def _unless_there(self, cache: TensorCache, of: str, make: Callable[[], None]) -> None:
         """``make`` unless all processes know that it was done before: then there is no need to go
@@ -219,32 +214,36 @@ class Encoded:
         cache.build(keys, make, what=what, unit=unit, batch=self.batch)
 
     @torch.no_grad()
-    def encode_pictures(self, wanted: Wanted, rows: Sequence[int]) -> dict[str, Tensor]:
+    def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
         seen = ((item, View(mirrored=bool(variant))) for item, variant in map(wanted.at, rows))
         x = torch.stack([self._pixels(item, view) for item, view in seen])
         return self.codec.encode(x.to(self.accelerator.device))._asdict()
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str], rows: Sequence[int]) -> dict[str, Tensor]:
-        """``tokens``, ``mask`` and ``pooled`` of the captions that ``rows`` are numbers of."""
+    def encode_captions(
+        self, tower: str, captions: Sequence[str], rows: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """What ``tower`` says to the captions that ``rows`` are numbers of, by name."""
         with unnamed():
-            cond = self.conditioner.encode([captions[row] for row in rows])
-        assert cond.mask is not None and cond.pooled is not None
-        return {"tokens": cond.tokens, "mask": cond.mask, "pooled": cond.pooled}
+            said = self.conditioner.towers[tower].encode([captions[row] for row in rows])
+        return said.tensors()
 
     def evaluated(self, items: Sequence[Item]) -> tuple[Moments, Condition]:
         """Moments and conditions of ``items`` of one shape as evaluation sees them."""
         captions, device = [item.caption(None) for item in items], self.accelerator.device
+        seen = [coordinates(item.size, View(), item.shape) for item in items]
+        told = {"coordinates": torch.tensor(seen, device=device)}
         if self.folder:
             both = zip(items, captions, strict=True)
             rows = [{**self.picture(i, View()), **self.caption(c)} for i, c in both]
             batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
-            cond = Condition(batch["tokens"], batch["mask"], batch["pooled"])
-            return Moments(batch["mean"], batch["logvar"]), cond
+            return Moments(batch["mean"], batch["logvar"]), self.condition(batch | told)
         x = torch.stack([self._pixels(item, View()) for item in items])
         with self._telling():
-            return self.codec.encode(x.to(device)), self.conditioner.encode(captions).to(device)
+            cond = self.conditioner.encode(captions).to(device)
+        cond = replace(cond, extra=cond.extra | told)
+        return self.codec.encode(x.to(device)), cond
 
     def _pixels(self, item: Item, view: View) -> Tensor:
         return to_pixels(self.transform(item.load(), view, item.shape))
@@ -255,19 +254,34 @@ class Encoded:
             return self.latents[item.shape][latent_key(item, int(view.mirrored))]
         return {"pixels": self._pixels(item, view)}
 
-    def caption(self, text: str) -> dict[str, Tensor]:
-        """``tokens``, ``mask`` and ``pooled``, or ``ids`` where text is not cached.
+    def caption(self, text: str, told: Sequence[bool] = ()) -> dict[str, Tensor]:
+        """What each text tower says to ``text``, as ``TOWER.NAME``, or ``TOWER.ids`` where that is
+        not cached; of a model of classes ``ids``.
+
+        Args:
+            text: the caption.
+            told: whether each tower is told it, or the empty text; empty: all are.
 
         Raises:
             DataError: the text says no class of a model of classes.
         """
-        if self.text is not None:
-            return self.text[key_of(text)]
+        towers, found = self.conditioner.towers, dict[str, Tensor]()
+        heard = [text if t else "" for t in told or [True] * max(1, len(towers))]
         try:
             with self._telling():
-                return {"ids": self.conditioner.tokenize([text])[0]}
+                for name, mine in zip(towers, heard, strict=bool(towers)):
+                    if name in self.text:
+                        said = self.text[name][key_of(mine)]
+                    else:
+                        said = {"ids": towers[name].tokenize([mine])[0]}
+                    found |= {f"{name}.{key}": value for key, value in said.items()}
+                if not towers:
+                    found["ids"] = self.conditioner.tokenize(heard)[0]
         except ValueError as error:
             raise DataError(f"condition: the caption {error}") from None
+        if self.conditioner.zeros:
+            found["told"] = torch.tensor(told or [True] * len(towers))
+        return found
 
     def _telling(self) -> AbstractContextManager[None]:
         """Where texts are cut that are listed already, unless they are a stream's."""
@@ -283,58 +297,36 @@ class Encoded:
                 moments = self.codec.encode(batch["pixels"])
         return self.codec.sample(moments, batch["posterior"])
 
-    def condition(self, batch: dict[str, Tensor], *, learns: bool) -> Condition:
-        """What the denoiser is told; ``learns``: gradients flow into the text encoder."""
-        extra = {"coordinates": batch["coordinates"]}
-        if "tokens" in batch:
-            return Condition(batch["tokens"], batch["mask"], batch["pooled"], extra)
-        if learns:
-            cond = self.conditioner.encode_ids(batch["ids"])
+    def condition(self, batch: dict[str, Tensor]) -> Condition:
+        """What the denoiser is told; gradients flow into text towers that learn."""
+        conditioner = self.conditioner
+        if conditioner.towers:
+            cond = conditioner.join([self._said(name, batch) for name in conditioner.towers])
         else:
-            with torch.no_grad(), torch.autocast(batch["ids"].device.type, enabled=False):
-                cond = self.conditioner.encode_ids(batch["ids"])
-        return Condition(cond.tokens, cond.mask, cond.pooled, {**cond.extra, **extra})
+            cond = conditioner.encode_ids(batch["ids"])
+        return replace(cond, extra=cond.extra | {"coordinates": batch["coordinates"]})
+
+    def _said(self, name: str, batch: dict[str, Tensor]) -> Condition:
+        """What a tower says to the captions of ``batch``."""
+        towers, start = self.conditioner.towers, f"{name}."
+        mine = {key.removeprefix(start): x for key, x in batch.items() if key.startswith(start)}
+        if "ids" not in mine:
+            said = Condition.of(mine)
+        elif name in self.learning:
+            said = towers[name].encode_ids(mine["ids"])
+        else:
+            with torch.no_grad(), torch.autocast(mine["ids"].device.type, enabled=False):
+                said = towers[name].encode_ids(mine["ids"])
+        if "told" in batch:
+            said = said.where(batch["told"][:, [*towers].index(name)], silent(said))
+        return said
+
+
+def text_folder(tower: str) -> str:
+    """Where a cached set keeps what ``tower`` says: ``text``, ``text_2``, ..."""
+    return f"text{tower.removeprefix('text_encoder')}"
 
 
 def latent_key(item: Item, variant: int) -> bytes:
     """The key of the moments of a picture, by its content."""
     return key_of(item.digest(), str(variant))
-
-
-class LatentDraws(Dataset[dict[str, Any]]):
-    """Item n: the n-th image of the run with its caption, dropout, posterior, noise and time."""
-
-    def __init__(self, config: TrainConfig, collection: Collection, encoded: Encoded) -> None:
-        self.config, self.encoded = config, encoded
-        self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
-
-    def item(self, position: int) -> Item:
-        """The example that the image at ``position`` is made from."""
-        return self.plan[position]
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """Tensors without a batch axis; every draw depends on (seed, position) alone.
-
-        ``coordinates`` are those of ``ldm.data.images.coordinates``.
-        """
-        seed, batch, images = self.config.seed, self.config.batch_size, self.config.images
-        item = self.item(position)
-        if images.deterministic:
-            variant = int(stream(seed, "flip", position).integers(images.variants))
-            view = View(mirrored=bool(variant))
-        else:
-            view = images.view(stream(seed, "transform", position))
-        caption = item.caption(stream(seed, "caption", position))
-        if stream(seed, "text dropout", position).random() < self.config.text_dropout:
-            caption = ""
-        width, height = (side // self.encoded.codec.factor for side in item.shape)
-        shape = (self.encoded.codec.channels, height, width)
-        return {
-            "position": position,
-            **self.encoded.picture(item, view),
-            **self.encoded.caption(caption),
-            "coordinates": torch.tensor(coordinates(item.size, view, item.shape)),
-            "posterior": normal(seed, "posterior", position, shape),
-            "noise": normal(seed, "noise", position, shape),
-            "u": _times(seed, position // batch, batch)[position % batch],
-        }

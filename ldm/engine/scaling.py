@@ -15,7 +15,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from ldm.engine.nonfinite import Step
-from ldm.engine.shutdown import Ending
+from ldm.engine.shutdown import Coordinator
 
 
 class LossScale:
@@ -36,7 +36,7 @@ class LossScale:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
 
-    def overflowed(self, step: Step, ending: Ending) -> bool:
+    def overflowed(self, step: Step, coordinator: Coordinator) -> bool:
         """Whether ``step``, whose gradient is not finite, owes that to the scale, which is lower
         then; the same in all processes. Where a loss is not finite, or the scale is 1 already, it
         is not to blame.
@@ -45,7 +45,7 @@ class LossScale:
             return False
         before = self.scaler.get_scale()
         self.scaler.update()
-        _, lost = ending.agree(wrong=not math.isfinite(step.sums["loss"]))
+        _, lost = coordinator.sync(wrong=not math.isfinite(step.sums["loss"]))
         lowered = not lost and self.scaler.get_scale() < before and before > 1
         self.overflows += lowered
         return lowered

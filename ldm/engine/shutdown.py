@@ -21,7 +21,7 @@ WAIT = timedelta(hours=24)
 """How long processes wait for one that fills a cache, draws or saves."""
 
 
-class Ending:
+class Coordinator:
     """What has come up on this process, and what all of them make of it.
 
     Args:
@@ -42,7 +42,7 @@ class Ending:
         self.group = distributed.new_group(backend="gloo", timeout=WAIT) if several else None
         self.saved: Path | None = None  # the newest checkpoint, from which the run can go on
 
-    def agree(self, *, wrong: bool = False) -> tuple[bool, bool]:
+    def sync(self, *, wrong: bool = False) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any finds something ``wrong``. With
         more than one process a collective that waits for the others, but for no device.
 
@@ -60,13 +60,13 @@ class Ending:
             raise self.failure or ToldElsewhere()
         return stopping, wrong
 
-    def leave(self, what_is_kept: str) -> None:
+    def stop(self, what_is_kept: str) -> None:
         """Raises ``Interrupted``."""
         by = REQUESTS.by or "a signal to another process"
         line = f"{by} came; {what_is_kept}: run the same command again to go on"
         raise Interrupted(line if self.accelerator.is_main_process else "")
 
-    def written(self, what: str, where: Path, write: Callable[[], None]) -> None:
+    def on_main(self, what: str, where: Path, write: Callable[[], None]) -> None:
         """Lets the main process write, unless it already failed to."""
         self.failure = self.failure or self._moved()
         if self.accelerator.is_main_process and self.failure is None:

@@ -34,7 +34,7 @@ from ldm.engine.metrics import Metrics
 from ldm.engine.nonfinite import Step
 from ldm.engine.optimizer import adamw, learning_rate, set_rate
 from ldm.engine.scaling import LossScale
-from ldm.engine.shutdown import Ending
+from ldm.engine.shutdown import Coordinator
 from ldm.engine.task import Draws, Task, evaluating
 from ldm.engine.trackers import Trackers
 from ldm.engine.window import Window
@@ -91,7 +91,7 @@ class Trainer:
         self.changes: list[dict[str, Any]] = []  # keys that resume.allow let change
         self.run = Path(config.run)
         check_folder(self.run)
-        self.ending = Ending(accelerator, self.run)
+        self.coordinator = Coordinator(accelerator, self.run)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
         self.trackers = Trackers(config, accelerator, self.seen)
@@ -109,12 +109,12 @@ class Trainer:
             self._fit()
             final = self._final()
             if signals.REQUESTS.by:  # while that was written
-                self.ending.leave(f"training was over, and its result is in {final}")
+                self.coordinator.stop(f"training was over, and its result is in {final}")
         return final
 
     def _fit(self) -> None:
         config = self.config
-        self.ending.written("the record of the run", self.run, self._start)
+        self.coordinator.on_main("the record of the run", self.run, self._start)
         every_checkpoint = images(config.checkpoints.every, self.batch, self.epoch)
         validation = config.validation
         every_validation = images(validation.every, self.batch, self.epoch) if validation else 0
@@ -137,7 +137,7 @@ class Trainer:
                 end = self.seen + self.batch >= self.total
                 due = number % config.log_every == 0 or end
                 wrong = self.prompt and not step.finite()
-                stopping, wrong = self.ending.agree(wrong=wrong)
+                stopping, wrong = self.coordinator.sync(wrong=wrong)
                 if wrong:
                     self._skip(step)
                 else:
@@ -162,8 +162,8 @@ class Trainer:
                 if stopping:
                     if self.ema and self.ema.chosen_at == self.seen:
                         self._save()  # once more, with the choice
-                    self.ending.leave(
-                        f"all {self.seen} images seen so far are in {self.ending.saved}"
+                    self.coordinator.stop(
+                        f"all {self.seen} images seen so far are in {self.coordinator.saved}"
                     )
 
     def _gradient(self, micro_batches: Iterator[Any]) -> Step:
@@ -206,7 +206,7 @@ class Trainer:
         """Counts a step that is not applied. But where its gradient was only scaled too much for
         float16, one too many, or the first, ends the run.
         """
-        if self.scale.overflowed(step, self.ending):
+        if self.scale.overflowed(step, self.coordinator):
             self._write(self.seen + self.batch, overflow=self.scale.told())
             return
         found = self._evidence(step)
@@ -228,7 +228,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             raise ToldElsewhere()
         file = self.run / "fault.json"
-        with disk.writing(file.name, self.run, self.ending.then()):
+        with disk.writing(file.name, self.run, self.coordinator.then()):
             disk.write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
         before = f"{self.skipped} steps were skipped before it; " if self.skipped else ""
         raise RunError(
@@ -268,7 +268,7 @@ class Trainer:
             self.metrics.write(images=seen, step=seen // self.batch, **values)
             self.trackers.log(seen, values)
 
-        self.ending.written("a line of metrics.jsonl", self.run, write)
+        self.coordinator.on_main("a line of metrics.jsonl", self.run, write)
 
     @contextmanager
     def _whole(self) -> Iterator[Mapping[str, Tensor]]:
@@ -284,9 +284,9 @@ class Trainer:
     def _validate(self) -> None:
         folder, measured = self.run / "samples", {}
         what = "the sample pictures"
-        self.ending.written(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+        self.coordinator.on_main(what, folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         # Pictures are written by one process once all have measured.
-        with self.ending.kept(what, folder):
+        with self.coordinator.kept(what, folder):
             told: dict[str, float] = {}
             if self.ema:
                 told = self.ema.choose(self.seen, lambda a: self._measure(a)["held_out_loss"])
@@ -318,9 +318,9 @@ class Trainer:
                 checkpoint.write_folder(root / name, partial(self._write_state, found))
                 checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
 
-            self.ending.written(f"checkpoint {name}", root, write)
-        stopping, _ = self.ending.agree()  # the others wait here until it is written
-        self.ending.saved = root / name
+            self.coordinator.on_main(f"checkpoint {name}", root, write)
+        stopping, _ = self.coordinator.sync()  # the others wait here until it is written
+        self.coordinator.saved = root / name
         return stopping
 
     def _write_state(self, found: dict[str, dict[str, Tensor]], folder: Path) -> None:
@@ -346,8 +346,8 @@ class Trainer:
             checkpoint.write_folder(final, self.task.finish)
 
         with self._whole():
-            self.ending.written("the result", self.run, write)
-        self.ending.agree()
+            self.coordinator.on_main("the result", self.run, write)
+        self.coordinator.sync()
         if left_out:
             told = f"{len(left_out)} pictures or rows were left out"
             self.accelerator.print(f"{told}: {self.run / SKIPPED}")
@@ -390,7 +390,7 @@ class Trainer:
                 f"{folder} lies after {self.seen} images, which are no whole batches of batch_size"
                 f" {self.batch}: choose one that divides them"
             )
-        self.skipped, self.ending.saved = counters.get("skipped", 0), folder
+        self.skipped, self.coordinator.saved = counters.get("skipped", 0), folder
         self.task.memory.load(counters.get("memory"))
         self.scale.load(counters.get("scale"))
         self.changes = counters.get("changes", []) + [

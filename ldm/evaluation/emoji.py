@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.items import spread
+from ldm.data.items import evenly_spaced
 from ldm.demo.checker import background_of
 from ldm.demo.emoji import COLOURED, EmojiData, Group, Style
 from ldm.demo.scene import BACKGROUNDS, Background
@@ -115,7 +115,7 @@ def retrieval(draw: Draw, emoji: Emoji, spaces: Sequence[Space], count: int = 50
     """Whether the nearest of all pictures is the one the caption names, for ``count`` training
     captions; ``shuffled`` is the floor, drawn pictures against other captions.
     """
-    chosen = spread(emoji.trained, count)
+    chosen = evenly_spaced(emoji.trained, count)
     texts = [emoji.caption(n) for n in chosen]
     drawn, truth = draw(texts), torch.tensor(chosen)
     figures: dict[str, Figure | Proportion] = {}
@@ -159,7 +159,7 @@ def recombined(
             if emoji.source.concept(n).unseen_background == name
             and background_of(to_image(emoji.gallery[n])) == "white"
         ]
-        chosen += [(n, k) for n in spread(mine, (count + k) // len(grounds))]
+        chosen += [(n, k) for n in evenly_spaced(mine, (count + k) // len(grounds))]
     truth, ground = torch.tensor(chosen).unbind(1)
     texts = [
         f"{emoji.caption(n)}, on a {grounds[k]} background"
@@ -229,7 +229,7 @@ def transfer(
     pairs = [(n, other) for n, other in pairs if other is not None]
     if len(pairs) < 2:
         raise ValueError(f"{len(pairs)} of these emoji are held out in one of two styles: too few")
-    truth, known = torch.tensor(spread(pairs, count or len(pairs))).unbind(1)
+    truth, known = torch.tensor(evenly_spaced(pairs, count or len(pairs))).unbind(1)
     texts = [emoji.caption(n) for n in truth.tolist()]
     drawn, real = draw(texts), reconstruct(emoji.gallery[truth])
     figures: dict[str, Figure | Proportion] = {}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.data.images import ImageTransform, to_pixels
-from ldm.data.items import Items, spread
+from ldm.data.items import Items, evenly_spaced
 from ldm.evaluation.features import Space
 from ldm.progress import track
 from ldm.storage.cache_root import cache_root
@@ -91,7 +91,7 @@ def _write(features: Tensor, file: Path) -> None:
 
 def of_items(items: Items, transform: ImageTransform) -> TrueFeatures:
     """Those of ``items``; of more than ``AT_MOST`` of so many at even distances."""
-    chosen = spread(items, AT_MOST)
+    chosen = evenly_spaced(items, AT_MOST)
     return TrueFeatures(
         lambda: (item.digest() for item in chosen),
         lambda: (to_pixels(transform(item.load())) for item in chosen),

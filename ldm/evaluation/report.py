@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ldm.config.provenance import environment
 from ldm.data.images import to_image
-from ldm.data.items import spread
+from ldm.data.items import evenly_spaced
 from ldm.evaluation import charts, sheets
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.retrieval import Proportion
@@ -76,7 +76,7 @@ def show(
     drawn = [report.drawn for report in several if report.drawn is not None]
     if drawn:
         every = range(len(drawn[0]))
-        shown = list(every) if suite == "prompts" else spread(every, _SHOWN)
+        shown = list(every) if suite == "prompts" else evenly_spaced(every, _SHOWN)
         cells = [[to_image(x[n]) for x in drawn] for n in shown]
         captions = [several[0].captions[n] for n in shown]
         columns = 8 if len(several) == 1 else max(1, 15 // len(several))

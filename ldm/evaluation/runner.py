@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.images import Colour, ImageTransform, to_pixels
-from ldm.data.items import Items, spread
+from ldm.data.items import Items, evenly_spaced
 from ldm.demo.digits import NAMES, DigitsData
 from ldm.demo.scene import Scene
 from ldm.diffusion import Objective, predictor
@@ -24,10 +24,8 @@ from ldm.evaluation.report import Drawing
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.sheets import counted
 from ldm.evaluation.suites import Draw, Labelled, Report
+from ldm.families import FamilyDenoiser
 from ldm.families.noise import saved
-from ldm.models.codec import codec_of
-from ldm.models.conditioner import ClipConditioner
-from ldm.models.denoiser import UNetDenoiser
 from ldm.models.labels import LabelConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
@@ -73,7 +71,7 @@ def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing, what: str = "capt
     return draw
 
 
-class Truth:
+class References:
     """True pictures and texts that models are measured by, each made once, and the spaces in which
     pictures are compared.
 
@@ -133,8 +131,8 @@ class Truth:
     def captions(self, count: int) -> list[str]:
         """``count`` first captions, at even distances, of what ``quality`` compares with."""
         if self.compared is not None:
-            return [item.caption(None) for item in spread(self.compared, count)]
-        return [self.emoji.caption(n) for n in spread(self.emoji.trained, count)]
+            return [item.caption(None) for item in evenly_spaced(self.compared, count)]
+        return [self.emoji.caption(n) for n in evenly_spaced(self.emoji.trained, count)]
 
     def features(self, space: Space) -> Tensor:
         """``n d`` of what ``quality`` compares with."""
@@ -173,7 +171,7 @@ class Truth:
         return {name: [line for line in lines if line.strip()] for name, lines in read.items()}
 
 
-class Measurer:
+class Evaluator:
     """One model.
 
     Args:
@@ -183,10 +181,10 @@ class Measurer:
     """
 
     def __init__(
-        self, pipe: LatentDiffusionPipeline, truth: Truth, folder: Path | None = None
+        self, pipe: LatentDiffusionPipeline, truth: References, folder: Path | None = None
     ) -> None:
         self.pipe, self.truth, self.folder = pipe, truth, folder
-        self.codec = codec_of(pipe.vae)
+        self.codec = pipe.codec
 
     def measure(self, suite: str, draw: Draw, count: int | None = None) -> Report:
         """The figures of ``suite``; ``count`` captions instead of its own number.
@@ -194,7 +192,7 @@ class Measurer:
         Raises:
             ValueError: the model reads no captions, which the suite is made of.
         """
-        if suite not in PICTURES and self.pipe.text_encoder is None:
+        if suite not in PICTURES and self.pipe.reads is not None:
             told = f"--suite {suite}: this model reads no text; measure it by"
             raise ValueError(f"{told} {' or '.join(PICTURES)}")
         truth, count = self.truth, count or _COUNT.get(suite, 0)
@@ -224,9 +222,9 @@ class Measurer:
 
     def _told(self, labels: Tensor) -> list[str]:
         """What the model is told of digits: a caption, the name of a class, or nothing."""
-        if self.pipe.text_encoder is not None:
+        if self.pipe.reads is None:
             return [f"a handwritten {NAMES[n]}" for n in labels]
-        return [NAMES[n] if self.pipe.config.classes else "" for n in labels]
+        return [NAMES[n] if self.pipe.reads else "" for n in labels]
 
     def digits(self, draw: Draw, count: int) -> Report:
         """``count`` digits, each class as often as the others where the model knows classes."""
@@ -236,15 +234,15 @@ class Measurer:
 
     def likelihood(self, count: int) -> Report:
         """Bits per dimension of ``count`` held-out digits."""
-        if self.pipe.vae is not None or self.pipe.text_encoder is not None:
+        if self.codec.network is not None or self.pipe.reads is None:
             raise ValueError("--suite likelihood: it is that of a model of pixels without text")
         _, held_out = self.truth.digits
-        chosen = spread(range(len(held_out.labels)), count)
+        chosen = evenly_spaced(range(len(held_out.labels)), count)
         texts = self._told(held_out.labels[chosen])
-        cond = LabelConditioner(self.pipe.config.classes or ()).encode(texts)
+        cond = self.pipe.conditioner.encode(texts)
         pixels = held_out.pictures[chosen].to(self.pipe.device)
         process, target, _ = saved(str(self.folder))
-        predict = predictor(UNetDenoiser(self.pipe.unet), target)
+        predict = predictor(self._denoiser(), target)
         found = held_out_bits(predict, process, pixels, cond.to(self.pipe.device))
         return Report({"bits/dim, held-out": found}, texts, None)
 
@@ -252,16 +250,18 @@ class Measurer:
     def loss(self, count: int) -> Report:
         """That of ``count`` held-out emoji, by noise level."""
         emoji = self.truth.emoji
-        chosen = spread(emoji.held_out, count)
+        chosen = evenly_spaced(emoji.held_out, count)
         texts, truth = [emoji.caption(n) for n in chosen], emoji.gallery[chosen]
         parts = [self.codec.encode(x.to(self.pipe.device)) for x in truth.split(64)]
         z = torch.cat([self.codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
-        conditioner = ClipConditioner(self.pipe.tokenizer, self.pipe.text_encoder)
         process, target, learned = saved(str(self.folder))
         objective = Objective(target, learned_variance=learned)
-        denoiser, cond = UNetDenoiser(self.pipe.unet), conditioner.encode(texts)
+        denoiser, cond = self._denoiser(), self.pipe.conditioner.encode(texts)
         found = held_out_loss(objective, process, denoiser, z.float(), cond)
         return Report(dict(found), texts, None)
+
+    def _denoiser(self) -> FamilyDenoiser:
+        return FamilyDenoiser(self.pipe.family, self.pipe.network)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

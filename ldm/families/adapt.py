@@ -12,44 +12,47 @@ from torch import nn
 from ldm.config.learning import PARTS, part_of
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
-from ldm.families.model import Parts
+from ldm.families.model import Model
 from ldm.families.networks import described, initialised, on_meta
+from ldm.families.reads import learns
 from ldm.models import lora, textual_inversion
 
 
-def adapt(networks: Parts, config: TrainConfig, *, meta: bool = False) -> None:
-    """Puts in what a run adds to ``networks``, each part's from its own seed.
+def adapt(model: Model, config: TrainConfig, *, meta: bool = False) -> None:
+    """Puts in what a run adds to ``model``, each part's from its own seed.
 
     Raises:
         ConfigError: there is no place for it, or nothing would learn.
     """
     if config.lora is not None:
-        _adapters(networks, config, meta)
+        _adapters(model, config, meta)
     word = config.textual_inversion
-    if word is not None and networks.tokenizer is not None:  # there is none on the meta device
-        with described("textual_inversion"):
-            textual_inversion.add_word(
-                networks.tokenizer,
-                networks.text_encoder,
-                word.token,
-                word.initializer,
-                word.vectors,
-            )
+    if word is not None and model.tokenizers:  # there are none on the meta device
+        for tower in model.family.towers:
+            if tower.part not in model.networks:
+                continue
+            with described("textual_inversion"):
+                textual_inversion.add_word(
+                    model.tokenizers[tower.words],
+                    model.networks[tower.part],
+                    word.token,
+                    word.initializer,
+                    word.vectors,
+                )
     if word is None:
-        trained(networks, config)
+        trained(model, config)
 
 
-def _adapters(networks: Parts, config: TrainConfig, meta: bool) -> None:
+def _adapters(model: Model, config: TrainConfig, meta: bool) -> None:
     settings = config.lora
     assert settings is not None
-    for part, key in (("unet", "targets"), ("text_encoder", "text_targets")):
-        if part not in config.learns:
-            continue
+    for part in learns(config, model):
+        key = "targets" if part == model.family.network else "text_targets"
 
         def make(part: str = part, key: str = key) -> None:
             alpha = float(settings.rank) if settings.alpha is None else settings.alpha
             lora.attach(
-                getattr(networks, part),
+                _network(model, part),
                 getattr(settings, key),
                 rank=settings.rank,
                 alpha=alpha,
@@ -64,52 +67,81 @@ def _adapters(networks: Parts, config: TrainConfig, meta: bool) -> None:
                     make()
 
 
-def trained(networks: Parts, config: TrainConfig) -> dict[str, nn.Parameter]:
-    """The parameters that learn, as ``unet.NAME`` and ``text_encoder.NAME``.
+def trained(model: Model, config: TrainConfig) -> dict[str, nn.Parameter]:
+    """The parameters that learn, as ``PART.NAME``.
 
     Raises:
         ConfigError: a pattern of ``train`` fits no parameter.
     """
     found: dict[str, nn.Parameter] = {}
-    for part in config.learns:
-        network: nn.Module = getattr(networks, part)
+    for part in learns(config, model):
+        network = _network(model, part)
         if config.textual_inversion is not None:
-            mine = textual_inversion.rows(networks.text_encoder)
+            mine = textual_inversion.rows(network)
         elif config.lora is not None:
             mine = lora.weights(network)
         else:
             mine = dict(network.named_parameters())
             mine.pop("time_proj.weight", None)  # random Fourier features are drawn, not learnt
-        named = {f"{part}.{name}": parameter for name, parameter in mine.items()}
+        unheard = _unheard(model, part)
+        named = {
+            f"{part}.{name}": value
+            for name, value in mine.items()
+            if not any(mark in f".{name}" for mark in unheard)
+        }
+        alias = ("unet",) if part == model.family.network else ()
         if config.textual_inversion is None:
-            entries = [entry for entry in config.train if part_of(entry) == part]
-            chosen = {name for entry in entries for name in _fitting(entry, named)}
+            entries = [entry for entry in config.train if part_of(entry) in (part, *alias)]
+            chosen = {name for entry in entries for name in _fitting(entry, part, named)}
             named = {name: parameter for name, parameter in named.items() if name in chosen}
         found |= named
     return found
 
 
-def learn(networks: Parts, config: TrainConfig) -> None:
+def learn(model: Model, config: TrainConfig) -> None:
     """Lets gradients flow into what learns, and there alone, checkpointed if ``config`` says so."""
-    for network in networks.all().values():
+    for network in model.networks.values():
         network.requires_grad_(False)
-    for parameter in trained(networks, config).values():
+    for parameter in trained(model, config).values():
         parameter.requires_grad_(True)
-    if networks.vae is not None:
-        networks.vae.eval()
+    if model.codec.network is not None:
+        model.codec.network.eval()
     if config.gradient_checkpointing:
-        networks.unet.enable_gradient_checkpointing()
-        if "text_encoder" in config.learns:
+        model.network.enable_gradient_checkpointing()
+        for part in set(learns(config, model)) - {model.family.network}:
             # transformers calls it by the second name, and later by the first.
             for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
-                if enable := getattr(networks.text_encoder, name, None):
+                if enable := getattr(model.networks[part], name, None):
                     enable({"use_reentrant": False})
                     break
 
 
-def _fitting(entry: str, named: Mapping[str, nn.Parameter]) -> list[str]:
-    """Names of the parameters that an entry of ``train`` means."""
-    pattern = f"{entry}.*" if entry in PARTS else entry
+def _unheard(model: Model, part: str) -> tuple[str, ...]:
+    """What stands in the names of parameters of a text tower behind the layer that is read, where
+    nothing pools what they say: no gradient reaches them.
+    """
+    for tower in model.family.towers:
+        if tower.part == part and tower.layer is not None and tower.pooled is None:
+            layers = range(model.networks[part].config.num_hidden_layers)
+            last = layers[tower.layer + 1 :] if tower.layer < -1 else ()
+            return (".final_layer_norm.", *(f".encoder.layers.{number}." for number in last))
+    return ()
+
+
+def _network(model: Model, part: str) -> nn.Module:
+    """The part that ``train`` names."""
+    learnable = [model.family.network, *(tower.part for tower in model.family.towers)]
+    if part not in model.networks:
+        raise ConfigError(
+            f"train: a model of the family {model.family.name} has no {part}, but"
+            f" {' and '.join(name for name in learnable if name in model.networks)}"
+        )
+    return model.networks[part]
+
+
+def _fitting(entry: str, part: str, named: Mapping[str, nn.Parameter]) -> list[str]:
+    """Names of the parameters of ``part`` that an entry of ``train`` means."""
+    pattern = f"{part}.*" if entry in PARTS else part + entry.removeprefix(part_of(entry))
     found = [name for name in named if fnmatchcase(name, pattern)]
     if found:
         return found

@@ -1,72 +1,239 @@
-"""What a run is made of, and what its folder holds."""
+"""What a run is made of and what a folder holds: a model, and the family that it is of."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
-from ldm.config.schema import Score, Validation
-from ldm.diffusion import NoiseProcess, Objective, scheduler_config
+from ldm.config.schema import Score, TrainConfig, Validation
+from ldm.diffusion import Condition, NoiseProcess, Target, scheduler_config
 from ldm.models.codec import Codec, codec_of
-from ldm.models.conditioner import ClipConditioner, Conditioner
-from ldm.models.labels import LabelConditioner
+from ldm.models.conditioner import ClipConditioner, Conditioner, Towers
 from ldm.sampling import SamplingDefaults, default_sampler
 
 
-@dataclass
-class Parts:
-    """Everything a run is made of; networks in float32.
+@dataclass(frozen=True)
+class Tower:
+    """A text tower, by the folders it lies in.
 
-    ``origin`` tells what was read from folders, by the keys of a run's identity.
+    Args:
+        part: of the network.
+        words: of its tokenizer.
+        network: the class of transformers that reads the former.
+        layer: the hidden state that is read bare, -2 the one before the last; None: what the tower
+            ends in.
+        pooled: name of the output that is one vector a text; None: it has none to say.
+        kohya: what names begin with in kohya's LoRA files.
     """
 
-    vae: AutoencoderKL | None  # None in pixel space
-    tokenizer: CLIPTokenizer | None  # None on the meta device too
-    text_encoder: CLIPTextModel | None  # None where no text is read
-    unet: UNet2DConditionModel | UNet2DModel
-    process: NoiseProcess
-    objective: Objective
-    origin: dict[str, Any] = field(default_factory=dict)
-    # The folder whose vae, text_encoder and tokenizer these are, where the two networks are shapes
-    # alone, on the meta device.
-    stored: Path | None = None
-    classes: tuple[str, ...] | None = None  # see ``ldm.families.reads.classes``
-    # How the folder of ``model`` says that it is drawn, and how the run's own will.
-    stated: dict[str, Any] = field(default_factory=dict)
-    sampling: dict[str, Any] = field(default_factory=dict)
+    part: str
+    words: str
+    network: type
+    layer: int | None = None
+    pooled: str | None = "pooler_output"
+    kohya: str = "lora_te_"
 
-    def all(self) -> dict[str, nn.Module]:
-        """The networks that there are, by name."""
-        every = {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
-        return {name: network for name, network in every.items() if network is not None}
+
+class Family(ABC):
+    """A family of models: how its folders look and how its network is called."""
+
+    name: ClassVar[str]
+    stock: ClassVar[tuple[str, ...]] = ()
+    """Classes of diffusers that open its folders; what one saves names the first."""
+    network: ClassVar[str] = "unet"
+    """Folder of the network that predicts."""
+    towers: ClassVar[tuple[Tower, ...]] = ()
+    zeros: ClassVar[bool] = False
+    """Whether the null condition is zeros, and not the encoding of the empty text."""
+    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Ends of the names of modules of the network that a LoRA adapts by default."""
+
+    @abstractmethod
+    def fits(self, parts: Mapping[str, Any]) -> bool:
+        """Whether a pipeline of the components ``parts`` (None: absent) is of this family."""
+
+    @abstractmethod
+    def make(self, config: TrainConfig, model: Model) -> nn.Module:
+        """The network that ``config`` describes, from random init, to go with the rest of
+        ``model``.
+
+        Raises:
+            ConfigError: it cannot be described like this.
+        """
+
+    @abstractmethod
+    def check(self, config: TrainConfig, model: Model, network: nn.Module) -> None:
+        """``ConfigError`` where ``network``, read from a folder, does not go with the rest."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> type:
+        """The class of diffusers that reads the network's folder."""
+
+    @abstractmethod
+    def call(
+        self,
+        network: nn.Module,
+        x_t: Float[Tensor, "b c h w"],
+        timestep: Shaped[Tensor, "..."],
+        cond: Condition,
+    ) -> Float[Tensor, "b y h w"]:
+        """What ``network`` says at ``timestep`` (``b`` or ``()``, float32)."""
+
+    def join(self, said: Sequence[Condition]) -> Condition:
+        """One condition of what all towers say, in their order."""
+        (only,) = said
+        return only
+
+    def index(self, index: dict[str, Any]) -> dict[str, Any]:
+        """``model_index.json`` as the stock pipeline that runs the folder writes it; by default
+        under the name of this library's own, without the components that are absent.
+
+        Args:
+            index: with all components and keys of ``LatentDiffusionPipeline``.
+        """
+        return {key: value for key, value in index.items() if value != [None, None]}
+
+    def keys(self, model: Model) -> dict[str, Any]:
+        """Keys of ``model_index.json`` that ``model`` has, by the pipeline's arguments."""
+        return {}
+
+    def told(
+        self, asked: dict[str, Any], keys: Mapping[str, Any], size: tuple[int, int], device: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the network is told beside the texts of a drawing, and beside negative prompts.
+
+        Args:
+            asked: further arguments of the call, by the names that the stock pipeline has for them.
+            keys: of ``model_index.json``.
+            size: height and width of the pictures, in pixels.
+            device: where the network is.
+
+        Raises:
+            ValueError: it cannot be told this.
+        """
+        for name in asked:
+            raise ValueError(f"{name} is no argument of a model of the family {self.name}")
+        return {}, {}
+
+    def conditioner(
+        self,
+        networks: Mapping[str, Any],
+        tokenizers: Mapping[str, Any],
+        classes: Sequence[str] | None = None,
+        *,
+        zeros: bool | None = None,
+    ) -> Conditioner:
+        """What makes conditions of texts.
+
+        Args:
+            networks: by folder; a tower that is not among them is absent.
+            tokenizers: the same.
+            classes: of a family without text.
+            zeros: as the folder says; None: as the family does.
+
+        Raises:
+            ValueError: a tower and its tokenizer do not belong together.
+        """
+        there = [tower for tower in self.towers if networks.get(tower.part) is not None]
+        read = [
+            ClipConditioner(tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled)
+            for t in there
+        ]
+        if len(self.towers) == 1:
+            return read[0]
+        return Towers(read, self.join, zeros=self.zeros if zeros is None else zeros)
+
+
+class FamilyDenoiser(nn.Module):
+    """The network of a family as a ``Denoiser``: (x_t, timestep, condition) -> y.
+
+    Args:
+        family: of it.
+        network: used as it is, be it compiled or wrapped by peft.
+    """
+
+    def __init__(self, family: Family, network: nn.Module) -> None:
+        super().__init__()
+        self.family, self.network = family, network
+
+    def forward(
+        self, x_t: Float[Tensor, "b c h w"], timestep: Shaped[Tensor, "..."], cond: Condition
+    ) -> Float[Tensor, "b y h w"]:
+        """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
+        # Not below float32: random Fourier features are turns of up to hundreds of radians.
+        return self.family.call(self.network, x_t, timestep.float(), cond)
+
+
+@dataclass
+class Model:
+    """Networks and tokenizers by the names of their folders, with the noise they know.
+
+    Args:
+        family: how its folders look, and how its network is called.
+        networks: those that there are.
+        tokenizers: the same; none on the meta device.
+        process: the noise.
+        target: what the network predicts.
+        learned_variance: whether it also predicts a variance.
+        classes: of a model without text, () of an unconditional one; None: it reads text.
+        sampling: how its folder states that it is drawn (``ldm.sampling.defaults``).
+        stated: the same of the folder that it was read from.
+        origin: what was read from folders, by the keys of a run's identity: fingerprints.
+        zeros: whether no text is zeros, and not the encoding of the empty one, as its folder
+            states; None: as its family does.
+        stored: folder with all of its networks but the one that predicts, where those are shapes
+            alone, on the meta device.
+    """
+
+    family: Family
+    networks: dict[str, Any]
+    tokenizers: dict[str, Any]
+    process: NoiseProcess
+    target: Target
+    learned_variance: bool = False
+    classes: tuple[str, ...] | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stated: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    zeros: bool | None = None
+    stored: Path | None = None
+
+    @property
+    def network(self) -> Any:
+        """The one that predicts."""
+        return self.networks[self.family.network]
 
     @property
     def codec(self) -> Codec:
         """What makes latents of pictures."""
-        return codec_of(self.vae)
+        return codec_of(self.networks.get("vae"))
 
     @property
     def conditioner(self) -> Conditioner:
-        """What makes conditions of captions."""
-        if self.text_encoder is None:
-            return LabelConditioner(self.classes or ())
-        assert self.tokenizer is not None
-        return ClipConditioner(self.tokenizer, self.text_encoder)
+        """What makes conditions of captions; ``ValueError`` where parts do not belong together."""
+        parts = self.networks, self.tokenizers
+        return self.family.conditioner(*parts, self.classes, zeros=self.zeros)
+
+    @property
+    def denoiser(self) -> FamilyDenoiser:
+        """The network, behind one call."""
+        return FamilyDenoiser(self.family, self.network)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """What a saved folder says of noise and target."""
+        return scheduler_config(self.process, self.target, learned_variance=self.learned_variance)
 
     def drawn_with(self, asked: Validation | Score) -> SamplingDefaults:
         """What ``asked`` gives, over what the folder of the model states, over the defaults."""
         named = SamplingDefaults(sampler=default_sampler(self.scheduler_config()))
         return named.but(**self.stated).but(**given(asked))
-
-    def scheduler_config(self) -> dict[str, Any]:
-        """What a saved folder says of noise and target."""
-        learned = self.objective.learned_variance
-        return scheduler_config(self.process, self.objective.target, learned_variance=learned)
 
 
 def given(asked: Validation | Score) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import PreTrainedModel
 
 from ldm.diffusion import stream
 from ldm.errors import ConfigError
@@ -62,10 +62,10 @@ def read(cls: type[M], folder: str | Path, key: str, meta: bool) -> M:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: the weights in {folder} cannot be read: {error}") from None
     if meta:
-        if cls is CLIPTextModel:
-            return on_meta(lambda: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)))
+        if issubclass(cls, PreTrainedModel):
+            return on_meta(lambda: cls(cls.config_class.from_pretrained(folder)))
         return on_meta(lambda: cls.from_config(cls.load_config(folder)))  # type: ignore[attr-defined]
-    named = "dtype" if cls is CLIPTextModel else "torch_dtype"
+    named = "dtype" if issubclass(cls, PreTrainedModel) else "torch_dtype"
     try:
         network, found = cls.from_pretrained(  # type: ignore[attr-defined]
             folder, use_safetensors=True, output_loading_info=True, **{named: torch.float32}

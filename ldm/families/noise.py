@@ -46,6 +46,7 @@ def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]
             given["times"] = replace(given["times"])  # a state of its own, if it has any
         objective = Objective(**known | given)
         process.refuse(objective.target)
+        _check_times(objective, process)
         if not bool(objective.weight(process.table).isfinite().all()):
             raise ValueError(
                 f"objective.weighting {objective.weighting!r} is infinite for target"
@@ -55,6 +56,13 @@ def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return process, objective
+
+
+def _check_times(objective: Objective, process: NoiseProcess) -> None:
+    try:
+        objective.times.ends(process)
+    except ValueError as error:
+        raise ConfigError(f"objective.times: {error}") from None
 
 
 def configured_process(settings: ProcessConfig, model: str | None) -> NoiseProcess:

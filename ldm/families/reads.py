@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.config.schema import Classes, TrainConfig
+from ldm.config.schema import Classes, Text, TextShape, TrainConfig
 from ldm.errors import ConfigError
+from ldm.families import FAMILIES, Family, Tower
+from ldm.families.model import Model
 from ldm.formats.integrity import json_object
 
 
@@ -47,9 +49,93 @@ def classes(config: TrainConfig) -> tuple[str, ...] | None:
     if isinstance(asked, Classes):
         return asked.classes
     if asked is None and config.text is None and (index := _index(config)) is not None:
-        if (index.get("text_encoder") or [None])[0] is None:
+        towers = (value for name, value in index.items() if name.startswith("text_encoder"))
+        if not any(_is_part(value) and value[0] for value in towers):
             return tuple(index.get("classes") or ())
     return () if asked == "none" else None
+
+
+def family(config: TrainConfig) -> Family:
+    """The family of the model: that of the folder it starts from, or what ``family`` says, or the
+    first that fits.
+
+    Raises:
+        ConfigError: these contradict each other.
+    """
+    if config.family is not None and config.family not in FAMILIES:
+        raise ConfigError(
+            f"family: {config.family!r} is none of {', '.join(sorted(FAMILIES))}; each is a file in"
+            " ldm/families"
+        )
+    asked = FAMILIES[config.family] if config.family else None
+    if classes(config) is not None:
+        found: Family | None = FAMILIES["pixels"]
+    else:
+        found = _of_index(_index(config)) or asked or FAMILIES["sd"]
+    if asked and asked is not found:
+        raise ConfigError(
+            f"family: {asked.name} is asked for, and"
+            f" {config.model or 'what condition says'} is of the family {found.name}"
+        )
+    return found
+
+
+def _of_index(index: dict[str, Any] | None) -> Family | None:
+    """The family of a folder with text."""
+    if index is None:
+        return None
+    parts = {name: value[0] for name, value in index.items() if _is_part(value)}
+    every = [family for family in FAMILIES.values() if family.towers]
+    known = (family for family in every if index.get("_class_name") in family.stock)
+    return next(known, None) or next((family for family in every if family.fits(parts)), None)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def learns(config: TrainConfig, model: Model) -> tuple[str, ...]:
+    """Folders of the networks in which something learns; "unet" in ``train`` is the network that
+    predicts, whatever its family calls it, and a new word is one of all text encoders.
+    """
+    family = model.family
+    if config.textual_inversion is not None:
+        return tuple(tower.part for tower in family.towers if tower.part in model.networks)
+    return tuple(family.network if part == "unet" else part for part in config.learns)
+
+
+def zeros(config: TrainConfig) -> bool | None:
+    """Whether no text is zeros to the network of the folder that ``config`` starts from."""
+    index = _index(config) if config.unet is None else None
+    return None if index is None else index.get("force_zeros_for_empty_prompt")
+
+
+def texts(config: TrainConfig, family: Family) -> list[tuple[Tower, Text]]:
+    """The towers that the model has, each with what ``text`` says of it; those that ``text``, or
+    else the folder that the model starts from, has no entry for are absent.
+
+    Raises:
+        ConfigError: ``text`` has another number of entries than the family has towers.
+    """
+    if not family.towers:
+        return []
+    entries: tuple[Any, ...] = (config.text,) * len(family.towers)
+    if isinstance(config.text, tuple):
+        entries = config.text
+    elif isinstance(config.text, TextShape) and len(family.towers) > 1:
+        entries = (config.text,)
+    if len(entries) != len(family.towers):
+        raise ConfigError(
+            f"text: {len(entries)} entries, and the family {family.name} has"
+            f" {len(family.towers)} text encoders: give one for each, in the order"
+            f" {', '.join(tower.part for tower in family.towers)}"
+        )
+    absent = [entry is None for entry in entries]
+    if config.text is None:
+        index = _index(config) or {}
+        absent = [(index.get(tower.part) or [""])[0] is None for tower in family.towers]
+    every = zip(family.towers, entries, absent, strict=True)
+    return [(tower, entry) for tower, entry, gone in every if not gone]
 
 
 def refuse(config: TrainConfig) -> None:
@@ -60,9 +146,15 @@ def refuse(config: TrainConfig) -> None:
     for key in ("text", "text_layers", "lora", "textual_inversion", "score"):
         if getattr(config, key) is not None:
             raise ConfigError(f"{key}: {told} has no place for it: leave it out")
-    if "text_encoder" in config.learns:
+    if any(part.startswith("text_encoder") for part in config.learns):
         raise ConfigError(f"train: {told} has no text encoder that could learn: leave it out")
     shape = config.unet
-    if shape and (shape.use_linear_projection or isinstance(shape.attention_head_dim, tuple)):
-        key = "attention_head_dim" if not shape.use_linear_projection else "use_linear_projection"
-        raise ConfigError(f"unet.{key}: {told} has no transformers: leave it out, or give a number")
+    for key, wrong in (
+        ("use_linear_projection", shape and shape.use_linear_projection),
+        ("attention_head_dim", shape and isinstance(shape.attention_head_dim, tuple)),
+        ("transformer_layers", shape and shape.transformer_layers != 1),
+    ):
+        if wrong:
+            raise ConfigError(
+                f"unet.{key}: {told} has no transformers: leave it out, or give a number"
+            )

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.config.schema import TextShape, TrainConfig
+from ldm.config.schema import Text, TextShape, TrainConfig
 from ldm.errors import ConfigError
+from ldm.families.model import Tower
 from ldm.families.networks import described, in_model, initialised, on_meta, read
 from ldm.formats import open_clip
 from ldm.models.tokenizer import train_tokenizer
 from ldm.storage import checkpoint
 
 
-def make_text(
-    config: TrainConfig, captions: Sequence[str], *, meta: bool = False
-) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
-    """Tokenizer (None on the meta device) and text encoder of ``config``.
+def make_tower(
+    config: TrainConfig, tower: Tower, entry: Text, captions: Sequence[str], *, meta: bool = False
+) -> tuple[CLIPTokenizer | None, Any]:
+    """Tokenizer (None on the meta device) and network of a text tower.
 
     Args:
         config: the run.
+        tower: of its family.
+        entry: what ``config.text`` says of it; None: it is that of ``config.model``.
         captions: what a tokenizer is trained on where the config describes one and the run has
             none yet.
         meta: shapes only.
@@ -30,20 +34,20 @@ def make_text(
     Raises:
         ConfigError: they are described nowhere or cannot be read.
     """
-    if isinstance(config.text, TextShape):
-        return _described(config, config.text, captions, meta)
-    if config.text is not None and open_clip.is_one(config.text):
+    if isinstance(entry, TextShape):
+        return _described(config, tower, entry, captions, meta)
+    if entry is not None and open_clip.is_one(entry):
         with described("text"):
-            make = open_clip.Tower(config.text)
-            text_encoder = on_meta(make.shape) if meta else make.text_encoder()
+            make = open_clip.Tower(entry)
+            network = on_meta(make.shape) if meta else make.text_encoder()
             tokenizer = None if meta else make.tokenizer()
     else:
-        root = Path(config.text) if config.text else in_model(config.model, "text", "")
-        text_encoder = read(CLIPTextModel, root / "text_encoder", "text", meta)
-        tokenizer = None if meta else read_tokenizer(root / "tokenizer")
+        root = Path(entry) if entry else in_model(config.model, "text", "")
+        network = read(tower.network, root / tower.part, "text", meta)
+        tokenizer = None if meta else read_tokenizer(root / tower.words)
     if config.text_layers is not None:
-        _cut(text_encoder, config.text_layers)
-    return tokenizer, text_encoder
+        _cut(network, config.text_layers)
+    return tokenizer, network
 
 
 def _cut(text_encoder: CLIPTextModel, layers: int) -> None:
@@ -55,8 +59,8 @@ def _cut(text_encoder: CLIPTextModel, layers: int) -> None:
 
 
 def _described(
-    config: TrainConfig, shape: TextShape, captions: Sequence[str], meta: bool
-) -> tuple[CLIPTokenizer | None, CLIPTextModel]:
+    config: TrainConfig, tower: Tower, shape: TextShape, captions: Sequence[str], meta: bool
+) -> tuple[CLIPTokenizer | None, Any]:
     with described("text"):
         text_config = CLIPTextConfig(
             vocab_size=shape.vocab_size,
@@ -69,34 +73,40 @@ def _described(
             # The tokenizer's own take their place; transformers' defaults are of one with 49,408.
             bos_token_id=shape.vocab_size - 2,
             eos_token_id=shape.vocab_size - 1,
+            **(
+                {"projection_dim": shape.projection or shape.hidden_size}
+                if tower.pooled == "text_embeds"
+                else {}
+            ),
         )
     if meta:
-        return None, on_meta(lambda: CLIPTextModel(text_config))
+        return None, on_meta(lambda: tower.network(text_config))
     tokenizer = (
         read_tokenizer(Path(shape.tokenizer))
         if shape.tokenizer
-        else own_tokenizer(config.run, captions, shape.vocab_size, shape.max_length)
+        else own_tokenizer(config.run, tower.words, captions, shape.vocab_size, shape.max_length)
     )
     # A tokenizer trained on few captions has fewer tokens than asked for.
     text_config.vocab_size = len(tokenizer)
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(text_config, token, getattr(tokenizer, token))
-    with initialised(config.seed, "text_encoder"):
-        return tokenizer, CLIPTextModel(text_config)
+    with initialised(config.seed, tower.part):
+        return tokenizer, tower.network(text_config)
 
 
 def own_tokenizer(
-    run: str, captions: Sequence[str], vocab_size: int, max_length: int
+    run: str, words: str, captions: Sequence[str], vocab_size: int, max_length: int
 ) -> CLIPTokenizer:
-    """The tokenizer that the run in the folder ``run`` has already, else a new one.
+    """The tokenizer that the run in the folder ``run`` has already below the name ``words``, else a
+    new one.
 
     A run that goes on with other captions keeps the words that its weights know.
     """
     checkpoints = checkpoint.folders(Path(run) / "checkpoints")
     # A LoRA's checkpoints hold no tokenizer, and its base does.
     for folder in [*reversed(checkpoints), Path(run) / "base"] if checkpoints else []:
-        kept = folder / "tokenizer"
-        if kept.is_dir() and checkpoint.problem(folder, "tokenizer/") is None:
+        kept = folder / words
+        if kept.is_dir() and checkpoint.problem(folder, f"{words}/") is None:
             return read_tokenizer(kept)
     return train_tokenizer(captions, vocab_size, max_length)
 

@@ -23,6 +23,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
 )
 
@@ -149,7 +150,9 @@ def fingerprint(text_model: nn.Module) -> str:
     return told.hexdigest()[:32]
 
 
-def save_text_encoder(text_encoder: CLIPTextModel, folder: str | Path) -> None:
+def save_text_encoder(
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: str | Path
+) -> None:
     """Writes ``text_encoder`` as a folder with the keys ``text_model.*``.
 
     Transformers 5.6 and later writes them bare when the tower was made from scratch, which older
@@ -157,13 +160,13 @@ def save_text_encoder(text_encoder: CLIPTextModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        _PREFIX + name.removeprefix(_PREFIX): value
-        for name, value in text_encoder.state_dict().items()
-    }
+    weights = {}
+    for name, value in text_encoder.state_dict().items():
+        beside = name.startswith("text_projection")
+        weights[name if beside else _PREFIX + name.removeprefix(_PREFIX)] = value
     write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
     config = text_encoder.config.to_diff_dict()
-    config["architectures"] = ["CLIPTextModel"]
+    config["architectures"] = [type(text_encoder).__name__]
     # Transformers loads in this dtype unless told otherwise: a half-precision one would meet a
     # float32 U-Net.
     config["dtype"] = "float32"

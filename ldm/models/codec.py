@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
@@ -41,6 +41,19 @@ class Codec(Protocol):
         """Latent channels."""
         ...
 
+    @property
+    def network(self) -> nn.Module | None:
+        """What makes the latents; None where nothing does, and there is nothing to cache."""
+        ...
+
+    def shape(self, width: int, height: int) -> tuple[int, ...]:
+        """Shape of the latent of a picture of so many pixels."""
+        ...
+
+    def size(self, latent: Tensor) -> tuple[int, int]:
+        """Height and width in pixels of the pictures of ``latent``."""
+        ...
+
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Moments:
         """Moments of ``pixels`` in [-1, 1]."""
         ...
@@ -59,7 +72,15 @@ class Codec(Protocol):
 class IdentityCodec:
     """Pixels in [-1, 1] are the latent: a ``Codec`` of pixel space."""
 
-    factor, channels = 1, 3
+    factor, channels, network = 1, 3, None
+
+    def shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """``3 height width``."""
+        return 3, height, width
+
+    def size(self, latent: Tensor) -> tuple[int, int]:
+        """Those of the latent."""
+        return latent.shape[-2], latent.shape[-1]
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Moments:
         """``pixels`` without variance."""
@@ -97,6 +118,19 @@ class VaeCodec:
     def channels(self) -> int:
         """Latent channels."""
         return self.vae.config.latent_channels
+
+    @property
+    def network(self) -> nn.Module:
+        """The autoencoder."""
+        return self.vae
+
+    def shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """``c h w``; what is no whole cell is left out."""
+        return self.channels, height // self.factor, width // self.factor
+
+    def size(self, latent: Tensor) -> tuple[int, int]:
+        """Those of the latent, ``factor`` times as large."""
+        return latent.shape[-2] * self.factor, latent.shape[-1] * self.factor
 
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Moments:
         """Moments of ``pixels``, ``b 3 h w`` in [-1, 1], in the dtype of the autoencoder."""

@@ -1,6 +1,7 @@
-"""Text -> Condition: a CLIP text tower read exactly as stock Stable Diffusion reads it.
+"""Text -> Condition: CLIP text towers read exactly as stock Stable Diffusion and SDXL read them.
 
-    tokens = LayerNorm(tower(ids)), padding included;   pooled = tokens[first end of text]
+    tokens = LayerNorm(tower(ids)), or a hidden state, padding included
+    pooled = tokens[first end of text], or its projection
 
 (Rombach et al. 2022, section 3.3; Radford et al. 2021, section 2.4). The unconditional branch of
 classifier-free guidance is the encoding of the empty text (Ho & Salimans 2022, section 3.2).
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
@@ -45,7 +46,23 @@ class Conditioner(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> Condition:
-        """The condition of texts; that of "" is the null condition."""
+        """The condition of texts."""
+        ...
+
+    def null(self, n: int) -> Condition:
+        """``n`` times the condition of no text, the other branch of classifier-free guidance."""
+        ...
+
+    zeros: bool
+    """Whether ``null`` is zeros, and not what is said to the empty text."""
+
+    @property
+    def towers(self) -> Mapping[str, ClipConditioner]:
+        """The text towers, by the folders of their networks; what each says may be cached."""
+        ...
+
+    def join(self, said: Sequence[Condition]) -> Condition:
+        """One condition of what all towers say."""
         ...
 
 
@@ -66,12 +83,25 @@ class ClipConditioner:
         tokenizer: its ``model_max_length`` is the length of every condition.
         text_encoder: a ``CLIPTextModel``, also compiled; gradients flow through it unless it is
             frozen or called under ``no_grad``.
+        name: folder of the network.
+        layer: the hidden state that is read as it is, -2 the one before the last; None: what the
+            tower ends in.
+        pooled: name of the output that is one vector a text; None: there is none.
 
     Raises:
         ValueError: the two do not belong together (length, vocabulary or end-of-text id).
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, text_encoder: Any) -> None:
+    zeros = False
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: Any,
+        name: str = "text_encoder",
+        layer: int | None = None,
+        pooled: str | None = "pooler_output",
+    ) -> None:
         config = text_encoder.config
         if tokenizer.model_max_length > config.max_position_embeddings:
             raise ValueError(
@@ -90,6 +120,7 @@ class ClipConditioner:
             )
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
+        self.name, self.layer, self.pooled = name, layer, pooled
         self._reported: set[str] = set()
         # Words of several vectors (textual inversion): what follows their first token, by its id.
         self._further: dict[int, str] = {}
@@ -218,8 +249,17 @@ class ClipConditioner:
         mask = self._real(ids)
         # Stock Stable Diffusion hands the mask to the tower only where its config says so.
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        output = self.text_encoder(ids, attention_mask=mask.long() if masked else None)
-        return Condition(output.last_hidden_state, mask, output.pooler_output)
+        return said(self.text_encoder, ids, mask, self.layer, self.pooled, masked=masked)
+
+    @property
+    def towers(self) -> Mapping[str, ClipConditioner]:
+        """The one tower."""
+        return {self.name: self}
+
+    def join(self, said: Sequence[Condition]) -> Condition:
+        """What this one says."""
+        (only,) = said
+        return only
 
     def _real(self, ids: Tensor) -> Tensor:
         """Bool ``b l``: true up to the end-of-text token, which may also be what pads."""
@@ -233,3 +273,82 @@ class ClipConditioner:
     def null(self, n: int) -> Condition:
         """``n`` times the encoding of the empty text."""
         return self.encode([""]).map(lambda x: x.expand(n, *x.shape[1:]))
+
+
+def said(
+    network: Any,
+    ids: Int64[Tensor, "b l"],
+    mask: Tensor,
+    layer: int | None,
+    pooled: str | None,
+    *,
+    masked: bool = False,
+) -> Condition:
+    """What a text tower says to ``ids``.
+
+    Args:
+        network: of transformers.
+        ids: ``b l``.
+        mask: bool ``b l``, true where a token is real.
+        layer: see ``ClipConditioner``.
+        pooled: the same.
+        masked: whether the tower is given the mask.
+    """
+    hidden = {} if layer is None else {"output_hidden_states": True}
+    output = network(ids, attention_mask=mask.long() if masked else None, **hidden)
+    tokens = output.last_hidden_state if layer is None else output.hidden_states[layer]
+    return Condition(tokens, mask, getattr(output, pooled) if pooled else None)
+
+
+class Towers:
+    """A ``Conditioner`` of several text towers.
+
+    Args:
+        towers: in the order of their ids, which lie side by side in one tensor.
+        join: one condition of what all say.
+        zeros: whether the null condition is zeros, and not what they say to the empty text.
+    """
+
+    def __init__(
+        self,
+        towers: Sequence[ClipConditioner],
+        join: Callable[[Sequence[Condition]], Condition],
+        *,
+        zeros: bool = False,
+    ) -> None:
+        self._towers, self._join, self.zeros = {tower.name: tower for tower in towers}, join, zeros
+
+    @property
+    def towers(self) -> Mapping[str, ClipConditioner]:
+        """By the folders of their networks, in order."""
+        return self._towers
+
+    def join(self, said: Sequence[Condition]) -> Condition:
+        """One condition of what all towers say."""
+        return self._join(said)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Int64 ids ``b l`` on the CPU, l the lengths of all towers together."""
+        return torch.cat([tower.tokenize(texts) for tower in self._towers.values()], 1)
+
+    def encode_ids(self, ids: Int64[Tensor, "b l"]) -> Condition:
+        """The condition of ``ids`` as ``tokenize`` returns them."""
+        towers = [*self._towers.values()]
+        parts = ids.split([tower.length for tower in towers], 1)
+        return self.join([t.encode_ids(mine) for t, mine in zip(towers, parts, strict=True)])
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """The condition of ``texts``."""
+        return self.encode_ids(self.tokenize(texts))
+
+    def null(self, n: int) -> Condition:
+        """``n`` times zeros, or the encoding of the empty text."""
+        empty = self.encode([""]).map(lambda x: x.expand(n, *x.shape[1:]))
+        return silent(empty) if self.zeros else empty
+
+
+def silent(cond: Condition) -> Condition:
+    """``cond`` with zeros for tokens and pooled vector."""
+    parts = (None if x is None else torch.zeros_like(x) for x in (cond.tokens, cond.pooled))
+    tokens, pooled = parts
+    return Condition(tokens, cond.mask, pooled, cond.extra)

@@ -10,13 +10,14 @@ A model without classes is one whose label is always K: unconditional.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from ldm.diffusion import Condition
+from ldm.models.conditioner import ClipConditioner
 
 _SHOWN = 200  # characters of a caption in a message
 
@@ -29,6 +30,8 @@ class LabelConditioner:
             case. Of names within names ("apple", "red apple") the longer one counts. None at all is
             an unconditional model, which no caption reaches.
     """
+
+    zeros = False
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = tuple(names)
@@ -59,3 +62,16 @@ class LabelConditioner:
     def encode(self, texts: Sequence[str]) -> Condition:
         """The condition of captions or names, on the CPU."""
         return self.encode_ids(self.tokenize(texts))
+
+    def null(self, n: int) -> Condition:
+        """``n`` times the label of no class."""
+        return self.encode([""] * n)
+
+    @property
+    def towers(self) -> Mapping[str, ClipConditioner]:
+        """There is none."""
+        return {}
+
+    def join(self, said: Sequence[Condition]) -> Condition:
+        """``ValueError``: no tower says anything."""
+        raise ValueError("a model without text has no text towers")

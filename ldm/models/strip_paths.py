@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 
-def forget_origin(folder: str | Path) -> None:
+def strip_paths(folder: str | Path) -> None:
     """Takes out of every JSON below ``folder`` the path that diffusers notes on reading a model.
 
     It names a folder of the machine that wrote it, and no reader needs it.

@@ -23,14 +23,14 @@ from torch.utils.data import Dataset
 from ldm.config.schema import AutoencoderConfig
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.items import Item, Items, spread
+from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion import normal, stream
 from ldm.engine.sampler_state import Memory
 from ldm.evaluation import sheets
 from ldm.evaluation.similarity import psnr, ssim
 from ldm.families.networks import digest
 from ldm.models.codec import VaeCodec, fold_statistics
-from ldm.models.strip_paths import forget_origin
+from ldm.models.strip_paths import strip_paths
 from ldm.progress import track
 
 
@@ -115,7 +115,7 @@ class AutoencoderTask(nn.Module):
         if validation is None or not validation.images or not self.held_out:
             return {}
         # Spread over the held-out pictures, whose order is that of the sources.
-        chosen = spread(self.held_out, validation.images)
+        chosen = evenly_spaced(self.held_out, validation.images)
         mine = chosen[accelerator.process_index :: accelerator.num_processes]
         totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         shown = []
@@ -139,7 +139,7 @@ class AutoencoderTask(nn.Module):
     def save(self, folder: Path) -> None:
         """An ``AutoencoderKL`` folder."""
         self.vae.save_pretrained(folder)
-        forget_origin(folder)
+        strip_paths(folder)
 
     def finish(self, folder: Path) -> None:
         """The same with the latent statistics folded in, if the encoder learnt."""
@@ -147,7 +147,7 @@ class AutoencoderTask(nn.Module):
         if self.config.train == "all":
             fold(vae, self.collection.train, self.config.images, self.config.fold_images)
         vae.save_pretrained(folder)
-        forget_origin(folder)
+        strip_paths(folder)
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Its weights."""
@@ -161,7 +161,7 @@ def fold(vae: AutoencoderKL, items: Items, transform: ImageTransform, count: int
     The std is that of posterior samples: sqrt(var(mean) + mean(var)).
     """
     codec = VaeCodec(vae)
-    chosen = spread(items, count)
+    chosen = evenly_spaced(items, count)
     total = torch.zeros(3, codec.channels, dtype=torch.float64)
     seen = 0
     for at in track(range(0, len(chosen), 64), "measuring latents", "batches"):

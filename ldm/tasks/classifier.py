@@ -23,14 +23,14 @@ from torch.utils.data import Dataset, default_collate
 from ldm.config.classifier import ClassifierConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_pixels
-from ldm.data.items import Item, Items, spread
+from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion import stream
 from ldm.engine.sampler_state import Memory
 from ldm.errors import DataError
 from ldm.models.classifier import NoisyClassifier
-from ldm.models.strip_paths import forget_origin
+from ldm.models.strip_paths import strip_paths
 from ldm.progress import track
-from ldm.tasks.noisy_input import Noised
+from ldm.tasks.noisy_input import NoisyInput
 
 
 class Labels:
@@ -78,7 +78,7 @@ class LabelledDraws(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, collection: Collection, config: ClassifierConfig, labels: Labels, noised: Noised
+        self, collection: Collection, config: ClassifierConfig, labels: Labels, noised: NoisyInput
     ) -> None:
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.config, self.labels, self.noised = config, labels, noised
@@ -88,7 +88,7 @@ class LabelledDraws(Dataset[dict[str, Any]]):
         return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """``pixels`` 3 h w in [-1, 1], ``label``, the draws of ``Noised``, ``position``."""
+        """``pixels`` 3 h w in [-1, 1], ``label``, the draws of ``NoisyInput``, ``position``."""
         item, seed = self.item(position), self.config.seed
         view = self.config.images.view(stream(seed, "transform", position))
         return {
@@ -114,7 +114,7 @@ class ClassificationTask(nn.Module):
         self,
         config: ClassifierConfig,
         classifier: NoisyClassifier,
-        noised: Noised,
+        noised: NoisyInput,
         labels: Labels,
         held_out: Items,
     ) -> None:
@@ -144,7 +144,7 @@ class ClassificationTask(nn.Module):
         validation, device = self.config.validation, accelerator.device
         if validation is None or not validation.images or not self.held_out:
             return {}
-        chosen = spread(self.held_out, validation.images)
+        chosen = evenly_spaced(self.held_out, validation.images)
         levels = validation.levels
         hits = torch.zeros(levels + 1, dtype=torch.float64, device=device)
         mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
@@ -166,7 +166,7 @@ class ClassificationTask(nn.Module):
     def save(self, folder: Path) -> None:
         """The classifier's folder."""
         self.classifier.save_pretrained(folder)
-        forget_origin(folder)
+        strip_paths(folder)
 
     finish = save
 

@@ -29,7 +29,7 @@ from transformers import CLIPTokenizer
 from ldm.config.schema import ClipConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_pixels
-from ldm.data.items import Item, Items, spread
+from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion import stream
 from ldm.engine.sampler_state import Memory
 from ldm.evaluation.retrieval import ranks
@@ -38,7 +38,7 @@ from ldm.models.clip import Clip
 from ldm.models.conditioner import ClipConditioner, unnamed
 from ldm.models.tokenizer import save_tokenizer, settings_of
 from ldm.progress import track
-from ldm.tasks.noisy_input import Noised
+from ldm.tasks.noisy_input import NoisyInput
 
 
 class CaptionedDraws(Dataset[dict[str, Any]]):
@@ -56,7 +56,7 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         collection: Collection,
         config: ClipConfig,
         conditioner: ClipConditioner,
-        noised: Noised | None = None,
+        noised: NoisyInput | None = None,
     ) -> None:
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.transform, self.seed = config.images, config.seed
@@ -68,8 +68,8 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         return self.plan[position]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``, the draws of ``Noised``, and with
-        contraries ``false_ids`` l (those of the caption where there is no contrary).
+        """``pixels`` 3 h w in [-1, 1], ``ids`` l, ``position``, the draws of ``NoisyInput``, and
+        with contraries ``false_ids`` l (those of the caption where there is no contrary).
         """
         item = self.item(position)
         caption = item.caption(stream(self.seed, "caption", position))
@@ -102,7 +102,7 @@ class ContrastiveTask(nn.Module):
         tokenizer: CLIPTokenizer,
         held_out: Items,
         accelerator: Accelerator,
-        noised: Noised | None = None,
+        noised: NoisyInput | None = None,
     ) -> None:
         super().__init__()
         self.noised = noised
@@ -155,7 +155,7 @@ class ContrastiveTask(nn.Module):
         validation = self.config.validation
         if validation is None or not validation.images or not self.held_out:
             return {}
-        chosen = spread(self.held_out, validation.images)
+        chosen = evenly_spaced(self.held_out, validation.images)
         shown = track(chosen, "reading held-out pictures")
         pixels = torch.stack([to_pixels(self.config.images(i.load())) for i in shown])
         with unnamed():

@@ -10,21 +10,20 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKL
-from transformers import CLIPTextModel
-
 from ldm.config.loader import plain
-from ldm.config.schema import TextShape, TrainConfig, VaeShape
-from ldm.data.cached import PARTS, CachedData
+from ldm.config.schema import Text, TextShape, TrainConfig, VaeShape
+from ldm.data.cached import CachedData
 from ldm.errors import ConfigError
+from ldm.families import Family, Tower, reads
+from ldm.families.build import frozen_parts
 from ldm.families.networks import read
-from ldm.families.parts import frozen_parts, read_vae
+from ldm.families.vae import read_vae
 from ldm.formats import open_clip
-from ldm.models.conditioner import ClipConditioner
-from ldm.models.strip_paths import forget_origin
+from ldm.models.strip_paths import strip_paths
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.checkpoint import sha256
 from ldm.storage.tensor_cache import fingerprint
@@ -50,7 +49,7 @@ def cached_set(config: TrainConfig) -> CachedData | None:
         raise ConfigError(
             f"data: {where}, which is all of a run's data: cache the sources together"
         )
-    if "text_encoder" in config.learns:
+    if any(part.startswith("text_encoder") for part in config.learns):
         raise ConfigError(
             f"train: {where}, in which captions are encoded: a text encoder"
             " that learns needs the data that it was made from"
@@ -77,7 +76,10 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
                 f"images.{key}: {where} made with {was!r}, and this config has {now!r}"
             )
     for part, asked in described(config).items():
-        if asked is None or asked == made["described"].get(part) or asked == _copied(held, part):
+        if asked is None or asked in (
+            _without_null(made["described"].get(part)),
+            _copied(held, part),
+        ):
             continue
         folder = folder_of(config, part)
         if folder is None or _fingerprint(config, part) != made["fingerprints"].get(part):
@@ -89,23 +91,42 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
             )
 
 
+def parts_of(config: TrainConfig) -> list[str]:
+    """Folders of the frozen parts of the model of ``config``."""
+    towers = reads.texts(config, reads.family(config))
+    return ["vae", *(name for tower, _ in towers for name in (tower.part, tower.words))]
+
+
+def _text_of(config: TrainConfig, part: str) -> tuple[Tower, Text | None]:
+    """The tower that lies in the folder ``part``, and what ``config`` says of it."""
+    every = reads.texts(config, reads.family(config))
+    return next((t, entry) for t, entry in every if part in (t.part, t.words))
+
+
 def described(config: TrainConfig) -> dict[str, Any]:
     """What ``config`` says of each frozen part, without loading any: the hashes of its files, or
     its shape and seed; None: nothing.
     """
     found: dict[str, Any] = {}
-    for part in PARTS:
-        shape = config.vae if part == "vae" else config.text
+    for part in parts_of(config):
+        shape = config.vae if part == "vae" else _text_of(config, part)[1]
         folder = folder_of(config, part)
         if folder is not None:
             found[part] = {"files": _hashes(folder)}
-            if part == "text_encoder":
+            if part.startswith("text_encoder"):
                 found[part]["layers"] = config.text_layers
         elif shape is None:
             found[part] = None
         else:
             found[part] = {"shape": plain(shape), "seed": config.seed}
-    return found
+    return {part: _without_null(told) for part, told in found.items()}
+
+
+def _without_null(told: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A description without the keys of a shape that are not set: later versions know more."""
+    if told is None or "shape" not in told:
+        return told
+    return told | {"shape": {k: v for k, v in told["shape"].items() if v is not None}}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -122,14 +143,18 @@ def folder_of(config: TrainConfig, part: str) -> Path | None:
     """
     found: Path | None = None
     model = Path(config.model) if config.model else None
-    if part == "vae" and not isinstance(config.vae, VaeShape):
-        found = Path(config.vae) if config.vae else model and model / "vae"
-    elif part != "vae" and not isinstance(config.text, TextShape):
-        root = Path(config.text) if config.text else model
-        tower = config.text and open_clip.is_one(config.text)
-        found = root if tower else root and root / part
-    elif part == "tokenizer" and isinstance(config.text, TextShape) and config.text.tokenizer:
-        found = Path(config.text.tokenizer)
+    if part == "vae":
+        if not isinstance(config.vae, VaeShape):
+            found = Path(config.vae) if config.vae else model and model / "vae"
+    else:
+        tower, entry = _text_of(config, part)
+        if isinstance(entry, TextShape):
+            if part == tower.words and entry.tokenizer:
+                found = Path(entry.tokenizer)
+        else:
+            root = Path(entry) if entry else model
+            alone = entry and open_clip.is_one(entry)
+            found = root if alone else root and root / part
     if found is not None and not found.exists():
         raise ConfigError(f"{'vae' if part == 'vae' else 'text'}: {found} does not exist")
     return found
@@ -137,9 +162,7 @@ def folder_of(config: TrainConfig, part: str) -> Path | None:
 
 def _fingerprint(config: TrainConfig, part: str) -> str:
     """Of a part whose files are others: the numbers in them may be the same."""
-    vae, tokenizer, text_encoder = frozen_parts(config, ())
-    assert tokenizer is not None
-    return fingerprints(vae, ClipConditioner(tokenizer, text_encoder))[part]
+    return fingerprints(reads.family(config), *frozen_parts(config, ()))[part]
 
 
 def _copied(held: CachedData, part: str) -> dict[str, Any]:
@@ -147,27 +170,31 @@ def _copied(held: CachedData, part: str) -> dict[str, Any]:
     listed: dict[str, str] = held.manifest["sha256"]
     start = f"{part}/"
     files = {k.removeprefix(start): found for k, found in listed.items() if k.startswith(start)}
-    return {"files": files} | ({"layers": None} if part == "text_encoder" else {})
+    return {"files": files} | ({"layers": None} if part.startswith("text_encoder") else {})
 
 
-def fingerprints(vae: AutoencoderKL, conditioner: ClipConditioner) -> dict[str, str]:
+def fingerprints(
+    family: Family, networks: Mapping[str, Any], tokenizers: Mapping[str, Any]
+) -> dict[str, str]:
     """Of every frozen part."""
-    return {
-        "vae": fingerprint(vae),
-        "text_encoder": fingerprint(conditioner.text_encoder),
-        "tokenizer": fingerprint(*conditioner.printed),
-    }
+    found = {"vae": fingerprint(networks["vae"])}
+    towers = family.conditioner(networks, tokenizers).towers
+    for tower in (tower for tower in family.towers if tower.part in networks):
+        found[tower.part] = fingerprint(networks[tower.part])
+        found[tower.words] = fingerprint(*towers[tower.part].printed)
+    return found
 
 
 def save_linked(pipe: LatentDiffusionPipeline, folder: Path, source: Path) -> None:
     """``pipe`` as a pipeline folder whose frozen parts are the files of ``source``: hard links, or
     copies where there can be none.
     """
+    network = pipe.family.network
     pipe.save_config(folder)
-    pipe.unet.save_pretrained(folder / "unet")
+    getattr(pipe, network).save_pretrained(folder / network)
     pipe.scheduler.save_pretrained(folder / "scheduler")
-    forget_origin(folder)
-    for part in PARTS:
+    strip_paths(folder)
+    for part in (name for name in pipe.components if (source / name).is_dir()):
         (folder / part).mkdir()
         for file in sorted((source / part).iterdir()):
             try:
@@ -177,15 +204,12 @@ def save_linked(pipe: LatentDiffusionPipeline, folder: Path, source: Path) -> No
 
 
 def loaded(pipe: LatentDiffusionPipeline, source: Path, what: str) -> LatentDiffusionPipeline:
-    """``pipe`` with the frozen parts of ``source`` in memory, where its U-Net is; ``what`` asks for
-    them.
+    """``pipe`` with the frozen parts of ``source`` in memory, where its network is; ``what`` asks
+    for them.
     """
     log.info("%s: the autoencoder and the text encoder are loaded from %s for it", what, source)
-    whole = LatentDiffusionPipeline(
-        read_vae(str(source / "vae")),
-        read(CLIPTextModel, source / "text_encoder", "data", False),
-        pipe.tokenizer,
-        pipe.unet,
-        pipe.scheduler,
-    )
-    return whole.to(pipe.unet.device)
+    parts: dict[str, Any] = {"vae": read_vae(str(source / "vae"))}
+    for tower in (t for t in pipe.family.towers if (source / t.part).is_dir()):
+        parts[tower.part] = read(tower.network, source / tower.part, "data", False)
+    whole = LatentDiffusionPipeline(**{**pipe.components, **parts})
+    return whole.to(getattr(pipe, pipe.family.network).device)

@@ -19,13 +19,13 @@ from ldm.data.images import ImageTransform
 from ldm.diffusion import NoiseProcess, normal, stratified
 from ldm.families.networks import digest, in_model
 from ldm.families.noise import configured_process
-from ldm.families.parts import latent_side, read_vae
+from ldm.families.vae import latent_side, read_vae
 from ldm.guidance import unit
 from ldm.models.codec import Codec, VaeCodec
 
 
 @dataclass(frozen=True)
-class Noised:
+class NoisyInput:
     """The noise, and what it is added to.
 
     Args:
@@ -41,7 +41,7 @@ class Noised:
     @staticmethod
     def of(
         model: str | None, images: ImageTransform, process: ProcessConfig | None = None
-    ) -> Noised:
+    ) -> NoisyInput:
         """As the denoiser of the pipeline folder ``model`` sees squares of ``images``.
 
         Args:
@@ -54,10 +54,12 @@ class Noised:
         """
         settings = process or ProcessSettings()
         if model is None:
-            return Noised(configured_process(settings, None), None, (3, images.size, images.size))
+            return NoisyInput(
+                configured_process(settings, None), None, (3, images.size, images.size)
+            )
         codec = VaeCodec(read_vae(str(in_model(model, "model", "vae"))).eval())
-        side = latent_side(codec.vae, images)
-        return Noised(configured_process(settings, model), codec, (codec.channels, side, side))
+        side = latent_side(codec, images)
+        return NoisyInput(configured_process(settings, model), codec, (codec.channels, side, side))
 
     def origin(self) -> dict[str, Any]:
         """What a run's identity is told of it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,16 @@ from ldm.config.provenance import PACKAGES, versions, write_skipped
 from ldm.config.schema import TrainConfig
 from ldm.data.cached import FORMAT, MADE_WITH, MANIFEST, CachedData, texts, write_index
 from ldm.data.collection import Collection
-from ldm.data.items import Items, spread
+from ldm.data.items import Items, evenly_spaced
 from ldm.encoding import long_captions
-from ldm.encoding.encoder import Encoded, Wanted
+from ldm.encoding.encoder import CacheKeys, Encoder
 from ldm.engine.hold import hold
 from ldm.errors import ConfigError, DataError, RunError
 from ldm.families import reads
-from ldm.families.parts import frozen_origin, frozen_parts
+from ldm.families.build import frozen_origin, frozen_parts
 from ldm.models.clip import save_text_encoder
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
-from ldm.models.strip_paths import forget_origin
+from ldm.models.strip_paths import strip_paths
 from ldm.models.tokenizer import save_tokenizer
 from ldm.progress import track
 from ldm.storage.checkpoint import sha256
@@ -78,12 +78,13 @@ class Precompute:
         self.captions = self.collection.captions()
         both = self.collection.train, self.collection.held_out
         self._content = [self.collection.content(items) for items in both]
-        self.vae, self.tokenizer, text_encoder = frozen_parts(config, self.captions)
-        assert self.tokenizer is not None
-        for network in (self.vae, text_encoder):
+        self.family = reads.family(config)
+        self.networks, self.tokenizers = frozen_parts(config, self.captions)
+        for network in self.networks.values():
             network.requires_grad_(False).eval().to(accelerator.device)
-        self.conditioner = ClipConditioner(self.tokenizer, text_encoder)
-        self.encoded = Encoded(config, VaeCodec(self.vae), self.conditioner, accelerator, folder)
+        self.conditioner = self.family.conditioner(self.networks, self.tokenizers)
+        codec = VaeCodec(self.networks["vae"])
+        self.encoder = Encoder(config, codec, self.conditioner, accelerator, folder)
 
     def build(self) -> bool:
         """Makes what is missing; returns whether anything was.
@@ -103,12 +104,12 @@ class Precompute:
                 self._begin(made_with)
             self.accelerator.wait_for_everyone()
             collection, content = self.collection, self._content
-            self.encoded.cache_latents(collection.train, content[0])
-            self.encoded.cache_text(self.captions, content[0])
+            self.encoder.cache_latents(collection.train, content[0])
+            self.encoder.cache_text(self.captions, content[0])
             # Apart, and last: batches of training pictures are those of a run without a set.
-            self.encoded.cache_latents(collection.held_out, content[1])
+            self.encoder.cache_latents(collection.held_out, content[1])
             held_out = sorted({item.caption(None) for item in collection.held_out})
-            self.encoded.cache_text(held_out, content[1])
+            self.encoder.cache_text(held_out, content[1])
             self._finish(place)
         self.held = CachedData(str(self.folder))
         return True
@@ -118,8 +119,8 @@ class Precompute:
             "format": FORMAT,
             "images": plain(self.config.images),
             "described": described(self.config),
-            "fingerprints": fingerprints(self.vae, self.conditioner),
-            "origin": frozen_origin(self.vae, self.tokenizer, self.conditioner.text_encoder),
+            "fingerprints": fingerprints(self.family, self.networks, self.tokenizers),
+            "origin": frozen_origin(self.family, self.networks, self.tokenizers),
             "pillow": PIL.__version__,
         }
 
@@ -153,21 +154,21 @@ class Precompute:
         if not (folder / MADE_WITH).is_file():
             write_text(folder / MADE_WITH, json.dumps(made_with, indent=1))
         (folder / MANIFEST).unlink(missing_ok=True)  # from now on it is not complete
-        for partial in folder.rglob(".*.partial"):  # of a build that was killed
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-        _write(folder / "vae", self.vae.save_pretrained)
-        _write(
-            folder / "text_encoder",
-            lambda to: save_text_encoder(self.conditioner.text_encoder, to),
-        )
-        _write(folder / "tokenizer", lambda to: save_tokenizer(self.conditioner.tokenizer, to))
+        for left in folder.rglob(".*.partial"):  # of a build that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        _write(folder / "vae", self.networks["vae"].save_pretrained)
+        for tower in (tower for tower in self.family.towers if tower.part in self.networks):
+            network, words = self.networks[tower.part], self.tokenizers[tower.words]
+            _write(folder / tower.part, partial(save_text_encoder, network))
+            _write(folder / tower.words, partial(save_tokenizer, words))
 
     def _finish(self, place: Lock | None) -> None:
         """Index and manifest; every process hashes its part of the files."""
         accelerator, collection = self.accelerator, self.collection
         if accelerator.is_main_process:
             write_skipped(self.folder, collection.skipped)
-            long_captions.tell(self.folder, collection.sources, self.conditioner)
+            tower = min(self.conditioner.towers.values(), key=lambda tower: tower.length)
+            long_captions.tell(self.folder, collection.sources, tower)
             for number, source in enumerate(collection.sources):
                 write_index(self.folder / _index(number), source, *_rows_of(collection, number))
         accelerator.wait_for_everyone()
@@ -222,38 +223,44 @@ class Precompute:
 
     def _entries(self) -> Iterator[str]:
         held = Collection(self.held, self.config.images)
-        encoded, variants = self.encoded, self.config.images.variants
-        encoded.prepare(held, ())
-        assert encoded.text is not None
+        encoder, variants = self.encoder, self.config.images.variants
+        encoder.prepare(held, ())
+        assert encoder.text
         sources = [held.train, held.held_out]
         for items in sources:
             for shape, numbers in items.by_shape():
                 chosen = np.zeros(len(items), bool)
                 chosen[numbers] = True
-                wanted = Wanted(items.where(chosen).distinct(), variants)
-                if lacking := len(encoded.latents[shape].missing(wanted.keys())):
+                wanted = CacheKeys(items.where(chosen).distinct(), variants)
+                if lacking := len(encoder.latents[shape].missing(wanted.keys())):
                     yield f"latents of {shape[0]}x{shape[1]}: {lacking} are missing"
-        if lacking := len(encoded.text.missing(column_of(map(key_of, texts(held.sources))))):
+        lacking = 0
+        for cache in encoder.text.values():
+            lacking += len(cache.missing(column_of(map(key_of, texts(held.sources)))))
+        if lacking:
             yield f"text: {lacking} are missing"
         else:
             yield from self._sampled()
 
     def _sampled(self) -> Iterator[str]:
         """What is not made again as it is there; a sample by even spread."""
-        encoded, collection = self.encoded, self.collection
-        assert encoded.text is not None
+        encoder, collection = self.encoder, self.collection
+        assert encoder.text
         for items in (collection.train, collection.held_out):
-            for item in track(spread(items, SAMPLE // 2), "encoding a sample again"):
+            for item in track(evenly_spaced(items, SAMPLE // 2), "encoding a sample again"):
                 one = Items([item.source], *_alone(item))
-                wanted = Wanted(one, self.config.images.variants)
+                wanted = CacheKeys(one, self.config.images.variants)
                 for variant in range(len(wanted)):
-                    stored = encoded.latents[item.shape][wanted.key(variant)]
-                    if not _same(stored, encoded.encode_pictures(wanted, [variant])):
+                    stored = encoder.latents[item.shape][wanted.key(variant)]
+                    if not _same(stored, encoder.encode_pictures(wanted, [variant])):
                         yield f"{item.example.key}: its latent is not what encoding it gives now"
-        for caption in track(spread(self.captions, SAMPLE), "encoding a sample again", "captions"):
-            made = encoded.encode_captions([caption], [0])
-            if not _same(encoded.text[key_of(caption)], made):
-                yield f"{caption!r}: its embedding is not what encoding it gives now"
+        for caption in track(
+            evenly_spaced(self.captions, SAMPLE), "encoding a sample again", "captions"
+        ):
+            for tower, cache in encoder.text.items():
+                made = encoder.encode_captions(tower, [caption], [0])
+                if not _same(cache[key_of(caption)], made):
+                    yield f"{caption!r}: its embedding is not what encoding it gives now"
 
 
 def _refuse(config: TrainConfig) -> None:
@@ -261,7 +268,7 @@ def _refuse(config: TrainConfig) -> None:
     data = config.data if isinstance(config.data, tuple) else (config.data,)
     if any(isinstance(part, CachedData) for part in data):
         raise ConfigError("data: this is a cached set already, name what it is to be made from")
-    if "text_encoder" in config.learns:
+    if any(part.startswith("text_encoder") for part in config.learns):
         raise ConfigError(
             "train: what a text encoder that learns writes cannot be cached, leave it out"
         )
@@ -280,11 +287,11 @@ def _write(folder: Path, save: Callable[[Path], object]) -> None:
     """A part, unless it is there."""
     if folder.exists():
         return
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir()
-    save(partial)
-    forget_origin(partial)
-    partial.rename(folder)
+    staging = folder.with_name(f".{folder.name}.partial")
+    staging.mkdir()
+    save(staging)
+    strip_paths(staging)
+    staging.rename(folder)
 
 
 def _files(folder: Path) -> list[str]:

@@ -11,9 +11,9 @@ from PIL import Image
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_image, to_pixels
-from ldm.data.items import Item, spread
+from ldm.data.items import Item, evenly_spaced
 from ldm.evaluation import sheets
-from ldm.families.model import Parts
+from ldm.families.model import Model
 from ldm.pipeline import LatentDiffusionPipeline
 
 
@@ -22,19 +22,21 @@ class Previews:
 
     Args:
         config: the run.
-        parts: of the model.
+        model: what is drawn with.
         collection: whose captions are drawn, half of them of held-out pictures as far as there are
             any. Of a stream only held-out ones: the others are not known ahead.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts, collection: Collection) -> None:
-        self.settings, factor = config.validation, parts.codec.factor
+    def __init__(self, config: TrainConfig, model: Model, collection: Collection) -> None:
+        self.settings, factor = config.validation, model.codec.factor
         self.size = config.images.size // factor * factor  # with buckets it may be none of latents
-        self._parts, self._cut = parts, replace(config.images, size=self.size, buckets=None)
+        self._model, self._cut = model, replace(config.images, size=self.size, buckets=None)
         asked = config.validation.captions if config.validation else 0
-        held_out = spread(collection.held_out, asked // 2)
+        held_out = evenly_spaced(collection.held_out, asked // 2)
         trained = (
-            [] if collection.epoch is None else spread(collection.train, asked - len(held_out))
+            []
+            if collection.epoch is None
+            else evenly_spaced(collection.train, asked - len(held_out))
         )
         self._chosen = [(item, False) for item in trained] + [(item, True) for item in held_out]
 
@@ -62,7 +64,7 @@ class Previews:
             cells = [[image] for image in self._drawn(pipe, prompts, accelerator)]
             pages.append(sheets.sheet(cells, prompts if any(prompts) else None, columns=8))
         if self._chosen:
-            unconditional = self._parts.classes == ()
+            unconditional = self._model.classes == ()
             captions = ["" if unconditional else item.caption(None) for item, _ in self._chosen]
             drawn = self._drawn(pipe, captions, accelerator)
             cells = [
@@ -87,7 +89,7 @@ class Previews:
             what="the validation's previews",
             seed=asked.seed,
             batch=4,  # few, so that many processes have some
-            **asdict(self._parts.drawn_with(asked)),
+            **asdict(self._model.drawn_with(asked)),
             height=self.size,
             width=self.size,
         )
@@ -95,4 +97,4 @@ class Previews:
 
     def _true(self, item: Item) -> list[Image.Image]:
         """The picture of ``item``; of a cached set there is none."""
-        return [] if self._parts.stored else [to_image(to_pixels(self._cut(item.load())))]
+        return [] if self._model.stored else [to_image(to_pixels(self._cut(item.load())))]

@@ -25,7 +25,7 @@ from ldm.engine.shutdown import WAIT
 from ldm.engine.streaming import streamed
 from ldm.engine.watch import WATCH
 from ldm.errors import ConfigError, DataError
-from ldm.families.parts import parameters
+from ldm.families.build import parameters
 from ldm.progress import main_process
 from ldm.storage.cache_root import cache_root
 from ldm.storage.disk import writing

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldm.config.schema import Score, TrainConfig
 from ldm.data.images import to_image, to_pixels
-from ldm.data.items import Items, spread
+from ldm.data.items import Items, evenly_spaced
 from ldm.evaluation import sheets
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.pipeline import LatentDiffusionPipeline
@@ -50,7 +50,9 @@ def score(
     """
     settings = config.score or Score()
     numbers = {
-        name: spread([n for n, s in enumerate(items.source.tolist()) if s == k], settings.captions)
+        name: evenly_spaced(
+            [n for n, s in enumerate(items.source.tolist()) if s == k], settings.captions
+        )
         for k, name in enumerate(_names(items))
     }
     numbers = {name: mine for name, mine in numbers.items() if mine}
@@ -88,7 +90,7 @@ def score(
             top5 = Proportion.of(int((own < 5).sum()), len(mine))
             entry[model] = {"top1": hits._asdict(), "top5": top5._asdict()}
         record.append(entry)
-        shown += [first + n for n in spread(range(len(mine)), settings.shown)]
+        shown += [first + n for n in evenly_spaced(range(len(mine)), settings.shown)]
         first += len(mine)
     cells: list[list[Image.Image]] = [
         [*(to_image(x[n]) for x in drawn.values()), to_image(gallery[chosen[n]])] for n in shown

@@ -4,73 +4,98 @@ the same shapes, without data.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPModel
 
 from ldm.config.schema import AutoencoderConfig, TrainConfig
 from ldm.diffusion import Condition
 from ldm.engine.precision import device_at_hand
+from ldm.families import reads
 from ldm.families.adapt import learn
-from ldm.families.model import Parts
+from ldm.families.model import Model, Tower
+from ldm.families.noise import process_and_objective
 from ldm.models.attention import set_attention
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.codec import VaeCodec
-from ldm.models.denoiser import UNetDenoiser
+from ldm.models.conditioner import said
 from ldm.models.textual_inversion import Embedding
 from ldm.tasks.estimate import Step
 
 _FLOAT = 4  # bytes
 
 
-def text_to_image(config: TrainConfig, parts: Parts) -> Step:
+def text_to_image(config: TrainConfig, model: Model) -> Step:
     """That of training/train.py, for pictures of ``images.size`` squared."""
     # Those of a cached set are shapes alone in a run too.
-    networks: dict[str, nn.Module] = {"unet": parts.unet} if parts.stored else parts.all()
-    word, text = config.textual_inversion, parts.text_encoder
+    family, word, side = model.family, config.textual_inversion, config.images.size
+    networks = {family.network: model.network} if model.stored else model.networks
     if word is not None:
-        known = text.get_input_embeddings()
-        rows = torch.empty(word.vectors, known.embedding_dim, device="meta")
-        text.set_input_embeddings(Embedding(known, known.num_embeddings, rows))
-    learn(parts, config)
-    for part in config.learns:
-        getattr(parts, part).train()  # which checkpointing asks for
+        for part in reads.learns(config, model):
+            known = model.networks[part].get_input_embeddings()
+            rows = torch.empty(word.vectors, known.embedding_dim, device="meta")
+            new = Embedding(known, known.num_embeddings, rows)
+            model.networks[part].set_input_embeddings(new)
+    learn(model, config)
+    for part in reads.learns(config, model):
+        model.networks[part].train()  # which checkpointing asks for
     bfloat16 = config.precision == "bfloat16"
     here = "sdpa" if config.attention == "xformers" else config.attention  # which needs a GPU
-    set_attention(parts.unet, here, device_at_hand(), bfloat16=bfloat16)
-    codec, denoiser, side = parts.codec, UNetDenoiser(parts.unet), config.images.size
-    latent = (codec.channels, side // codec.factor, side // codec.factor)
-    width = text.config.hidden_size if text else 0
-    length = text.config.max_position_embeddings if text else 0
-    reads = "text_encoder" in config.learns
-    encodes = config.cache_latents and config.images.deterministic and parts.vae is not None
-    cached = encodes, config.cache_text and not reads and text is not None
-    if parts.stored:
-        cached = True, True
+    set_attention(model.network, here, device_at_hand(), bfloat16=bfloat16)
+    _, objective = process_and_objective(config)
+    denoiser, codec, latent = model.denoiser, model.codec, model.codec.shape(side, side)
+    encoded = config.cache_latents and config.images.deterministic and codec.network is not None
+    towers = [tower for tower in family.towers if tower.part in model.networks]
+    learning = reads.learns(config, model)
+    kept = [config.cache_text and tower.part not in learning for tower in towers]
+    if model.stored:
+        encoded, kept = True, [True] * len(towers)
 
-    def tokens(n: int) -> Tensor:
-        ids = torch.empty(n, length, dtype=torch.int64)
-        return text(ids).last_hidden_state
+    def of_tower(tower: Tower, n: int) -> Condition:
+        network = model.networks[tower.part]
+        ids = torch.empty(n, network.config.max_position_embeddings, dtype=torch.int64)
+        return said(
+            network, ids, torch.empty_like(ids, dtype=torch.bool), tower.layer, tower.pooled
+        )
+
+    with torch.device("meta"), torch.no_grad():
+        rows_of = [of_tower(tower, 1) for tower in towers]
+
+    def condition(n: int) -> Condition:
+        if not towers:
+            return Condition(extra={"label": torch.empty(n, dtype=torch.int64)})
+        every = []
+        for tower, cached, row in zip(towers, kept, rows_of, strict=True):
+            if cached:
+                every.append(row.map(lambda x: torch.empty(n, *x.shape[1:], dtype=x.dtype)))
+            elif tower.part in learning:
+                every.append(of_tower(tower, n))
+            else:
+                with torch.no_grad(), torch.autocast("cpu", enabled=False):  # they are in float32
+                    every.append(of_tower(tower, n))
+        cond = family.join(every)
+        coordinates = torch.empty(n, 6, dtype=torch.int64)
+        return replace(cond, extra=cond.extra | {"coordinates": coordinates})
 
     def loss(n: int) -> Tensor:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # frozen ones are in float32
-            pixels = () if cached[0] else torch.empty(n, 3, side, side)
-            z = torch.empty(n, *latent) if cached[0] else codec.encode(pixels).mean
-            label = {} if text else {"label": torch.empty(n, dtype=torch.int64)}
-            late = reads or text is None
-            told = None if late else torch.empty(n, length, width) if cached[1] else tokens(n)
-        cond = Condition(tokens(n) if reads else told, extra=label)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            pixels = () if encoded else torch.empty(n, 3, side, side)
+            z = torch.empty(n, *latent) if encoded else codec.encode(pixels).mean
         u, eps = torch.empty(n, dtype=torch.float64), torch.empty_like(z)
-        return parts.objective(parts.process, denoiser, z, cond, u=u, eps=eps).loss.mean()
+        return objective(model.process, denoiser, z, condition(n), u=u, eps=eps).loss.mean()
 
-    picture = 2 * _FLOAT * latent[0] * latent[1] * latent[2]  # mean and log-variance
-    caption = _FLOAT * width * (length + 1) + length  # tokens, pooled, mask
+    picture = 2 * _FLOAT * math.prod(latent)  # mean and log-variance
+    stored = (row.tensors().values() for row, k in zip(rows_of, kept, strict=True) if k)
+    caption = sum(x.nbytes for tensors in stored for x in tensors)
     return Step(
         networks,
         loss,
         None if config.lora or word else tuple(networks),
-        (0, 0) if parts.stored else (picture * cached[0], caption * cached[1]),
+        (0, 0) if model.stored else (picture * encoded, caption),
     )
 
 

@@ -20,9 +20,9 @@ from ldm.evaluation import sheets
 from ldm.evaluation.emoji import FEWEST
 from ldm.evaluation.features import space
 from ldm.evaluation.report import Drawing, markdown
-from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Measurer, Truth
+from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Evaluator, References
 from ldm.evaluation.suites import Report
-from ldm.families.model import Parts
+from ldm.families.model import Model
 from ldm.families.networks import described
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.disk import write_text
@@ -35,7 +35,7 @@ class Suites:
 
     Args:
         config: the run, with a validation that has suites.
-        parts: of the model.
+        model: what is drawn with.
         collection: what is trained on.
         accelerator: where networks that judge are; one process of each machine makes what is kept.
         batch: pictures at a time.
@@ -47,25 +47,25 @@ class Suites:
     def __init__(
         self,
         config: TrainConfig,
-        parts: Parts,
+        model: Model,
         collection: Collection,
         accelerator: Accelerator,
         batch: int,
     ) -> None:
         assert config.validation is not None
         self.settings, self.size, self.batch = config.validation, config.images.size, batch
-        self.how = parts.drawn_with(config.validation)
+        self.how = model.drawn_with(config.validation)
         asked = self.settings.suites
-        _refuse_unread(asked, parts)
-        if self.size % parts.codec.factor:
-            told = f"images.size {self.size} is no multiple of {parts.codec.factor}"
+        _refuse_unread(asked, model)
+        if self.size % model.codec.factor:
+            told = f"images.size {self.size} is no multiple of {model.codec.factor}"
             raise ConfigError(f"{KEY}: {told}, and squares of that side are drawn")
-        compared = _compared(parts, collection) if "quality" in asked else None
+        compared = _compared(model, collection) if "quality" in asked else None
         with accelerator.local_main_process_first(), described(KEY):
             if asked.get("emoji-new", FEWEST) < FEWEST:
                 raise ValueError(f"emoji-new: {asked['emoji-new']} captions, at least {FEWEST}")
             specs = self.settings.spaces if set(asked) - WITHOUT_SPACES else ()
-            self.truth = Truth(
+            self.truth = References(
                 [space(spec, accelerator.device) for spec in specs],
                 self.size,
                 compared=compared,
@@ -96,7 +96,7 @@ class Suites:
             )
             return torch.stack(drawn)
 
-        measurer = Measurer(pipe, self.truth)
+        measurer = Evaluator(pipe, self.truth)
         return {
             name: replace(measurer.measure(name, draw, count), drawn=None)
             for name, count in asked.suites.items()
@@ -109,23 +109,23 @@ class Suites:
         write_text(table, markdown(told, [drawing], ""))
 
 
-def _compared(parts: Parts, collection: Collection) -> Items:
+def _compared(model: Model, collection: Collection) -> Items:
     """What is trained on, but for sources that are never drawn from."""
-    if collection.epoch is None or parts.stored:
-        data = "a cached set, which holds none" if parts.stored else "streamed"
+    if collection.epoch is None or model.stored:
+        data = "a cached set, which holds none" if model.stored else "streamed"
         raise ConfigError(f"{KEY}: quality compares with the run's pictures; its data is {data}")
     items = collection.train
     drawn = np.array([source.weight != 0 for source in items.sources])
     return items.where(drawn[items.source])
 
 
-def _refuse_unread(asked: Iterable[str], parts: Parts) -> None:
+def _refuse_unread(asked: Iterable[str], model: Model) -> None:
     """``ConfigError`` for a suite whose captions the model does not read."""
-    if parts.classes is None:
+    if model.classes is None:
         return
-    reads = "labels of classes" if parts.classes else "nothing"
+    reads = "labels of classes" if model.classes else "nothing"
     for name in asked:
         if name not in PICTURES:
             raise ConfigError(f"{KEY}: {name} asks by captions, and this model reads {reads}")
-    if parts.classes and not set(NAMES) <= set(parts.classes):
+    if model.classes and not set(NAMES) <= set(model.classes):
         raise ConfigError(f"{KEY}: digits asks for {', '.join(NAMES)}, which are not its classes")

@@ -19,21 +19,22 @@ from accelerate import Accelerator
 from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from ldm.config.schema import TrainConfig
-from ldm.data.items import Item, Items, spread
+from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion.times import LossSecondMoment
-from ldm.encoding.encoder import Encoded
+from ldm.encoding.encoder import Encoder
 from ldm.engine.sampler_state import LossMemory, Memory
 from ldm.evaluation import sheets
 from ldm.evaluation.heldout import errors_by_level
 from ldm.evaluation.report import flat
+from ldm.families import reads
 from ldm.families.adapt import learn, trained
-from ldm.families.model import Parts
+from ldm.families.model import Model
+from ldm.families.noise import process_and_objective
 from ldm.formats import lora, textual_inversion
-from ldm.models.denoiser import UNetDenoiser
 from ldm.models.lora import collect, named
+from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
 from ldm.tasks.frozen import loaded, save_linked
@@ -51,46 +52,49 @@ class TextToImageTask(nn.Module):
     def __init__(
         self,
         config: TrainConfig,
-        parts: Parts,
+        model: Model,
         held_out: Items,
-        encoded: Encoded,
+        encoder: Encoder,
         suites: Suites | None = None,
         previews: Previews | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.process, self.objective = config, parts.process, parts.objective
-        self.parts, self.held_out, self.encoded = parts, held_out, encoded
+        self.config, self.process = config, model.process
+        _, self.objective = process_and_objective(config)
+        self.model, self.held_out, self.encoder = model, held_out, encoder
         self.suites, self.previews = suites, previews
         times, self.memory = self.objective.times, Memory()
         if isinstance(times, LossSecondMoment):
             self.memory = LossMemory(times, self.process)
-        self.denoiser = UNetDenoiser(parts.unet)
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
-        self.text_encoder = parts.text_encoder if "text_encoder" in config.learns else None
-        learn(parts, config)
+        self.denoiser = model.denoiser
+        self.learns = reads.learns(config, model)
+        towers = [name for name in self.learns if name != model.family.network]
+        self.towers = nn.ModuleDict({name: model.networks[name] for name in towers})
+        learn(model, config)
         if config.dropout is not None:
-            for module in parts.unet.modules():
+            for module in model.network.modules():
                 if isinstance(module, ResnetBlock2D):
                     module.dropout.p = config.dropout
-        self.origin = parts.origin
+        self.origin = model.origin
 
     def place(self, device: torch.device) -> None:
         """Brings to ``device`` what is in memory."""
-        parts = self.parts
-        for network in (parts.unet,) if parts.stored else parts.all().values():
+        model = self.model
+        for network in [model.network] if model.stored else model.networks.values():
             network.to(device)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, as ``unet.NAME`` and ``text_encoder.NAME``."""
-        return trained(self.parts, self.config)
+        """The parameters that learn, as ``PART.NAME``."""
+        return trained(self.model, self.config)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` (weighted), ``mse`` and, of a learned variance, ``bound`` per sample, ``b``."""
         terms = self.objective(
             self.process,
             self.denoiser,
-            self.encoded.latent(batch),
-            self.encoded.condition(batch, learns=self.text_encoder is not None),
+            self.encoder.latent(batch),
+            self.encoder.condition(batch),
             u=batch["u"],
             eps=batch["noise"],
         )
@@ -101,7 +105,7 @@ class TextToImageTask(nn.Module):
 
     def pipeline(self) -> LatentDiffusionPipeline:
         """A pipeline over the networks as they are."""
-        return pipeline(self.parts)
+        return pipeline(self.model)
 
     @torch.no_grad()
     def validate(
@@ -117,9 +121,9 @@ class TextToImageTask(nn.Module):
         if not folder or not (self.previews or self.suites):
             return measured
         pipe = self.pipeline()
-        if self.parts.stored:
+        if self.model.stored:
             what = self.previews.key if self.previews else "validation.suites"
-            pipe = loaded(pipe, self.parts.stored, what)
+            pipe = loaded(pipe, self.model.stored, what)
         page = self.previews.page(pipe, accelerator) if self.previews else None
         reports = self.suites.measure(pipe, accelerator) if self.suites else {}
         # Only once all have drawn: who cannot write would leave the others waiting.
@@ -136,15 +140,15 @@ class TextToImageTask(nn.Module):
         """
         validation = self.config.validation
         assert validation is not None
-        chosen = spread(self.held_out, validation.images)
+        chosen = evenly_spaced(self.held_out, validation.images)
         mine = list(range(len(chosen)))[accelerator.process_index :: accelerator.num_processes]
         levels, device = validation.levels, accelerator.device
         sums = torch.zeros(levels + 1, dtype=torch.float64, device=device)
-        codec = self.encoded.codec
+        codec = self.encoder.codec
         with Progress("measuring held-out loss", "pictures", len(mine)) as progress:
-            for numbers in _of_one_shape(chosen, mine, self.encoded.batch):
+            for numbers in _of_one_shape(chosen, mine, self.encoder.batch):
                 items = [chosen[n] for n in numbers]
-                moments, cond = self.encoded.evaluated(items)
+                moments, cond = self.encoder.evaluated(items)
                 z = codec.sample(moments, torch.zeros_like(moments.mean))
                 errors = errors_by_level(
                     self.objective, self.process, self.denoiser, z, cond,
@@ -163,65 +167,59 @@ class TextToImageTask(nn.Module):
 
     def save(self, folder: Path) -> None:
         """A pipeline folder, or that of a LoRA or of a new word."""
-        parts, word = self.parts, self.config.textual_inversion
+        networks, word = self.model.networks, self.config.textual_inversion
         if self.config.lora:
-            updates = {part: collect(getattr(parts, part)) for part in self.config.learns}
+            updates = {part: collect(networks[part]) for part in self.learns}
             lora.write(updates, folder, base=self.origin)
         elif word is not None:
-            (rows,) = self.trained().values()
+            rows = [*self.trained().values()]  # of each text encoder
             textual_inversion.write(word.token, rows, folder, self.origin)
         else:
-            save_pipeline(parts, folder)
+            save_pipeline(self.model, folder)
 
     finish = save
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Weights of what learns, as ``trained`` names them."""
         found: dict[str, Tensor] = {}
-        learns = self.config.learns
+        learns = self.learns
         if self.config.textual_inversion is not None:
-            (name,) = self.trained()
-            return {name: textual_inversion.read(folder)[1]}
+            rows = textual_inversion.read_towers(folder)[1]
+            return dict(zip(self.trained(), rows, strict=True))
         if self.config.lora:
             for part, updates in lora.read(folder).items():
                 found |= {f"{part}.{name}": value for name, value in named(updates).items()}
             return found
-        if "unet" in learns:
-            weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-            found |= {f"unet.{name}": value for name, value in weights.items()}
-        if "text_encoder" in learns:
-            text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-            found |= {f"text_encoder.{n}": v for n, v in text.named_parameters()}
+        for part in learns:
+            if part == self.model.family.network:
+                weights = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+            else:
+                network = type(bare(self.model.networks[part]))
+                found_there = network.from_pretrained(folder / part, dtype=torch.float32)
+                weights = dict(found_there.named_parameters())
+            found |= {f"{part}.{name}": value for name, value in weights.items()}
         mine = self.trained()
         return {name: value for name, value in found.items() if name in mine}
 
 
-def pipeline(parts: Parts) -> LatentDiffusionPipeline:
-    """A pipeline over the networks of ``parts``."""
-    stated = parts.scheduler_config()
+def pipeline(model: Model) -> LatentDiffusionPipeline:
+    """A pipeline over the networks of ``model``."""
+    stated = model.scheduler_config()
     scheduler = getattr(diffusers, stated.pop("_class_name"))
-    if parts.vae is not None:
+    if model.codec.network is not None:
         # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
         stated |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
     known = inspect.signature(scheduler.__init__).parameters
     scheduler = scheduler(**{key: value for key, value in stated.items() if key in known})
-    return LatentDiffusionPipeline(
-        parts.vae,
-        parts.text_encoder,
-        parts.tokenizer,
-        parts.unet,
-        scheduler,
-        classes=parts.classes,
-        sampling=parts.sampling,
-    )
+    return LatentDiffusionPipeline.of(model, scheduler)
 
 
-def save_pipeline(parts: Parts, folder: Path) -> None:
-    """A pipeline folder of ``parts``, which have no adapters."""
-    if parts.stored:
-        save_linked(pipeline(parts), folder, parts.stored)
+def save_pipeline(model: Model, folder: Path) -> None:
+    """A pipeline folder of ``model``, which has no adapters."""
+    if model.stored:
+        save_linked(pipeline(model), folder, model.stored)
     else:
-        pipeline(parts).save_pretrained(folder)
+        pipeline(model).save_pretrained(folder)
 
 
 def _of_one_shape(items: Sequence[Item], numbers: list[int], size: int) -> Iterator[list[int]]:

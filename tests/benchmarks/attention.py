@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 
 from ldm.config.schema import UNetShape
 from ldm.families.networks import initialised
-from ldm.families.parts import make_unet
+from ldm.families.unet import make_unet
 from ldm.models.attention import set_attention
 
 # Name: autocast, plain attention.

@@ -24,7 +24,7 @@ from ldm.config.schema import TrainConfig
 from ldm.engine.batch import split_batch
 from ldm.engine.precision import MIXED, settled
 from ldm.engine.trainer import Trainer
-from ldm.families.parts import build
+from ldm.families.build import build
 from ldm.tasks import estimate
 from ldm.tasks.steps import text_to_image
 from runs import program

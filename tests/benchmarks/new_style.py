@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.images import ImageTransform, flatten, to_image, to_pixels
-from ldm.data.items import spread
+from ldm.data.items import evenly_spaced
 from ldm.data.source import in_fraction
 from ldm.demo.emoji import Concept, EmojiData, concepts, with_article
 from ldm.evaluation.distances import kid
@@ -89,7 +89,7 @@ def pictures(asked: argparse.Namespace) -> None:
     write(asked.out / "held_out", held_out, asked.word)
     write(asked.out / "all", trained, asked.word)
     for count in (500, 20):
-        write(asked.out / str(count), spread(trained, count), asked.word)
+        write(asked.out / str(count), evenly_spaced(trained, count), asked.word)
     print(f"{len(trained)} to train on, {len(rows) - len(trained)} held out, in {asked.out}")
 
 
@@ -121,7 +121,7 @@ def known_styles(count: int) -> list[Tensor]:
     cut, found = ImageTransform(SIDE), []
     for style in ("twemoji", "openmoji"):
         data = EmojiData(styles=(style,), groups=GROUPS, hold_out=False)
-        chosen = spread(range(len(data.examples)), count)
+        chosen = evenly_spaced(range(len(data.examples)), count)
         found.append(torch.stack([to_pixels(cut(data.load(n))) for n in chosen]))
     return found
 
@@ -134,7 +134,7 @@ def measure(asked: argparse.Namespace) -> None:
     styles = [*known_styles(400), trained[::3][:400]]
     numbers = torch.cat([torch.full((len(x),), n) for n, x in enumerate(styles)])
     reader = StyleReader(torch.cat(styles), numbers)
-    chosen = spread(range(len(captions)), asked.count)
+    chosen = evenly_spaced(range(len(captions)), asked.count)
     truth = torch.tensor(chosen)
     for model in asked.models:
         name, _, path = model.partition("=")
@@ -160,7 +160,7 @@ def measure(asked: argparse.Namespace) -> None:
         share = Proportion.of(int((reader(drawn) == 2).sum()), len(drawn))
         print(f"{name}: first {first}; first five {five}")
         print(f"  kernel distance {kid(found, gallery)}; the new style {share}", flush=True)
-        shown = spread(range(len(chosen)), 24)
+        shown = evenly_spaced(range(len(chosen)), 24)
         cells = [[to_image(drawn[n]), to_image(held_out[chosen[n]])] for n in shown]
         page = sheet(cells, [captions[chosen[n]] for n in shown], columns=6)
         save(page, asked.data / f"{name}.png")

@@ -24,7 +24,9 @@ from ldm.config.schema import UNetShape, VaeShape
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.demo.shapes import ShapesData
 from ldm.diffusion import NoiseProcess, scheduler_config
-from ldm.families.parts import initialised, make_unet, make_vae
+from ldm.families.networks import initialised
+from ldm.families.unet import make_unet
+from ldm.families.vae import make_vae
 from ldm.models.attention import set_attention
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner

@@ -15,7 +15,7 @@ import tiny
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
-from ldm.families.parts import build
+from ldm.families.build import build
 from ldm.formats.open_clip import Tower
 from ldm.models.conditioner import ClipConditioner
 from runs import tree
@@ -110,13 +110,13 @@ def test_the_penultimate_layer_in_a_run_and_in_its_folder(tmp_path: Path) -> Non
     from ldm.tasks.text_to_image import pipeline
 
     folder, model = saved(tmp_path / "m")
-    parts = build(config(folder, text_layers=LAYERS - 1), [])
+    made = build(config(folder, text_layers=LAYERS - 1), [])
     ids = open_clip.tokenize(TEXTS)
     expected = hidden(model, ids, LAYERS - 1)
     assert (expected - hidden(model, ids)).abs().max() > 0.1
-    found = ClipConditioner(parts.tokenizer, parts.text_encoder).encode(TEXTS)
+    found = made.conditioner.encode(TEXTS)
     assert (found.tokens - expected).abs().max() < 1e-5
-    pipeline(parts).save_pretrained(tmp_path / "p")
+    pipeline(made).save_pretrained(tmp_path / "p")
     from diffusers import StableDiffusionPipeline
 
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "p")
@@ -207,8 +207,8 @@ def _run() -> None:
 
 def test_text_layers_of_any_folder(tmp_path: Path) -> None:
     folder = tiny.folder(tmp_path / "p")
-    whole = build(config(folder), []).text_encoder
-    cut = build(config(folder, text_layers=1), []).text_encoder
+    whole = build(config(folder), []).networks["text_encoder"]
+    cut = build(config(folder, text_layers=1), []).networks["text_encoder"]
     assert (len(whole.encoder.layers), len(cut.encoder.layers)) == (2, 1)
     assert cut.config.num_hidden_layers == 1
     with pytest.raises(ConfigError, match="text_layers: a described text encoder has text.layers"):

@@ -17,9 +17,9 @@ from ldm.data.images import ImageTransform
 from ldm.demo.emoji import EmojiData
 from ldm.diffusion import predictor, process_of, target_of
 from ldm.evaluation import suites
+from ldm.families import FamilyDenoiser
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
-from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import Ddim, Heun
 from runs import ROOT
@@ -94,7 +94,7 @@ def test_held_out_pictures_come_back_from_the_noise_they_become(pipes):
         pixels.append(torch.from_numpy(np.array(white.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1)
     config, codec = pipe.scheduler.config, VaeCodec(pipe.vae)
     process, target = process_of(config), target_of(config)
-    predict = predictor(UNetDenoiser(pipe.unet), target)
+    predict = predictor(FamilyDenoiser(pipe.family, pipe.unet), target)
     with torch.no_grad():
         words = [data.examples[i].captions[0] for i in held]
         cond = ClipConditioner(pipe.tokenizer, pipe.text_encoder).encode(words)

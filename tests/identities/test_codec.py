@@ -12,7 +12,7 @@ from ldm.config.schema import VaeShape
 from ldm.diffusion import stream
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.similarity import psnr, ssim
-from ldm.families.parts import make_vae
+from ldm.families.vae import make_vae
 from ldm.models.codec import Moments, VaeCodec, fold_statistics
 
 

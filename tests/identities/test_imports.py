@@ -21,7 +21,8 @@ LEVELS = [
     {"ldm.engine"},
     {"ldm.encoding", "ldm.evaluation"},
     {"ldm.pipeline"},
-    {"ldm.families", "ldm.calls"},
+    {"ldm.calls"},  # of the pipeline
+    {"ldm.families"},
     {"ldm.config"},  # what a YAML may say, of all of the rooms below
     {"ldm.demo"},
     {"ldm.data"},

@@ -4,6 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+import shapes_held
 from ldm.diffusion import Condition, DiscreteVP, Level, Objective, Prediction
 from ldm.models.codec import Moments, VaeCodec
 from tiny import vae
@@ -44,3 +45,14 @@ def test_another_shape_is_refused():
         with pytest.raises(TypeCheckError):
             wrong()
             pytest.fail(f"call {number} is taken")
+
+
+def test_the_first_calls_of_every_test_are_looked_at():
+    process, x, u = DiscreteVP(), torch.ones(B, 4), torch.full((B,), 0.5)
+    for _ in range(shapes_held.CHECKS // 2 + 1):
+        process.perturb(x, x, u)
+    process.perturb(x, x[0], u)  # as its shapes are not looked at any more
+    assert DiscreteVP.perturb.__no_type_check__
+    shapes_held.begin()
+    with pytest.raises(TypeCheckError):
+        process.perturb(x, x[0], u)

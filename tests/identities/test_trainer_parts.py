@@ -19,8 +19,9 @@ from ldm.engine.batch import split_batch
 from ldm.engine.ema import Average, decay
 from ldm.engine.optimizer import learning_rate
 from ldm.engine.trainer import Trainer
+from ldm.families.build import build
 from ldm.families.networks import initialised
-from ldm.families.parts import build, make_vae
+from ldm.families.vae import make_vae
 from ldm.storage import checkpoint
 from runs import accelerator, train, tree
 
@@ -416,14 +417,14 @@ def test_every_part_has_its_own_seed(captions):
     }
     for changed, other in others.items():
         for part in parts:
-            same = weights(getattr(base, part)) == weights(getattr(other, part))
+            same = weights(base.networks[part]) == weights(other.networks[part])
             assert same == (part != changed), (changed, part)
     seeded = build_with(captions, seed=4)
     for part in parts:
-        assert weights(getattr(base, part)) != weights(getattr(seeded, part))
+        assert weights(base.networks[part]) != weights(seeded.networks[part])
     again = build_with(captions)
     for part in parts:
-        assert weights(getattr(base, part)) == weights(getattr(again, part))
+        assert weights(base.networks[part]) == weights(again.networks[part])
 
 
 def test_building_neither_reads_nor_moves_the_global_generator(captions):
@@ -435,7 +436,7 @@ def test_building_neither_reads_nor_moves_the_global_generator(captions):
     torch.rand(7)
     second = build_with(captions)
     for part in ("vae", "text_encoder", "unet"):
-        assert weights(getattr(first, part)) == weights(getattr(second, part))
+        assert weights(first.networks[part]) == weights(second.networks[part])
 
 
 def test_components_and_seeds_draw_different_numbers():

@@ -392,9 +392,9 @@ import time
 from functools import partial
 from ldm.cli import app
 from ldm.storage.tensor_cache import TensorCache
-from ldm.encoding.encoder import Encoded
+from ldm.encoding.encoder import Encoder
 
-build, encode = TensorCache.build, Encoded.encode_pictures
+build, encode = TensorCache.build, Encoder.encode_pictures
 
 def few(self, *arguments, **options):
     return build(self, *arguments, **{**options, "shard_rows": 4, "batch": 4})
@@ -403,6 +403,6 @@ def slow(self, *arguments):
     time.sleep(0.2)
     return encode(self, *arguments)
 
-TensorCache.build, Encoded.encode_pictures = few, slow
+TensorCache.build, Encoder.encode_pictures = few, slow
 app()
 """

@@ -13,11 +13,10 @@ from torch import Tensor
 import tiny
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
-from ldm.encoding.encoder import Encoded
+from ldm.encoding.encoder import Encoder
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
-from ldm.families.parts import build
-from ldm.models.codec import VaeCodec
+from ldm.families.build import build
 from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks.estimate import trace
@@ -160,19 +159,18 @@ def test_the_text_encoder_learns_at_its_own_rate(base, tmp_path, command, lora):
 def build_parts(changes: dict[str, Any]) -> TextToImageTask:
     """The task of a run that has not begun."""
     config = validate(TrainConfig, tree(Path("run"), **changes))
-    parts = build(config, [])
-    conditioner = ClipConditioner(parts.tokenizer, parts.text_encoder)
-    encoded = Encoded(config, VaeCodec(parts.vae), conditioner, accelerator())
-    return TextToImageTask(config, parts, [], encoded)
+    model = build(config, [])
+    encoder = Encoder(config, model.codec, model.conditioner, accelerator())
+    return TextToImageTask(config, model, [], encoder)
 
 
 def gradients(changes: dict[str, Any], seed: int = 7) -> tuple[dict[str, Tensor], int]:
     """Gradients of one batch with dropout in both networks, and bytes kept for them."""
     task = build_parts(changes)
-    for module in task.parts.unet.modules():
+    for module in task.model.networks["unet"].modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.2
-    for layer in task.parts.text_encoder.encoder.layers:
+    for layer in task.model.networks["text_encoder"].encoder.layers:
         layer.self_attn.dropout = 0.2
     for name, parameter in task.trained().items():
         if "lora_B" in name:  # else A has no gradient
@@ -185,7 +183,7 @@ def gradients(changes: dict[str, Any], seed: int = 7) -> tuple[dict[str, Tensor]
         "posterior": torch.randn(4, *tiny.LATENT, generator=draw),
         "noise": torch.randn(4, *tiny.LATENT, generator=draw),
         "u": torch.tensor([0.1, 0.4, 0.6, 0.9], dtype=torch.float64),
-        "ids": task.encoded.conditioner.tokenize(["a cat", "", "dogs", "x"]),
+        "text_encoder.ids": task.encoder.conditioner.tokenize(["a cat", "", "dogs", "x"]),
         "coordinates": torch.zeros(4, 6),
     }
     kept: dict[int, int] = {}
@@ -221,24 +219,24 @@ def test_dropout_is_of_the_training_and_not_of_the_model(base, tmp_path, command
     torch.manual_seed(3)
     task = build_parts(settings(base, dropout=0.25))
     x, t = torch.randn(8, *tiny.LATENT), torch.full((8,), 500.0)
-    tokens = torch.randn(8, 4, task.parts.unet.config.cross_attention_dim)
+    tokens = torch.randn(8, 4, task.model.networks["unet"].config.cross_attention_dim)
 
     def outputs() -> list[Tensor]:
         with torch.no_grad():
-            return [task.parts.unet(x, t, tokens).sample for _ in range(2)]
+            return [task.model.networks["unet"](x, t, tokens).sample for _ in range(2)]
 
     left_out = []
 
     def watch(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         left_out.append(((output == 0) & (inputs[0] != 0)).double().mean().item())
 
-    task.parts.unet.down_blocks[0].resnets[0].dropout.register_forward_hook(watch)
+    task.model.networks["unet"].down_blocks[0].resnets[0].dropout.register_forward_hook(watch)
     task.train()
-    task.parts.unet.train()
+    task.model.networks["unet"].train()
     one, other = outputs()
     assert not torch.equal(one, other)
     assert sum(left_out) / 2 == pytest.approx(0.25, abs=0.03)
-    task.parts.unet.eval()
+    task.model.networks["unet"].eval()
     one, other = outputs()
     assert torch.equal(one, other) and left_out[2:] == [0, 0]
     final = train(tmp_path / "run", **settings(base, dropout=0.25))
@@ -260,7 +258,7 @@ def test_fine_tuning_keeps_the_latent_scaling_and_weights_by_min_snr(base, tmp_p
     final = train(tmp_path / "run", **asked)
     assert json.loads((final / "vae" / "config.json").read_text())["scaling_factor"] == 0.18215
     task = build_parts(asked)
-    z = task.encoded.latent(
+    z = task.encoder.latent(
         {"mean": torch.ones(1, 4, 8, 8), "logvar": torch.zeros(1, 4, 8, 8)}
         | {"posterior": torch.full((1, 4, 8, 8), 2.0)}
     )
@@ -272,7 +270,9 @@ def test_fine_tuning_keeps_the_latent_scaling_and_weights_by_min_snr(base, tmp_p
         task.process,
         lambda x, t, cond: zeros,
         zeros,
-        ClipConditioner(task.parts.tokenizer, task.parts.text_encoder).encode(["", "", ""]),
+        ClipConditioner(
+            task.model.tokenizers["tokenizer"], task.model.networks["text_encoder"]
+        ).encode(["", "", ""]),
         u=u,
         eps=torch.ones(3, 4, 8, 8),
     )

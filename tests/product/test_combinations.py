@@ -17,12 +17,12 @@ from ldm.config.noise import ObjectiveSettings
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.diffusion import Edm, VariancePreserving, predictor
-from ldm.encoding.encoder import Encoded, LatentDraws
+from ldm.encoding.dataset import ImageDraws
+from ldm.encoding.encoder import Encoder
 from ldm.engine.optimizer import adamw
 from ldm.errors import ConfigError
+from ldm.families.build import build
 from ldm.families.noise import process_and_objective
-from ldm.families.parts import build
-from ldm.models.denoiser import UNetDenoiser
 from ldm.tasks.text_to_image import TextToImageTask
 from runs import accelerator, tree
 
@@ -138,10 +138,10 @@ def test_the_legal_train_and_draw(row, collection):
     process, target, codec, condition, weighting, times, learned = row
     objective = {"weighting": weighting, "times": times, "learned_variance": learned}
     run = config(process, target, objective=objective, **settings(codec, condition))
-    parts = build(run, collection.captions())
-    encoded = Encoded(run, parts.codec, parts.conditioner, accelerator())
-    task = TextToImageTask(run, parts, collection.held_out, encoded)
-    draws, optimizer = LatentDraws(run, collection, encoded), adamw(task.trained(), run.optimizer)
+    model = build(run, collection.captions())
+    encoder = Encoder(run, model.codec, model.conditioner, accelerator())
+    task = TextToImageTask(run, model, collection.held_out, encoder)
+    draws, optimizer = ImageDraws(run, collection, encoder), adamw(task.trained(), run.optimizer)
     before = {name: value.detach().clone() for name, value in task.trained().items()}
     for step in range(2):
         batch = default_collate([draws[4 * step + n] for n in range(4)])
@@ -160,15 +160,15 @@ def test_the_legal_train_and_draw(row, collection):
 @torch.no_grad()
 def draw(task: TextToImageTask, prompt: str) -> torch.Tensor:
     """Two pictures in two steps, ``2 3 8 8``."""
-    parts, process = task.parts, task.process
+    model, process = task.model, task.process
     if isinstance(process, VariancePreserving):
         pipe = task.pipeline()
         pipe.set_progress_bar_config(disable=True)
         call = dict(num_inference_steps=2, output_type="pt", num_images_per_prompt=2)
         return pipe(prompt, guidance_scale=2.0, seed=0, **call).images
     # Euler's method in x / alpha against sigma / alpha, from near the noise.
-    predict = predictor(UNetDenoiser(parts.unet), task.objective.target)
-    cond, codec = parts.conditioner.encode([prompt] * 2), parts.codec
+    predict = predictor(model.denoiser, task.objective.target)
+    cond, codec = model.conditioner.encode([prompt] * 2), model.codec
     shape = (2, codec.channels, 8 // codec.factor, 8 // codec.factor)
     x = process.prior_std() * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     for t, s in ((0.99, 0.5), (0.5, 0.01)):

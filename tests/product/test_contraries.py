@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from ldm.config.loader import validate
 from ldm.config.schema import ClipConfig
 from ldm.data.collection import Collection
-from ldm.data.fixed_captions import Retold
+from ldm.data.fixed_captions import FixedCaptions
 from ldm.data.images import ImageTransform
 from ldm.data.source import Contrary
 from ldm.demo.checker import compare, read
@@ -77,7 +77,7 @@ def test_a_source_draws_them_as_it_draws_the_caption() -> None:
         forms.add(form)
     assert len(forms) >= 4
     assert ShapesData(scenes=("one",)).contrary(0, stream(0, "caption", 0)) is None
-    assert Retold(TWO, ["a <thing>"]).contrary(0, stream(0, "caption", 0)) is None
+    assert FixedCaptions(TWO, ["a <thing>"]).contrary(0, stream(0, "caption", 0)) is None
 
 
 def config(run: Path, **changes: Any) -> ClipConfig:

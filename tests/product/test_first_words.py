@@ -42,7 +42,7 @@ for arguments in json.loads(sys.argv[1]):
     told.append([status, out.getvalue(), loaded()])
 print(json.dumps([alone, told]))
 """
-LDM = ROOT / "ldm" / "cli.py"
+LDM = ROOT / "ldm" / "cli" / "__main__.py"
 FINETUNE = ["--config", ROOT / "configs" / "finetune.yaml", "data.path=x"]
 SMALL = f"model={ROOT / 'assets' / 'ldm-small'}"
 CLIP, CLASSIFIER = ROOT / "configs" / "clip.yaml", ROOT / "configs" / "classifier.yaml"

@@ -19,7 +19,7 @@ from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.engine.trainer import Trainer
 from ldm.evaluation import sheets
-from ldm.families.parts import build
+from ldm.families.build import build
 from ldm.formats import lora
 from ldm.formats.png import read_parameters
 from ldm.models.lora import named, weights
@@ -85,12 +85,12 @@ def test_adapters_learn_and_the_base_does_not(base, tmp_path, monkeypatch, dora)
     assert (final / lora.FILE).stat().st_size < 100_000
 
     (trainer,) = seen
-    parts = trainer.task.parts
+    model = trainer.task.model
     for part, file in (
         ("unet", "unet/diffusion_pytorch_model.safetensors"),
         ("text_encoder", "text_encoder/model.safetensors"),
     ):
-        network = getattr(parts, part)
+        network = model.networks[part]
         state = {n.replace(".base_layer", ""): v for n, v in network.state_dict().items()}
         for name, value in load_file(base / file).items():
             assert torch.equal(state[name.removeprefix("text_model.")], value), name
@@ -178,9 +178,9 @@ def test_init_is_its_own_draw_per_network_and_moves_nobodys(base):
     def made(seed: int, train: list[str]) -> dict[str, Tensor]:
         config = validate(TrainConfig, tree(Path("run"), **settings(base, seed=seed, train=train)))
         before = torch.get_rng_state()
-        parts = build(config, [])
+        model = build(config, [])
         assert torch.equal(torch.get_rng_state(), before)
-        return {f"{p} {n}": v for p in train for n, v in weights(getattr(parts, p)).items()}
+        return {f"{p} {n}": v for p in train for n, v in weights(model.networks[p]).items()}
 
     one, both, other = made(3, ["unet"]), made(3, BOTH), made(4, ["unet"])
     assert one and all(torch.equal(both[name], one[name]) for name in one)
@@ -339,7 +339,7 @@ def test_bad_files_at_the_command_line(base, tmp_path):
     for path, message in (
         (tmp_path / "none", f"--lora {tmp_path / 'none'}: there is no such file or folder"),
         (empty, f"{empty} holds no {lora.FILE}"),
-        (foreign, f"{foreign}: this is no LoRA of a U-Net and a CLIP text encoder: it holds "),
+        (foreign, f"{foreign}: this is no LoRA of a U-Net and CLIP text encoders: it holds "),
     ):
         run = CliRunner().invoke(app, ["sample", "x", "--model", str(base), "--lora", str(path)])
         assert (run.exit_code, run.stderr.count("\n")) == (2, 1)

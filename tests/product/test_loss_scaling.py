@@ -107,7 +107,7 @@ def test_an_overflow_is_a_step_less_and_goes_on_bit_for_bit(tmp_path):
 
 
 def ends(wrong: bool) -> SimpleNamespace:
-    return SimpleNamespace(agree=lambda wrong: (False, wrong))
+    return SimpleNamespace(sync=lambda wrong: (False, wrong))
 
 
 def step_of(loss: float) -> Step:
@@ -148,15 +148,15 @@ def test_without_float16_there_is_none(tmp_path):
 
 
 def test_a_loss_that_is_no_number_is_a_fault(tmp_path, monkeypatch):
-    from ldm.encoding.encoder import LatentDraws
+    from ldm.encoding.dataset import ImageDraws
 
-    real = LatentDraws.__getitem__
+    real = ImageDraws.__getitem__
 
     def item(self, position):
         found = real(self, position)
         return found | {"noise": found["noise"] * (float("nan") if position == 20 else 1)}
 
-    monkeypatch.setattr(LatentDraws, "__getitem__", item)
+    monkeypatch.setattr(ImageDraws, "__getitem__", item)
     with pytest.raises(RunError, match=r"the loss of step 2 \(images 16 to 31\) is nan"):
         scaled(tmp_path / "run", scaler(2.0**10))
     skip = {"action": "skip", "at_most": 1}

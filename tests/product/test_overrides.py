@@ -44,7 +44,7 @@ LISTS = {
     name: annotation
     for name, annotation in EVERY.items()
     for form in forms(annotation)
-    if typing.get_origin(form) is tuple and str in forms(typing.get_args(form)[0])
+    if typing.get_origin(form) is tuple and {*forms(typing.get_args(form)[0])} == {str}
 }
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
 from ldm.demo.digits import NAMES
+from ldm.families.build import build, parameters
 from ldm.families.noise import process_and_objective
-from ldm.families.parts import build, parameters
 from runs import ROOT, accelerator, program
 
 FOLDER = ROOT / "configs" / "papers"
@@ -53,7 +53,7 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     config = load(TrainConfig, file, [])
     whole = build(config, [], meta=True)  # as a dry run does
     told = re.search(r"U-Net of ([\d.]+) M parameters", file.read_text())
-    assert told and float(told[1]) == round(parameters(whole.unet) / 1e6, 1)
+    assert told and float(told[1]) == round(parameters(whole.network) / 1e6, 1)
     # The same processes and targets; a narrow network, and pictures that are there.
     overrides = [
         f"run={tmp_path / 'run'}", "duration=2 steps", "batch_size=2", "cache_latents=false",

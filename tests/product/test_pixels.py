@@ -17,10 +17,9 @@ from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.errors import ConfigError
-from ldm.families.parts import build
+from ldm.families.build import build
 from ldm.guidance import Threshold
 from ldm.models.codec import IdentityCodec, codec_of
-from ldm.models.denoiser import UNetDenoiser
 from ldm.models.labels import LabelConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from runs import train, tree
@@ -153,9 +152,13 @@ def test_a_model_of_classes(tmp_path, coloured):
     tuned = tree(tmp_path / "tuned", model=str(final), data=coloured)
     for part in ("vae", "text", "unet"):
         del tuned[part]
-    parts = build(validate(TrainConfig, tuned), [])
-    assert parts.classes == COLOURS and parts.vae is None and isinstance(parts.unet, UNet2DModel)
-    assert set(parts.origin) == {"model.unet", "model.scheduler", "model.classes"}
+    model = build(validate(TrainConfig, tuned), [])
+    assert (
+        model.classes == COLOURS
+        and "vae" not in model.networks
+        and isinstance(model.networks["unet"], UNet2DModel)
+    )
+    assert set(model.origin) == {"model.unet", "model.scheduler", "model.classes"}
     with pytest.raises(ConfigError, match="has 4 labels, condition makes 3"):
         build(validate(TrainConfig, {**tuned, "condition": {"classes": ["red", "blue"]}}), [])
     wrong = {**tuned, "validation": {**validation, "prompts": ["red", "dog"]}}
@@ -218,20 +221,20 @@ def test_a_score_network_is_told_sigma(tmp_path):
     settings = PIXELS | {"process": {"kind": "ve", "sigma_min": 0.02, "sigma_max": 30}}
     settings["objective"] = {"target": "score", "weighting": "sigma2"}
     settings["unet"] = {"time_embedding": "fourier", "fourier_scale": 4.0}
-    parts = build(validate(TrainConfig, tree(tmp_path / "run", **settings)), [])
+    model = build(validate(TrainConfig, tree(tmp_path / "run", **settings)), [])
     told = []
-    parts.unet.time_proj.register_forward_pre_hook(lambda _, x: told.append(x[0]))
+    model.networks["unet"].time_proj.register_forward_pre_hook(lambda _, x: told.append(x[0]))
     t = torch.tensor([0.0, 0.5, 1.0])
-    sigma = parts.process.level(t).sigma
+    sigma = model.process.level(t).sigma
     x = torch.randn(3, 3, 16, 16)
     label = Condition(extra={"label": torch.zeros(3, dtype=torch.int64)})
     with torch.no_grad():
-        score = UNetDenoiser(parts.unet)(x, parts.process.timestep(t), label)
+        score = model.denoiser(x, model.process.timestep(t), label)
     assert torch.allclose(told[0].double(), sigma, rtol=1e-5)
     # What the network computes is divided by sigma: of one size at all levels.
     size = (score.flatten(1).std(1) * sigma).tolist()
     assert max(size) / min(size) < 3
-    turns = parts.unet.time_proj.weight.std() * float((sigma[-1] / sigma[0]).log())
+    turns = model.networks["unet"].time_proj.weight.std() * float((sigma[-1] / sigma[0]).log())
     assert float(turns) == pytest.approx(4.0, rel=0.4)
 
 

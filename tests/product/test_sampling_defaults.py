@@ -13,7 +13,7 @@ import tiny
 from ldm.cli import app
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
-from ldm.families.parts import build
+from ldm.families.build import build
 from ldm.formats.png import read_parameters
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling.defaults import KEY, SamplingDefaults, stated
@@ -89,10 +89,10 @@ def test_a_run_states_what_it_drew_with_and_what_its_model_stated(own_cache, tmp
 def test_validation_and_score_draw_each_in_their_own_way(folder):
     own = dict(model=str(folder), vae=None, text=None, unet=None, score={"steps": 7})
     config = validate(TrainConfig, tree(folder, **own, validation={"guidance": 1.5, "captions": 1}))
-    parts = build(config, [], meta=True)
-    assert parts.drawn_with(config.validation) == SamplingDefaults(3, 1.5, "euler")
-    assert parts.drawn_with(config.score) == SamplingDefaults(7, 2.5, "euler")
-    assert parts.sampling == {**STATED, "num_inference_steps": 7, "guidance_scale": 1.5}
+    model = build(config, [], meta=True)
+    assert model.drawn_with(config.validation) == SamplingDefaults(3, 1.5, "euler")
+    assert model.drawn_with(config.score) == SamplingDefaults(7, 2.5, "euler")
+    assert model.sampling == {**STATED, "num_inference_steps": 7, "guidance_scale": 1.5}
 
 
 def test_a_sampler_that_another_process_has_no_use_for_is_not_taken_over(folder):
@@ -104,9 +104,9 @@ def test_a_sampler_that_another_process_has_no_use_for_is_not_taken_over(folder)
         target = {"target": "velocity"} if process == "rectified_flow" else {}
         changed = tree(folder, **own, process={"kind": process}, objective=target)
         config = validate(TrainConfig, changed)
-        parts = build(config, [], meta=True)
-        assert parts.drawn_with(config.score) == SamplingDefaults(3, 2.5, named)
-        assert ("sampler" in parts.sampling) == (process == "discrete")
+        model = build(config, [], meta=True)
+        assert model.drawn_with(config.score) == SamplingDefaults(3, 2.5, named)
+        assert ("sampler" in model.sampling) == (process == "discrete")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ldm.data.images import ImageTransform, to_pixels
 from ldm.demo.emoji import EmojiData
 from ldm.evaluation.retrieval import ranks
 from ldm.evaluation.similarity import psnr, ssim
-from ldm.families.parts import read_vae
+from ldm.families.vae import read_vae
 from ldm.models.clip import Clip
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner

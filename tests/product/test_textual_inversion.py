@@ -59,13 +59,13 @@ def test_the_new_rows_learn_and_nothing_else(base, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", lambda self: (seen.append(self), fit(self))[1])
     final = train(tmp_path / "run", **settings(base))
     (trainer,) = seen
-    parts, start = trainer.task.parts, tiny.components()
+    model, start = trainer.task.model, tiny.components()
     assert sorted(f.name for f in final.iterdir()) == [textual_inversion.FILE, "manifest.json"]
     assert list(trainer.weights) == ["text_encoder.embeddings.token_embedding.rows"]
     for part in ("unet", "vae", "text_encoder"):
         found = {
             name.replace("token_embedding.known", "token_embedding"): value
-            for name, value in getattr(parts, part).state_dict().items()
+            for name, value in model.networks[part].state_dict().items()
             if not name.endswith(".rows")
         }
         expected = start[part].state_dict()

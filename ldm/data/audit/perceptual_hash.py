@@ -34,7 +34,7 @@ _PAIRS = 2**21  # candidates at a time: 16 MB a column
 _CHECKS = 2**16  # thumbs at a time
 
 
-class Look(NamedTuple):
+class PerceptualHash(NamedTuple):
     """What a picture looks like, in 200 bytes.
 
     Args:
@@ -59,7 +59,7 @@ def _transform() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 _COSINES, _ROWS, _COLUMNS = _transform()
 
 
-def look_of(image: Image.Image) -> Look:
+def look_of(image: Image.Image) -> PerceptualHash:
     """The look of an RGB picture of any size."""
     small = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float64)
     grey = small @ [0.299, 0.587, 0.114]
@@ -67,7 +67,9 @@ def look_of(image: Image.Image) -> Look:
     bits = np.packbits(waves > 0.1 * np.sqrt((waves**2).mean()), bitorder="little")
     block = _SIDE // _THUMB
     thumb = small.reshape(_THUMB, block, _THUMB, block, 3).mean((1, 3))
-    return Look(int.from_bytes(bits.tobytes(), "little"), thumb.round().astype(np.uint8).tobytes())
+    return PerceptualHash(
+        int.from_bytes(bits.tobytes(), "little"), thumb.round().astype(np.uint8).tobytes()
+    )
 
 
 def groups(bits: np.ndarray, thumbs: np.ndarray) -> np.ndarray:

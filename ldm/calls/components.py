@@ -1,0 +1,107 @@
+"""What the components of a pipeline are to each other: codec, conditioner, denoiser and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ldm.calls.arguments import Pictures
+from ldm.diffusion import Condition, Denoiser
+from ldm.families import Family, FamilyDenoiser, family_of
+from ldm.guidance import Threshold
+from ldm.models.codec import Codec, codec_of
+from ldm.models.conditioner import Conditioner
+from ldm.sampling import (
+    Sampler,
+    SamplingDefaults,
+    SchedulerSampler,
+    default_sampler,
+    own_sampler,
+)
+from ldm.sampling import sampler as named_sampler
+
+
+class Components:
+    """The networks of a pipeline by what they do, whatever family they are of."""
+
+    components: dict[str, Any]
+    config: Any
+    image_processor: Any
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family_of(self.components)
+
+    @property
+    def network(self) -> Any:
+        """The network that predicts."""
+        return getattr(self, self.family.network)
+
+    @property
+    def codec(self) -> Codec:
+        """What makes latents of pictures, and pictures of latents."""
+        return codec_of(self.components.get("vae"))
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """What makes conditions of prompts."""
+        parts, zeros = self.components, self.config.force_zeros_for_empty_prompt
+        return self.family.conditioner(parts, parts, self.config.classes, zeros=zeros)
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """How the command line, validations and evaluations draw where nothing else is asked for:
+        as the folder states, else in 30 steps of ``default_sampler`` at a guidance of 7.5.
+        """
+        named = default_sampler(self._own_scheduler.config)
+        return SamplingDefaults(sampler=named).but(**self.config.sampling)
+
+    @property
+    def reads(self) -> Sequence[str] | None:
+        """Names of classes that are its prompts, () of an unconditional model; None: any text."""
+        return None if self.family.towers else self.config.classes or ()
+
+    @property
+    def _own_scheduler(self) -> Any:
+        """Not that of a call from whose callback this is asked."""
+        return vars(self)["scheduler"]
+
+    def _stepper(self, sampler: str | None, eta: float) -> Sampler:
+        if sampler is None:
+            return own_sampler(self._own_scheduler, eta)
+        return named_sampler(sampler, self._own_scheduler.config, eta)
+
+    def _clip(self, own: Sampler | None) -> Threshold | None:
+        """What keeps pixels within bounds, where it is not the model's ``own`` scheduler."""
+        if self.codec.network is not None or isinstance(own, SchedulerSampler):
+            return None
+        return Threshold.of(self._own_scheduler.config)
+
+    def _reads(self, pictures: Pictures) -> Conditioner:
+        """The conditioner; ``ValueError`` where there are texts that nothing reads."""
+        text = "".join(pictures.prompts + pictures.negatives)
+        if text and self.reads == ():
+            raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
+        return self.conditioner
+
+    def _denoiser(self) -> Denoiser:
+        network, dtype = FamilyDenoiser(self.family, self.network), self.network.dtype
+
+        def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+            # Only the network computes in its own dtype: guidance and the scheduler's maths stay in
+            # float32.
+            return network(x_t.to(dtype), timestep, cond).float()
+
+        return denoise
+
+    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
+        checker = self.components.get("safety_checker")
+        if checker is None:
+            return pixels, None
+        pictures = self.image_processor.postprocess(pixels, output_type="pil")
+        extractor = self.components["feature_extractor"]
+        features = extractor(pictures, return_tensors="pt").to(pixels.device)
+        return checker(images=pixels, clip_input=features.pixel_values.to(self.network.dtype))

@@ -1,0 +1,207 @@
+"""Model and objective of a run: networks from folders or from random init, and what they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import AutoencoderKL
+from torch import nn
+
+from ldm.config.loader import plain
+from ldm.config.schema import TrainConfig, VaeShape
+from ldm.data.cached import CachedData
+from ldm.errors import ConfigError
+from ldm.families import Family, reads
+from ldm.families.adapt import adapt
+from ldm.families.model import Model, given
+from ldm.families.networks import described, digest, in_model, initialised, on_meta, read
+from ldm.families.noise import process_and_objective, saved
+from ldm.families.text import make_tower, read_tokenizer
+from ldm.families.vae import latent_side, make_vae, read_vae
+from ldm.models.tokenizer import settings_of
+from ldm.sampling import sampler
+from ldm.sampling.defaults import stated_by
+
+
+def build(
+    config: TrainConfig,
+    captions: Sequence[str],
+    *,
+    meta: bool = False,
+    held: CachedData | None = None,
+) -> Model:
+    """The model that ``config`` describes or names.
+
+    Args:
+        config: the run.
+        captions: what a tokenizer is trained on where the config describes one.
+        meta: shapes only, on the meta device: no memory, and folders are read for configs alone.
+        held: a cached set that all networks but one are taken from, as shapes only.
+
+    Raises:
+        ConfigError: a part is described nowhere, cannot be read, or does not fit another.
+    """
+    reads.refuse(config)
+    family = reads.family(config)
+    if config.model and config.unet is None:
+        in_model(config.model, family.network, family.network)  # before its scheduler is read
+    process, objective = process_and_objective(config)
+    networks, tokenizers = frozen_parts(config, captions, meta=meta, held=held)
+    classes = reads.classes(config)
+    model = Model(
+        family, networks, tokenizers, process, objective.target, objective.learned_variance, classes
+    )
+    model.zeros = reads.zeros(config)
+    with described("text" if classes is None else "condition"):
+        if classes is not None or tokenizers:
+            _ = model.conditioner  # whether tokenizers and text encoders belong together
+    latent_side(model.codec, config.images)  # whether it is whole
+    network = _network(config, model, meta)
+    towers = [tower.part for tower in family.towers if tower.part in networks]
+    networks = model.networks = {
+        family.network: network,
+        **{name: networks[name] for name in towers},
+        **networks,
+    }
+    if not meta:
+        frozen = held.made_with["origin"] if held else frozen_origin(family, networks, tokenizers)
+        model.origin = _origin(config, {**frozen, "unet": digest(network)})
+    network.register_to_config(sample_size=latent_side(model.codec, config.images))
+    model.stored = held and held.folder
+    with described("model"):
+        model.stated = stated_by(config.model) if config.model and config.unet is None else {}
+    if not _runs(model.stated.get("sampler"), model):  # the run has another process
+        del model.stated["sampler"]
+    model.sampling = model.stated.copy()
+    for drawing in (config.score, config.validation):  # the latter, where both say something
+        model.sampling |= given(drawing) if drawing else {}
+    for key in ("validation", "score"):
+        drawing = getattr(config, key)
+        # A validation without prompts, captions or suites draws nothing.
+        asked = (getattr(drawing, what, True) for what in ("prompts", "captions", "suites"))
+        if drawing is not None and any(asked):
+            with described(key):
+                how = model.drawn_with(drawing)
+                sampler(how.sampler, model.scheduler_config()).evaluations(how.num_inference_steps)
+    if classes is not None and config.validation:
+        with described("validation.prompts"):
+            model.conditioner.tokenize(config.validation.prompts)
+            if not classes and any(config.validation.prompts):
+                raise ValueError("this model is unconditional: it reads no prompt but ''")
+    adapt(model, config, meta=meta)
+    return model
+
+
+def _runs(name: str | None, model: Model) -> bool:
+    """Whether the named sampler, if there is one, runs the process of ``model``."""
+    try:
+        if name is not None:
+            sampler(name, model.scheduler_config())
+    except ValueError:
+        return False
+    return True
+
+
+def frozen_parts(
+    config: TrainConfig,
+    captions: Sequence[str],
+    *,
+    meta: bool = False,
+    held: CachedData | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All networks but the one that predicts, and tokenizers, as far as there are any; see
+    ``build``.
+    """
+    family, networks, tokenizers = reads.family(config), dict[str, Any](), dict[str, Any]()
+    if held is not None:
+        networks["vae"] = read_vae(str(held.folder / "vae"), meta=True)
+        for tower in (t for t in family.towers if (held.folder / t.part).is_dir()):
+            networks[tower.part] = read(tower.network, held.folder / tower.part, "data", True)
+            if not meta:
+                tokenizers[tower.words] = read_tokenizer(held.folder / tower.words)
+        return networks, tokenizers
+    if not reads.pixels(config):
+        networks["vae"] = _vae(config, meta)
+    for tower, entry in reads.texts(config, family):
+        words, networks[tower.part] = make_tower(config, tower, entry, captions, meta=meta)
+        if words is not None:
+            tokenizers[tower.words] = words
+    return networks, tokenizers
+
+
+def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
+    if isinstance(config.vae, VaeShape):
+        return make_vae(config.vae, config.seed, meta=meta)
+    return read_vae(str(config.vae or in_model(config.model, "vae", "vae")), meta=meta)
+
+
+def _network(config: TrainConfig, model: Model, meta: bool) -> Any:
+    """The network that predicts, read or from random init."""
+    family, key = model.family, model.family.network
+    if config.unet is None:
+        folder, cls = in_model(config.model, key, key), family.reads
+        kind = reads.settings(folder).get("_class_name", cls.__name__)
+        if kind != cls.__name__:
+            told = "reads text" if model.classes is not None else "reads no text"
+            raise ConfigError(
+                f"condition: the U-Net of {config.model} {told} ({kind}): leave condition out, or"
+                " describe another unet"
+            )
+        network = read(cls, folder, key, meta)
+        family.check(config, model, network)
+        return network
+    with described(key):
+        if meta:
+            return on_meta(lambda: family.make(config, model))
+        with initialised(config.seed, key):
+            return family.make(config, model)
+
+
+def frozen_origin(
+    family: Family, networks: dict[str, Any], tokenizers: dict[str, Any]
+) -> dict[str, str]:
+    """Fingerprints of ``vae`` and of ``text``, every text encoder with its tokenizer."""
+    vae = networks.get("vae")
+    found = {} if vae is None else {"vae": digest(vae)}
+    for tower in family.towers:
+        if (network := networks.get(tower.part)) is not None:
+            words = tokenizers.get(tower.words)
+            key = "text" + tower.part.removeprefix("text_encoder")
+            found[key] = digest(network, settings_of(words) if words else "")
+    return found
+
+
+def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
+    """Those ``prints`` whose parts are read from folders, under ``model`` or the key that names
+    the other folder.
+    """
+    found: dict[str, Any] = {}
+    for name, fingerprint in prints.items():
+        key, _, number = name.partition("_")
+        given = getattr(config, key)
+        if isinstance(given, tuple):
+            given = given[int(number or 1) - 1]
+        if given is None or isinstance(given, str):
+            found[f"model.{name}" if given is None else f"{name}.folder"] = fingerprint
+    if config.model and config.unet is None:
+        process, target, learned = saved(config.model)
+        noise = {"kind": process.kind, **plain(process)}
+        found["model.scheduler"] = noise | {"target": plain(target), "learned_variance": learned}
+    if config.model and config.condition is None and (classes := reads.classes(config)):
+        found["model.classes"] = list(classes)
+    return found
+
+
+def is_model(config: TrainConfig, model: Model) -> bool:
+    """Whether the folder ``config.model`` is what a run starts from: every part of it, its noise
+    and its target. A LoRA then needs no other base.
+    """
+    if config.model is None or config.vae or config.text or config.unet or config.text_layers:
+        return False
+    return saved(config.model) == (model.process, model.target, model.learned_variance)
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
