@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ldm.data.images import ImageTransform, to_image, to_pixels
-from ldm.data.items import spread
+from ldm.data.items import evenly_spaced
 from ldm.demo.checker import read
 from ldm.demo.emoji import EmojiData
 from ldm.demo.shapes import ShapesData
@@ -108,7 +108,9 @@ def by_clip(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
     of: Literal["x_t", "x0"] = "x_t" if asked.noised else "x0"
     guides = clip(str(asked.noised)) if asked.noised else towers
     source = EmojiData()
-    chosen = spread([n for n, e in enumerate(source.examples) if not e.held_out], asked.count)
+    chosen = evenly_spaced(
+        [n for n, e in enumerate(source.examples) if not e.held_out], asked.count
+    )
     texts = [source.examples[n].captions[0] for n in chosen]
     potential = ClipPotential(
         guides.image_features
@@ -165,7 +167,7 @@ def problems(x: Tensor, noise: float) -> dict[str, tuple[Operator, Tensor, Tenso
 def inverse(pipe: LatentDiffusionPipeline, asked: argparse.Namespace) -> None:
     """Held-out shapes from what is left of them; the prompt is their caption."""
     codec, source, transform = VaeCodec(pipe.vae), ShapesData(seed=1), ImageTransform(size=64)
-    chosen = spread([n for n, e in enumerate(source.examples) if e.held_out], asked.count)
+    chosen = evenly_spaced([n for n, e in enumerate(source.examples) if e.held_out], asked.count)
     texts = [source.examples[n].captions[0] for n in chosen]
     true = torch.stack([to_pixels(transform(source.load(n))) for n in chosen])
     print("| problem | plain answer | PSNR of it, dB | PSNR guided, dB | gain, dB |")

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ldm.demo.emoji import EmojiData
 from ldm.diffusion import Condition, predictor, process_of, target_of
+from ldm.families import FamilyDenoiser
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
-from ldm.models.denoiser import UNetDenoiser
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import Heun, slerp
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Writes the picture beside this file."""
     pipe = LatentDiffusionPipeline.from_pretrained(MODEL)
     codec, config = VaeCodec(pipe.vae), pipe.scheduler.config
-    predict = predictor(UNetDenoiser(pipe.unet), target_of(config))
+    predict = predictor(FamilyDenoiser(pipe.family, pipe.unet), target_of(config))
     sampler = Heun(process_of(config), target_of(config))
     conditioner = ClipConditioner(pipe.tokenizer, pipe.text_encoder)
     captions = [caption for row in ROWS for caption in row]

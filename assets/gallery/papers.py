@@ -13,7 +13,7 @@ import diffusers
 from PIL import Image
 
 from ldm.data.images import to_image
-from ldm.data.items import spread
+from ldm.data.items import evenly_spaced
 from ldm.demo.digits import NAMES
 from ldm.demo.emoji import EmojiData
 from ldm.evaluation import sheets
@@ -38,7 +38,9 @@ COUNT, SIDE = 16, 48
 def emoji() -> list[str]:
     """Captions of ``ldm``, as its config chooses them."""
     source = EmojiData(styles=("twemoji",), limit=128, hold_out=False, composed=False)
-    return [source.examples[n].captions[0] for n in spread(range(len(source.examples)), COUNT)]
+    return [
+        source.examples[n].captions[0] for n in evenly_spaced(range(len(source.examples)), COUNT)
+    ]
 
 
 def main() -> None:
