@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
-from launched import losses
+from launched import ENVIRONMENT, digests, finish, losses, start, steps, wait_for
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
@@ -167,3 +168,47 @@ def test_a_new_word_in_both_text_encoders(tmp_path):
     drawn = [pipe("a <ring>", generator=generator(), **CALL).images for pipe in (theirs, mine)]
     assert (drawn[0] - drawn[1]).abs().max() <= 1e-5 * drawn[0].abs().max()
     assert (drawn[0] - plain).abs().max() > 1e-3
+
+
+def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
+    told = settings(text_dropout=[0.3, 0.3], duration="30 steps")
+    told |= {"checkpoints": {"every": "5 steps", "keep": 2}}
+    finish(start(tree(tmp_path / "whole", **told), tmp_path / "a"))
+    config, run = tree(tmp_path / "killed", **told), tmp_path / "killed"
+    process = start(config, tmp_path / "b")
+    wait_for(lambda: steps(run) >= 8, process)
+    process.kill()
+    process.wait()
+    assert steps(run) < 30
+    assert "going on from" in finish(start(config, tmp_path / "b"))
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 30
+    last = "checkpoints/images-000000000480"
+    assert digests(run / last) == digests(tmp_path / "whole" / last)
+    finish(start(tree(tmp_path / "two", **told), tmp_path / "c", processes=2))
+    # Sums over two halves are rounded in another order.
+    assert losses(tmp_path / "two") == pytest.approx(losses(run), rel=1e-6)
+
+
+def test_velocity_at_zero_terminal_snr_and_pictures_of_two_shapes(tmp_path):
+    wide = tmp_path / "pictures"
+    wide.mkdir()
+    for number in range(24):
+        size = (32, 16) if number % 2 else (16, 32)
+        Image.new("RGB", size, (10 * number, 80, 200)).save(wide / f"{number}.png")
+        (wide / f"{number}.txt").write_text(f"thing {number}")
+    told = settings(
+        data={"path": str(wide)},
+        images={"size": 16, "buckets": {"step": 8, "max_aspect": 4.0, "upscale": True}},
+        process={"zero_terminal_snr": True},
+        objective={"target": "v"},
+    )
+    final = train(tmp_path / "run", **told)
+    theirs = StableDiffusionXLPipeline.from_pretrained(final)
+    config = theirs.scheduler.config
+    assert config.prediction_type == "v_prediction" and config.rescale_betas_zero_snr
+    mine = LatentDiffusionPipeline.from_pretrained(final)
+    call = CALL | dict(height=16, width=32, original_size=(16, 32), target_size=(16, 32))
+    drawn = [pipe("thing 3", generator=generator(), **call).images for pipe in (theirs, mine)]
+    assert drawn[0].shape == (1, 4, 8, 16)
+    assert (drawn[0] - drawn[1]).abs().max() <= 1e-5 * drawn[0].abs().max()
