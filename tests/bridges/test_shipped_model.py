@@ -40,7 +40,7 @@ def pipes():
 @pytest.mark.parametrize(
     ("scheduler", "steps"),
     [
-        (DDIMScheduler, 50),
+        (DDIMScheduler, 20),
         (DPMSolverMultistepScheduler, 20),
         (EulerDiscreteScheduler, 20),
         (PNDMScheduler, 20),
