@@ -119,7 +119,8 @@ def refuse(
             raise ValueError(
                 "optimizer.text_encoder_lr: a new word learns at optimizer.lr: leave this out"
             )
-    if text_encoder_lr is not None and "text_encoder" not in parts(train, word):
+    learning = parts(train, word)
+    if text_encoder_lr is not None and not any(p.startswith("text_encoder") for p in learning):
         raise ValueError(
             "optimizer.text_encoder_lr: the text encoder does not learn: add it to train, or leave"
             " this out"

@@ -54,10 +54,11 @@ class AdamW:
 
 @config_class
 class TextToImageAdamW(AdamW):
-    """AdamW for two networks.
+    """AdamW for the network that predicts and for text encoders.
 
     Args:
-        text_encoder_lr: peak learning rate of the text encoder, on the same schedule; None: ``lr``.
+        text_encoder_lr: peak learning rate of all text encoders, on the same schedule; None:
+            ``lr``.
     """
 
     text_encoder_lr: Annotated[float, Field(gt=0)] | None = None

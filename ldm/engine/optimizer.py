@@ -24,7 +24,8 @@ def adamw(weights: Mapping[str, nn.Parameter], settings: AdamW) -> torch.optim.A
         return weights[name].ndim < 2 or any(kind in name for kind in _NOT_DECAYING)
 
     def part(name: str) -> str:
-        return next((key for key in factors if name.startswith(f"{key}.")), "")
+        # text_encoder stands for text_encoder_2 as well.
+        return next((key for key in factors if name.partition(".")[0].startswith(key)), "")
 
     groups = []
     for key in ("", *factors):

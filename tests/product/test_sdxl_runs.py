@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 
 from launched import ENVIRONMENT, digests, finish, losses, start, steps, wait_for
 from ldm.config.loader import validate
+from ldm.config.optimizer import TextToImageAdamW
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.demo.shapes import ShapesData
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
+from ldm.engine.optimizer import adamw
 from ldm.families.build import build
 from ldm.formats import lora, textual_inversion
 from ldm.pipeline import LatentDiffusionPipeline
@@ -212,3 +214,16 @@ def test_velocity_at_zero_terminal_snr_and_pictures_of_two_shapes(tmp_path):
     drawn = [pipe("thing 3", generator=generator(), **call).images for pipe in (theirs, mine)]
     assert drawn[0].shape == (1, 4, 8, 16)
     assert (drawn[0] - drawn[1]).abs().max() <= 1e-5 * drawn[0].abs().max()
+
+
+def test_both_text_encoders_learn_at_their_own_rate():
+    names = ("unet.a", "text_encoder.a", "text_encoder_2.a")
+    weights = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in names}
+    optimizer = adamw(weights, TextToImageAdamW(lr=1e-3, text_encoder_lr=1e-4))
+    found = {
+        name: group["factor"]
+        for group in optimizer.param_groups
+        for name, value in weights.items()
+        if any(value is other for other in group["params"])
+    }
+    assert found == pytest.approx(dict(zip(names, (1.0, 0.1, 0.1), strict=True)))
