@@ -206,8 +206,12 @@ class LatentDiffusionPipeline(
             )
         if loaded:
             plain = type(self)(**{**self.components, **copy.deepcopy(loaded)})
-            kept = ("requires_safety_checker", "sampling", "force_zeros_for_empty_prompt")
-            kept += ("requires_aesthetics_score",)
+            kept = (
+                "requires_safety_checker",
+                "sampling",
+                "force_zeros_for_empty_prompt",
+                "requires_aesthetics_score",
+            )
             plain.register_to_config(**{key: self.config[key] for key in kept})
             plain.unload_lora_weights()
             return plain.save_pretrained(save_directory, **kwargs)
@@ -350,13 +354,13 @@ class LatentDiffusionPipeline(
             self.network.dtype,
         )
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
-        denoiser, target = call.watched(self._denoiser(), network), self._own_scheduler.config
+        denoiser = call.watched(self._denoiser(), network)
         batches = Batches(
             call,
             pictures,
-            self._reads(pictures),
+            self._conditioner_of(pictures),
             codec,
-            predictor(denoiser, target_of(target)),
+            predictor(denoiser, target_of(self._own_scheduler.config)),
             self._clip(stepper if sampler is None else None),
             device,
         )

@@ -17,7 +17,7 @@ from ldm.calls.running import Call, Interrupted
 from ldm.diffusion import Condition, Predictor
 from ldm.guidance import Threshold
 from ldm.models.codec import Codec
-from ldm.models.conditioner import Conditioner
+from ldm.models.conditioner import Conditioner, silent
 from ldm.models.wrapped import bare
 from ldm.sampling import Sampler, SchedulerSampler
 
@@ -187,8 +187,7 @@ class Batches:
         if self.pictures.steered or not self.conditioner.zeros:
             cond = self._encode(part, self.pictures.negatives)
         else:
-            cond = self.conditioner.null(part.stop - part.start)
-            cond = cond.to(self.device, self.call.dtype)
+            cond = silent(self.call.cond)  # of the same batch: of the same shape
         return _with(cond, self.told[1], part.stop - part.start)
 
 

@@ -80,7 +80,7 @@ class Components:
             return None
         return Threshold.of(self._own_scheduler.config)
 
-    def _reads(self, pictures: Pictures) -> Conditioner:
+    def _conditioner_of(self, pictures: Pictures) -> Conditioner:
         """The conditioner; ``ValueError`` where there are texts that nothing reads."""
         text = "".join(pictures.prompts + pictures.negatives)
         if text and self.reads == ():

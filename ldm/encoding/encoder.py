@@ -22,6 +22,7 @@ from ldm.data.items import Item, Items
 from ldm.diffusion import Condition
 from ldm.encoding import long_captions
 from ldm.errors import ConfigError, DataError
+from ldm.families.text import text_key
 from ldm.models.codec import Codec, Moments
 from ldm.models.conditioner import Conditioner, silent, unnamed
 from ldm.storage.cache_root import cache_root
@@ -111,11 +112,10 @@ class Encoder:
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
             self.latents_cached, self.text_cached = False, []
-        elif towers := [*self.conditioner.towers.values()]:
+        elif self.conditioner.towers:
             self.listed = True
             if self.accelerator.is_main_process:
-                shortest = min(towers, key=lambda tower: tower.length)
-                long_captions.tell(Path(self.config.run), collection.sources, shortest)
+                long_captions.tell(Path(self.config.run), collection.sources, self.conditioner)
                 if (validation := self.config.validation) and validation.prompts:
                     self.conditioner.tokenize(validation.prompts)  # names what it cuts
         if self.text_cached and collection.endless:
@@ -174,7 +174,7 @@ class Encoder:
 
     def _text_cache(self, name: str, *, whole: bool = False) -> TensorCache:
         if self.folder:
-            return TensorCache(self.folder, text_folder(name), whole=whole)
+            return TensorCache(self.folder, text_key(name), whole=whole)
         tower = self.conditioner.towers[name]
         read = () if tower.layer is None else (tower.layer, tower.pooled)
         space = fingerprint("tokens", *tower.printed, tower.text_encoder, *read, "float32")
@@ -320,11 +320,6 @@ class Encoder:
         if "told" in batch:
             said = said.where(batch["told"][:, [*towers].index(name)], silent(said))
         return said
-
-
-def text_folder(tower: str) -> str:
-    """Where a cached set keeps what ``tower`` says: ``text``, ``text_2``, ..."""
-    return f"text{tower.removeprefix('text_encoder')}"
 
 
 def latent_key(item: Item, variant: int) -> bytes:

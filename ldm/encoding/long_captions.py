@@ -12,7 +12,7 @@ from ldm.data.audit.texts import excess, told_cut
 from ldm.data.index import Captioned
 from ldm.data.rows import Rows
 from ldm.data.source import Source, printable
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import Conditioner
 from ldm.progress import track
 from ldm.storage import checkpoint
 from ldm.storage.disk import write_text
@@ -23,13 +23,15 @@ FILE = "long_captions.jsonl"
 _CHUNK = 8192  # rows
 
 
-def tell(folder: Path, sources: Sequence[Source], conditioner: ClipConditioner) -> None:
-    """One line about all captions of ``sources`` that are too long for ``conditioner``, and
+def tell(folder: Path, sources: Sequence[Source], conditioner: Conditioner) -> None:
+    """One line about all captions of ``sources`` that are too long for the text tower of
+    ``conditioner`` that sees least of them, and
     ``long_captions.jsonl`` in ``folder`` with a line for each picture; nothing where there is none,
     and where a run goes on.
     """
     if checkpoint.folders(folder / "checkpoints"):
         return
+    tower = min(conditioner.towers.values(), key=lambda tower: tower.length)
     lines: list[str] = []
     pictures, worst = 0, (0, "", "")
     for source in sources:
@@ -38,7 +40,7 @@ def tell(folder: Path, sources: Sequence[Source], conditioner: ClipConditioner) 
         while some := list(islice(rows, _CHUNK)):
             pictures += len(some)
             keys, captions = zip(*some, strict=True)
-            found = excess(keys, captions, conditioner.counts, conditioner.length)
+            found = excess(keys, captions, tower.counts, tower.length)
             for key, (tokens, text) in found.items():
                 entry = {"source": source.name, "key": key, "tokens_cut": tokens, "caption": text}
                 lines.append(json.dumps(entry) + "\n")
@@ -51,8 +53,8 @@ def tell(folder: Path, sources: Sequence[Source], conditioner: ClipConditioner) 
     log.warning(
         "%d of %d pictures have a caption longer than the %d tokens that the text encoder sees; of"
         " the worst, %s, %s; all are in %s",
-        len(lines), pictures, conditioner.length, printable(key),
-        told_cut(tokens, text, conditioner.length), folder / FILE,
+        len(lines), pictures, tower.length, printable(key),
+        told_cut(tokens, text, tower.length), folder / FILE,
     )  # fmt: skip
 
 

@@ -28,9 +28,7 @@ def adapt(model: Model, config: TrainConfig, *, meta: bool = False) -> None:
         _adapters(model, config, meta)
     word = config.textual_inversion
     if word is not None and model.tokenizers:  # there are none on the meta device
-        for tower in model.family.towers:
-            if tower.part not in model.networks:
-                continue
+        for tower in model.family.present(model.networks):
             with described("textual_inversion"):
                 textual_inversion.add_word(
                     model.tokenizers[tower.words],

@@ -17,7 +17,7 @@ from ldm.families.adapt import adapt
 from ldm.families.model import Model, given
 from ldm.families.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.families.noise import process_and_objective, saved
-from ldm.families.text import make_tower, read_tokenizer
+from ldm.families.text import make_tower, read_tokenizer, text_key
 from ldm.families.vae import latent_side, make_vae, read_vae
 from ldm.models.tokenizer import settings_of
 from ldm.sampling import sampler
@@ -52,18 +52,14 @@ def build(
     model = Model(
         family, networks, tokenizers, process, objective.target, objective.learned_variance, classes
     )
-    model.zeros = reads.zeros(config)
+    model.zeros = reads.zeros(config, family)
     with described("text" if classes is None else "condition"):
         if classes is not None or tokenizers:
             _ = model.conditioner  # whether tokenizers and text encoders belong together
     latent_side(model.codec, config.images)  # whether it is whole
     network = _network(config, model, meta)
-    towers = [tower.part for tower in family.towers if tower.part in networks]
-    networks = model.networks = {
-        family.network: network,
-        **{name: networks[name] for name in towers},
-        **networks,
-    }
+    towers = {tower.part: networks[tower.part] for tower in family.present(networks)}
+    networks = model.networks = {family.network: network, **towers, **networks}
     if not meta:
         frozen = held.made_with["origin"] if held else frozen_origin(family, networks, tokenizers)
         model.origin = _origin(config, {**frozen, "unet": digest(network)})
@@ -164,11 +160,10 @@ def frozen_origin(
     """Fingerprints of ``vae`` and of ``text``, every text encoder with its tokenizer."""
     vae = networks.get("vae")
     found = {} if vae is None else {"vae": digest(vae)}
-    for tower in family.towers:
-        if (network := networks.get(tower.part)) is not None:
-            words = tokenizers.get(tower.words)
-            key = "text" + tower.part.removeprefix("text_encoder")
-            found[key] = digest(network, settings_of(words) if words else "")
+    for tower in family.present(networks):
+        words = tokenizers.get(tower.words)
+        beside = settings_of(words) if words else ""
+        found[text_key(tower.part)] = digest(networks[tower.part], beside)
     return found
 
 

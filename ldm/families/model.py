@@ -29,7 +29,6 @@ class Tower:
         layer: the hidden state that is read bare, -2 the one before the last; None: what the tower
             ends in.
         pooled: name of the output that is one vector a text; None: it has none to say.
-        kohya: what names begin with in kohya's LoRA files.
     """
 
     part: str
@@ -37,7 +36,6 @@ class Tower:
     network: type
     layer: int | None = None
     pooled: str | None = "pooler_output"
-    kohya: str = "lora_te_"
 
 
 class Family(ABC):
@@ -50,9 +48,12 @@ class Family(ABC):
     """Folder of the network that predicts."""
     towers: ClassVar[tuple[Tower, ...]] = ()
     zeros: ClassVar[bool] = False
-    """Whether the null condition is zeros, and not the encoding of the empty text."""
-    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Ends of the names of modules of the network that a LoRA adapts by default."""
+    """Whether the null condition is zeros, and not the encoding of the empty text, where no folder
+    tells."""
+
+    def present(self, networks: Mapping[str, Any]) -> list[Tower]:
+        """The towers whose network is among ``networks``, which are by folder, and is not None."""
+        return [tower for tower in self.towers if networks.get(tower.part) is not None]
 
     @abstractmethod
     def fits(self, parts: Mapping[str, Any]) -> bool:
@@ -128,7 +129,7 @@ class Family(ABC):
         tokenizers: Mapping[str, Any],
         classes: Sequence[str] | None = None,
         *,
-        zeros: bool | None = None,
+        zeros: bool = False,
     ) -> Conditioner:
         """What makes conditions of texts.
 
@@ -136,19 +137,18 @@ class Family(ABC):
             networks: by folder; a tower that is not among them is absent.
             tokenizers: the same.
             classes: of a family without text.
-            zeros: as the folder says; None: as the family does.
+            zeros: whether no text is zeros, of a family of several towers.
 
         Raises:
             ValueError: a tower and its tokenizer do not belong together.
         """
-        there = [tower for tower in self.towers if networks.get(tower.part) is not None]
         read = [
             ClipConditioner(tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled)
-            for t in there
+            for t in self.present(networks)
         ]
         if len(self.towers) == 1:
             return read[0]
-        return Towers(read, self.join, zeros=self.zeros if zeros is None else zeros)
+        return Towers(read, self.join, zeros=zeros)
 
 
 class FamilyDenoiser(nn.Module):
@@ -186,8 +186,7 @@ class Model:
         sampling: how its folder states that it is drawn (``ldm.sampling.defaults``).
         stated: the same of the folder that it was read from.
         origin: what was read from folders, by the keys of a run's identity: fingerprints.
-        zeros: whether no text is zeros, and not the encoding of the empty one, as its folder
-            states; None: as its family does.
+        zeros: whether no text is zeros to it, and not the encoding of the empty one.
         stored: folder with all of its networks but the one that predicts, where those are shapes
             alone, on the meta device.
     """
@@ -202,7 +201,7 @@ class Model:
     sampling: dict[str, Any] = field(default_factory=dict)
     stated: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
-    zeros: bool | None = None
+    zeros: bool = False
     stored: Path | None = None
 
     @property

@@ -76,7 +76,7 @@ class Pixels(Family):
         tokenizers: Mapping[str, Any],
         classes: Sequence[str] | None = None,
         *,
-        zeros: bool | None = None,
+        zeros: bool = False,
     ) -> Conditioner:
         """Names of classes -> labels."""
         return LabelConditioner(classes or ())

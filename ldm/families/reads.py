@@ -100,14 +100,17 @@ def learns(config: TrainConfig, model: Model) -> tuple[str, ...]:
     """
     family = model.family
     if config.textual_inversion is not None:
-        return tuple(tower.part for tower in family.towers if tower.part in model.networks)
+        return tuple(tower.part for tower in family.present(model.networks))
     return tuple(family.network if part == "unet" else part for part in config.learns)
 
 
-def zeros(config: TrainConfig) -> bool | None:
-    """Whether no text is zeros to the network of the folder that ``config`` starts from."""
-    index = _index(config) if config.unet is None else None
-    return None if index is None else index.get("force_zeros_for_empty_prompt")
+def zeros(config: TrainConfig, family: Family) -> bool:
+    """Whether no text is zeros to the network: as the folder says that it is taken from, else as
+    the family does.
+    """
+    index = (_index(config) if config.unet is None else None) or {}
+    said = index.get("force_zeros_for_empty_prompt")
+    return family.zeros if said is None else said
 
 
 def texts(config: TrainConfig, family: Family) -> list[tuple[Tower, Text]]:

@@ -38,14 +38,13 @@ class StableDiffusionXL(Family):
     name = "sdxl"
     stock = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     towers = (
-        Tower("text_encoder", "tokenizer", CLIPTextModel, -2, None, "lora_te1_"),
+        Tower("text_encoder", "tokenizer", CLIPTextModel, -2, None),
         Tower(
             "text_encoder_2",
             "tokenizer_2",
             CLIPTextModelWithProjection,
             -2,
             "text_embeds",
-            "lora_te2_",
         ),
     )
     zeros = True
@@ -115,7 +114,7 @@ class StableDiffusionXL(Family):
         pooled = model.networks["text_encoder_2"].config.projection_dim
         return {
             "requires_aesthetics_score": _scored(bare(model.network), pooled),
-            "force_zeros_for_empty_prompt": model.conditioner.zeros,
+            "force_zeros_for_empty_prompt": model.zeros,
         }
 
     def told(
@@ -173,8 +172,8 @@ class StableDiffusionXL(Family):
 
 def _width(model: Model) -> int:
     """Width of the tokens of all towers that there are."""
-    towers = ("text_encoder", "text_encoder_2")
-    return sum(model.networks[t].config.hidden_size for t in towers if t in model.networks)
+    towers = model.family.present(model.networks)
+    return sum(model.networks[tower.part].config.hidden_size for tower in towers)
 
 
 def _scored(unet: Any, pooled: int) -> bool:

@@ -94,6 +94,13 @@ def _described(
         return tokenizer, tower.network(text_config)
 
 
+def text_key(part: str) -> str:
+    """What a text encoder in the folder ``part`` is called where it is no folder: ``text``,
+    ``text_2``, ...
+    """
+    return f"text{part.removeprefix('text_encoder')}"
+
+
 def own_tokenizer(
     run: str, words: str, captions: Sequence[str], vocab_size: int, max_length: int
 ) -> CLIPTokenizer:

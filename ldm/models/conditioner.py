@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -49,12 +50,9 @@ class Conditioner(Protocol):
         """The condition of texts."""
         ...
 
-    def null(self, n: int) -> Condition:
-        """``n`` times the condition of no text, the other branch of classifier-free guidance."""
-        ...
-
     zeros: bool
-    """Whether ``null`` is zeros, and not what is said to the empty text."""
+    """Whether the condition of no text, the other branch of classifier-free guidance, is zeros
+    (``silent``), and not what is said to the empty one."""
 
     @property
     def towers(self) -> Mapping[str, ClipConditioner]:
@@ -341,14 +339,9 @@ class Towers:
         """The condition of ``texts``."""
         return self.encode_ids(self.tokenize(texts))
 
-    def null(self, n: int) -> Condition:
-        """``n`` times zeros, or the encoding of the empty text."""
-        empty = self.encode([""]).map(lambda x: x.expand(n, *x.shape[1:]))
-        return silent(empty) if self.zeros else empty
-
 
 def silent(cond: Condition) -> Condition:
     """``cond`` with zeros for tokens and pooled vector."""
-    parts = (None if x is None else torch.zeros_like(x) for x in (cond.tokens, cond.pooled))
-    tokens, pooled = parts
-    return Condition(tokens, cond.mask, pooled, cond.extra)
+    said = (cond.tokens, cond.pooled)
+    tokens, pooled = (None if x is None else torch.zeros_like(x) for x in said)
+    return replace(cond, tokens=tokens, pooled=pooled)

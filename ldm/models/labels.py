@@ -63,10 +63,6 @@ class LabelConditioner:
         """The condition of captions or names, on the CPU."""
         return self.encode_ids(self.tokenize(texts))
 
-    def null(self, n: int) -> Condition:
-        """``n`` times the label of no class."""
-        return self.encode([""] * n)
-
     @property
     def towers(self) -> Mapping[str, ClipConditioner]:
         """There is none."""

@@ -91,16 +91,12 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
             )
 
 
-def parts_of(config: TrainConfig) -> list[str]:
-    """Folders of the frozen parts of the model of ``config``."""
-    towers = reads.texts(config, reads.family(config))
-    return ["vae", *(name for tower, _ in towers for name in (tower.part, tower.words))]
-
-
-def _text_of(config: TrainConfig, part: str) -> tuple[Tower, Text | None]:
-    """The tower that lies in the folder ``part``, and what ``config`` says of it."""
+def _texts(config: TrainConfig) -> dict[str, tuple[Tower, Text | None]]:
+    """By the folders of text encoders and tokenizers their tower, and what ``config`` says of
+    it.
+    """
     every = reads.texts(config, reads.family(config))
-    return next((t, entry) for t, entry in every if part in (t.part, t.words))
+    return {name: (t, entry) for t, entry in every for name in (t.part, t.words)}
 
 
 def described(config: TrainConfig) -> dict[str, Any]:
@@ -108,8 +104,8 @@ def described(config: TrainConfig) -> dict[str, Any]:
     its shape and seed; None: nothing.
     """
     found: dict[str, Any] = {}
-    for part in parts_of(config):
-        shape = config.vae if part == "vae" else _text_of(config, part)[1]
+    said = {"vae": config.vae, **{part: entry for part, (_, entry) in _texts(config).items()}}
+    for part, shape in said.items():
         folder = folder_of(config, part)
         if folder is not None:
             found[part] = {"files": _hashes(folder)}
@@ -147,7 +143,7 @@ def folder_of(config: TrainConfig, part: str) -> Path | None:
         if not isinstance(config.vae, VaeShape):
             found = Path(config.vae) if config.vae else model and model / "vae"
     else:
-        tower, entry = _text_of(config, part)
+        tower, entry = _texts(config)[part]
         if isinstance(entry, TextShape):
             if part == tower.words and entry.tokenizer:
                 found = Path(entry.tokenizer)
@@ -179,7 +175,7 @@ def fingerprints(
     """Of every frozen part."""
     found = {"vae": fingerprint(networks["vae"])}
     towers = family.conditioner(networks, tokenizers).towers
-    for tower in (tower for tower in family.towers if tower.part in networks):
+    for tower in family.present(networks):
         found[tower.part] = fingerprint(networks[tower.part])
         found[tower.words] = fingerprint(*towers[tower.part].printed)
     return found

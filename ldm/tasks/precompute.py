@@ -157,7 +157,7 @@ class Precompute:
         for left in folder.rglob(".*.partial"):  # of a build that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         _write(folder / "vae", self.networks["vae"].save_pretrained)
-        for tower in (tower for tower in self.family.towers if tower.part in self.networks):
+        for tower in self.family.present(self.networks):
             network, words = self.networks[tower.part], self.tokenizers[tower.words]
             _write(folder / tower.part, partial(save_text_encoder, network))
             _write(folder / tower.words, partial(save_tokenizer, words))
@@ -167,8 +167,7 @@ class Precompute:
         accelerator, collection = self.accelerator, self.collection
         if accelerator.is_main_process:
             write_skipped(self.folder, collection.skipped)
-            tower = min(self.conditioner.towers.values(), key=lambda tower: tower.length)
-            long_captions.tell(self.folder, collection.sources, tower)
+            long_captions.tell(self.folder, collection.sources, self.conditioner)
             for number, source in enumerate(collection.sources):
                 write_index(self.folder / _index(number), source, *_rows_of(collection, number))
         accelerator.wait_for_everyone()

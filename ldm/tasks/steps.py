@@ -49,7 +49,7 @@ def text_to_image(config: TrainConfig, model: Model) -> Step:
     _, objective = process_and_objective(config)
     denoiser, codec, latent = model.denoiser, model.codec, model.codec.shape(side, side)
     encoded = config.cache_latents and config.images.deterministic and codec.network is not None
-    towers = [tower for tower in family.towers if tower.part in model.networks]
+    towers = family.present(model.networks)
     learning = reads.learns(config, model)
     kept = [config.cache_text and tower.part not in learning for tower in towers]
     if model.stored:

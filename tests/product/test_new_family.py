@@ -33,7 +33,6 @@ class Toy(Family):
         Tower("text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, -2, "text_embeds"),
     )
     zeros = True
-    targets = ("to_q",)
     reads = PixArtTransformer2DModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
