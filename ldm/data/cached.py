@@ -28,6 +28,7 @@ from ldm.data.captions import Grammar
 from ldm.data.rows import SCHEMA, Mapped, Rows
 from ldm.data.source import Problem, Source, SourceGroup
 from ldm.errors import DataError
+from ldm.storage.disk import atomic_write
 from ldm.storage.json import JsonError, read_json
 
 MADE_WITH, MANIFEST = "cached.json", "manifest.json"
@@ -273,8 +274,8 @@ def write_index(
         shapes: width and height at which networks see them, ``n 2``.
         held_out: bool ``n``.
     """
-    partial, shards = file.with_name(f".{file.name}.partial"), source.shards
-    with pa.ipc.new_file(str(partial), INDEX) as writer:
+    shards = source.shards
+    with atomic_write(file) as partial, pa.ipc.new_file(str(partial), INDEX) as writer:
         for first in range(0, len(chosen), _CHUNK):
             some = slice(first, first + _CHUNK)
             numbers = chosen[some].tolist()
@@ -292,7 +293,6 @@ def write_index(
                 "shard": [None] * len(numbers) if shards is None else shards[chosen[some]],
             }
             writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=INDEX))
-    partial.replace(file)
 
 
 def texts(sources: Sequence[Source]) -> Iterator[str]:

@@ -21,7 +21,6 @@ import importlib.metadata
 import importlib.resources
 import json
 import logging
-import os
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -37,6 +36,7 @@ from ldm.diffusion import stream
 from ldm.errors import DataError
 from ldm.progress import track
 from ldm.storage.cache_root import cache_root
+from ldm.storage.disk import atomic_write, write_text
 from ldm.storage.json import read_json
 
 log = logging.getLogger(__name__)
@@ -380,13 +380,8 @@ def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None
             square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
             picture = square
         pixels[row] = np.asarray(picture)
-    pixels_file.parent.mkdir(parents=True, exist_ok=True)
-    # The list of keys is renamed into place last: where it exists, the pixels are whole.
-    partial = pixels_file.with_name(f".{os.getpid()}-{pixels_file.name}")
-    with partial.open("wb") as file:
+    with atomic_write(pixels_file) as partial, partial.open("wb") as file:
         np.save(file, pixels)
-    partial.replace(pixels_file)
-    partial = keys_file.with_name(f".{os.getpid()}-{keys_file.name}")
-    partial.write_text(json.dumps(keys))
-    partial.replace(keys_file)
+    # Last: where the list of keys exists, the pixels are whole.
+    write_text(keys_file, json.dumps(keys))
     log.info("rendered %d pictures of %s into %s", len(keys), style, pixels_file)

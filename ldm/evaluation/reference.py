@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ldm.data.items import Items, evenly_spaced
 from ldm.evaluation.features import Space
 from ldm.progress import track
 from ldm.storage.cache_root import cache_root
+from ldm.storage.disk import atomic_write
 from ldm.storage.tensor_cache import fingerprint
 from ldm.storage.tensors import write_tensors
 
@@ -79,14 +79,8 @@ class TrueFeatures:
 
 
 def _write(features: Tensor, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}-{os.getpid()}.partial")
-    try:
+    with atomic_write(file) as partial:
         write_tensors({"features": features}, partial)
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def of_items(items: Items, transform: ImageTransform) -> TrueFeatures:

@@ -18,7 +18,7 @@ from ldm.errors import RunError, ToldElsewhere
 from ldm.models.conditioner import unnamed
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
-from ldm.storage.disk import in_one_step
+from ldm.storage.disk import atomic_write
 
 _READ = 500  # characters of a caption that can fit below a picture
 
@@ -159,6 +159,5 @@ def _wrapped(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTy
 
 def save(page: Image.Image, file: Path) -> None:
     """Writes a PNG, whole or not at all, making its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with in_one_step(file) as partial:
+    with atomic_write(file) as partial:
         page.save(partial, format="PNG")

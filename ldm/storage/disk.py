@@ -21,11 +21,12 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def in_one_step(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """A path to write to, which takes the name of ``file`` at the end; on an error it is removed
-    and ``file`` is what it was.
+    and ``file`` is what it was. The folder is made. Several processes may write the same file.
     """
-    partial = file.with_name(f".{file.name}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}-{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(file)
@@ -36,7 +37,7 @@ def in_one_step(file: Path) -> Iterator[Path]:
 
 def write_text(file: Path, text: str) -> None:
     """``file`` with ``text`` (UTF-8), or as it was."""
-    with in_one_step(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

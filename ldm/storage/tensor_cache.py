@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from ldm.errors import DataError
 from ldm.progress import Progress
+from ldm.storage.disk import atomic_write, write_text
 from ldm.storage.json import JsonError, read_json
 from ldm.storage.shard import KEYS, Shard, ShardError, checksums
 from ldm.storage.tensors import write_tensors
@@ -141,10 +141,7 @@ class TensorCache:
         if file.is_dir():
             log.warning("%s is a folder in the place of a file of the cache: remove it", file)
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}-{os.getpid()}.partial")
-        partial.write_text(json.dumps([shard.file.name for shard in self._shards]))
-        partial.replace(file)
+        write_text(file, json.dumps([shard.file.name for shard in self._shards]))
 
     def _note(self, what: str) -> Path:
         return self.folder / f"covers-{what[:32]}.json"
@@ -233,15 +230,10 @@ class TensorCache:
 
     def _write(self, keys: np.ndarray, columns: dict[str, Tensor]) -> None:
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
-        partial = self.folder / f".{name}-{os.getpid()}.partial"
         raw = torch.from_numpy(keys.view(np.uint8).reshape(len(keys), 16).copy())
         contents = {n: c.contiguous() for n, c in columns.items()}
-        try:
+        with atomic_write(self.folder / f"{name}.safetensors") as partial:
             write_tensors({KEYS: raw, **contents}, partial, checksums(keys, contents))
-            partial.replace(self.folder / f"{name}.safetensors")
-        except BaseException:  # a full disk, or a signal that ends the run
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _parts(numbers: list[int], size: int) -> Iterator[list[int]]:

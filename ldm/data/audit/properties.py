@@ -28,6 +28,7 @@ from ldm.data.picture import HEIF, read
 from ldm.data.source import Source
 from ldm.progress import Progress
 from ldm.storage.cache_root import cache_root
+from ldm.storage.disk import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -154,14 +155,8 @@ def _read(file: Path) -> pa.Table:
 
 
 def _write(table: pa.Table, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}-{os.getpid()}.partial")
-    try:
-        with pa.ipc.new_file(str(partial), _SCHEMA) as writer:
-            writer.write_table(table)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(file) as partial, pa.ipc.new_file(str(partial), _SCHEMA) as writer:
+        writer.write_table(table)
 
 
 def _traits(source: Source, index: int) -> Traits:

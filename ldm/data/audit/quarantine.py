@@ -23,6 +23,7 @@ from ldm.data.metadata import TABLES, rows_of
 from ldm.data.names import Names, Root, composed
 from ldm.data.picture import READABLE, UNREADABLE
 from ldm.errors import DataError
+from ldm.storage.disk import write_text
 from ldm.storage.json import parse_json
 
 FOLDER = ".quarantine"
@@ -182,9 +183,7 @@ def undo(root: Path) -> Outcome:
             aside.replace(place)
             outcome.moved.append(entry["from"])
         if kept:
-            partial = file.with_name(f".{_LOG}.partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-            partial.replace(file)
+            write_text(file, "".join(json.dumps(entry) + "\n" for entry in kept))
         else:
             file.unlink()
         _prune(root / FOLDER)
