@@ -131,13 +131,16 @@ class SourceGroup:
 
 
 class Drawn:
-    """What sources have in common whose pictures are drawn by code: squares of side ``size``."""
+    """What sources have in common whose pictures are drawn by code: ``size`` high, and as wide
+    unless they say ``width``.
+    """
 
     examples: Sequence[Example]
     problems: Sequence[Problem] = ()
     shards: np.ndarray | None = None
     grammar: Grammar | None = None
     size: int
+    width: int | None = None
     kind: str
 
     @property
@@ -148,7 +151,8 @@ class Drawn:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Width and height of every picture, int32 ``n 2``."""
-        return np.full((len(self.examples), 2), self.size, np.int32)
+        one = np.array([self.width or self.size, self.size], np.int32)
+        return np.tile(one, (len(self.examples), 1))
 
     @cached_property
     def held_out(self) -> np.ndarray:

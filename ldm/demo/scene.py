@@ -241,10 +241,13 @@ def _towards(relation: Relation, bare: bool) -> str:
     return relation if bare or relation in ("above", "below") else f"to the {relation}"
 
 
-def render(scene: Scene, size: int) -> Image.Image:
-    """``scene`` as an RGB picture of side ``size``, anti-aliased by eightfold oversampling."""
+def render(scene: Scene, size: int, width: int | None = None) -> Image.Image:
+    """``scene`` as an RGB picture of side ``size``, anti-aliased by eightfold oversampling; with
+    ``width`` in the middle of a picture that wide.
+    """
     side = size * _OVERSAMPLING
-    canvas = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    wide = (width or size) * _OVERSAMPLING
+    canvas = Image.new("RGB", (wide, side), BACKGROUNDS[scene.background])
     brush = ImageDraw.Draw(canvas)
     for thing in scene.things:
         for outline, ink in (
@@ -252,7 +255,10 @@ def render(scene: Scene, size: int) -> Image.Image:
             *((hole, BACKGROUNDS[scene.background]) for hole in outlines(thing.shape)[1:]),
         ):
             corners = [
-                ((thing.x + thing.radius * x) * side, (thing.y + thing.radius * y) * side)
+                (
+                    (thing.x + thing.radius * x) * side + (wide - side) / 2,
+                    (thing.y + thing.radius * y) * side,
+                )
                 for x, y in outline
             ]
             brush.polygon(corners, fill=ink)

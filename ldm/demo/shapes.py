@@ -58,7 +58,9 @@ class ShapesData(Drawn):
     Args:
         count: number of pictures.
         seed: other seeds give other pictures; the held-out pairs stay.
-        size: side in pixels.
+        size: side in pixels; of a wide picture its height.
+        width: pictures are this wide, the scene of side ``size`` in the middle of its background;
+            None: they are square.
         hold_out: off, the same pictures are all trained on.
         scenes: one thing somewhere, two in a relation, two to five alike: each as often as it is
             named here.
@@ -69,6 +71,7 @@ class ShapesData(Drawn):
     count: Count = 20000
     seed: Seed = 0
     size: Side = 64
+    width: Side | None = None
     hold_out: bool = True
     scenes: tuple[Kind, ...] = get_args(Kind)
     weight: Weight | None = None
@@ -81,6 +84,11 @@ class ShapesData(Drawn):
         if self.size < 8:
             raise DataError(
                 f"shapes: nothing can be told apart at size={self.size}, set at least 8"
+            )
+        if self.width is not None and self.width < self.size:
+            raise DataError(
+                f"shapes: width={self.width} leaves no room for a scene of size={self.size}, set at"
+                " least as much"
             )
 
     @cached_property
@@ -105,12 +113,14 @@ class ShapesData(Drawn):
         return captions(others[int(draw.integers(len(others)))])[form] if others else None
 
     def load(self, index: int) -> Image.Image:
-        """RGB picture of side ``size``."""
-        return render(self.spec(index), self.size)
+        """RGB picture, ``size`` high and ``width`` wide."""
+        return render(self.spec(index), self.size, self.width)
 
     def digest(self, index: int) -> str:
-        """SHA-256 of the scene, the renderer's version and the size."""
+        """SHA-256 of the scene, the renderer's version, the size and, of wide ones, the width."""
         record = {"scene": asdict(self.spec(index)), "renderer": RENDERER, "size": self.size}
+        if self.width is not None:
+            record["width"] = self.width
         text = json.dumps(record, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

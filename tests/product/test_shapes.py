@@ -282,6 +282,17 @@ def test_pictures_are_a_function_of_seed_and_index() -> None:
     assert DATA.digest(0)[:16] == "d2dd1cef85a543ea"
 
 
+def test_a_wide_picture_has_its_scene_in_the_middle() -> None:
+    wide = ShapesData(count=4, width=96)
+    assert wide.sizes.tolist() == [[96, 64]] * 4 and ShapesData(count=1).sizes.tolist() == [[64, 64]]
+    picture = wide.load(3)
+    assert picture.crop((16, 0, 80, 64)).tobytes() == DATA.load(3).tobytes()
+    for left in (0, 80):
+        strip = np.asarray(picture.crop((left, 0, left + 16, 64)))
+        assert (strip == BACKGROUNDS[SCENES[3].background]).all()
+    assert wide.spec(3) == SCENES[3] and wide.digest(3) != DATA.digest(3)
+
+
 def test_twenty_thousand_are_listed_quickly() -> None:
     start = time.process_time()
     assert len(ShapesData().examples) == 20000
@@ -295,3 +306,5 @@ def test_misuse_is_refused() -> None:
         ShapesData(count=0)
     with pytest.raises(DataError, match="size=4"):
         ShapesData(size=4)
+    with pytest.raises(DataError, match="width=48 leaves no room for a scene of size=64"):
+        ShapesData(width=48)
