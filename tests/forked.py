@@ -187,7 +187,6 @@ def main() -> None:
     SOCKET.append(sys.argv[1])
     for name in IMPORTED:
         importlib.import_module(name)
-    importlib.import_module("runs").program("train")
     subprocess_handler.SubprocessHandler._popen = started_by_torchrun
     gc.collect()
     gc.freeze()

@@ -16,13 +16,13 @@ from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.storage import checkpoint
 from ldm.storage.tensor_cache import TensorCache
-from ldm.tasks.text_to_image import TextToImageTask
-from runs import program
+from ldm.tasks import text_to_image
+from ldm.tasks.denoising import DenoisingTask
 
 RECORD: list[dict[str, torch.Tensor]] = []
 
 
-class Recorded(TextToImageTask):
+class Recorded(DenoisingTask):
     """Keeps position, time and noise of every micro-batch, the positions also of a killed run."""
 
     def forward(self, batch):
@@ -63,7 +63,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     config = validate(TrainConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
     accelerator = Accelerator(cpu=True)
-    module = program("train")
-    module.TextToImageTask = Recorded
-    module.train(config, accelerator)
+    text_to_image.DenoisingTask = Recorded
+    text_to_image.train(config, accelerator)
     torch.save(RECORD, Path(sys.argv[2]) / f"{accelerator.process_index}.pt")

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.engine.precision import MIXED
+from ldm.tasks import text_to_image
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,4 +89,4 @@ def accelerator(**arguments: Any) -> Accelerator:
 def train(run: Path, **changes: Any) -> Path:
     """Trains in this process; returns the final pipeline folder."""
     config = validate(TrainConfig, tree(run, **changes))
-    return program("train").train(config, accelerator(mixed_precision=MIXED[config.precision]))
+    return text_to_image.train(config, accelerator(mixed_precision=MIXED[config.precision]))

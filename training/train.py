@@ -11,161 +11,18 @@ The result is ``RUN/final``, the folder of a pipeline, of a LoRA, or of a new wo
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-
 from ldm.config.schema import TrainConfig
 from ldm.tasks.command import Command
-
-# Read before what is imported next takes seconds: a mistake is told at once.
-COMMAND = Command(TrainConfig, __doc__) if __name__ == "__main__" else None
-
-from accelerate import Accelerator
-
-from ldm.config.learning import TextualInversion
-from ldm.config.loader import images
-from ldm.data.cached import CachedData
-from ldm.data.collection import Collection
-from ldm.encoding.dataset import ImageDraws
-from ldm.encoding.encoder import Encoder
-from ldm.engine.trainer import Trainer
-from ldm.errors import ConfigError
-from ldm.families.build import build, is_model, parameters
-from ldm.models.attention import set_attention
-from ldm.models.tokenizer import folded
-from ldm.pipeline import LatentDiffusionPipeline
-from ldm.storage.cache_root import cache_root
-from ldm.storage.checkpoint import write_folder
-from ldm.storage.disk import writing
-from ldm.tasks.frozen import cached_set
-from ldm.tasks.previews import Previews
-from ldm.tasks.program import Program, collect
-from ldm.tasks.score import score
-from ldm.tasks.steps import text_to_image
-from ldm.tasks.suites import Suites
-from ldm.tasks.text_to_image import TextToImageTask, save_pipeline
-
-
-def train(config: TrainConfig, accelerator: Accelerator) -> Path:
-    """Builds the model of ``config``, trains it, and returns the folder of the result."""
-    if config.score and config.images.buckets:
-        raise ConfigError("score compares squares: leave out score, or images.buckets")
-    if config.score and config.score.before and config.model is None:
-        raise ConfigError("score.before draws from what a run starts from: give model")
-    held = cached_set(config)
-    collection = collect(config, accelerator)
-    if config.textual_inversion:
-        speak_of(config.textual_inversion, collection)
-    captions = [] if collection.epoch is None else collection.captions()
-    prompt = collection.prompt()
-    model = build(config, captions, held=held)
-    bfloat16 = config.precision == "bfloat16"
-    set_attention(model.network, config.attention, accelerator.device, bfloat16=bfloat16)
-    encoder = Encoder(config, model.codec, model.conditioner, accelerator, model.stored)
-    suites = None
-    if config.validation and config.validation.suites:
-        suites = Suites(config, model, collection, accelerator, encoder.batch)
-    previews = Previews(config, model, collection)
-    task = TextToImageTask(config, model, collection.held_out, encoder, suites, previews)
-    task.place(accelerator.device)
-    draws = ImageDraws(config, collection, encoder)
-    accelerator.print(
-        f"U-Net of {parameters(model.network):,} parameters,"
-        f" {sum(p.numel() for p in task.trained().values()):,} learn;"
-        f" {_count(collection.epoch)} pictures, {len(collection.held_out):,} held out"
-        f"{_uses(config, collection.epoch)}"
-    )
-    trainer = Trainer(config, task, draws, collection, accelerator)
-    # What the result is used with: of a pipeline, itself.
-    base = Path(config.run) / "final"
-    if config.lora or config.textual_inversion:
-        base = Path(config.model or "")
-        if not is_model(config, model):
-            base = Path(config.run) / "base"
-            if accelerator.is_main_process:
-                with writing("the base", base.parent, "the same command writes it again"):
-                    save_base(config, captions, held, base)
-    then = "the same command goes on with what is in the cache already"
-    with writing("the cache", cache_root(), then):
-        encoder.prepare(collection, captions)
-    final = trainer.fit()
-    told = [] if model.classes == () else [prompt]  # an unconditional model reads none
-    ldm = str(Path(sys.executable).with_name("ldm"))
-    command = [ldm, "sample", *told, "--model", str(base)]
-    kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
-    if kind:
-        side = config.images.size
-        command += [f"--{kind.lower()}", str(final), "--size", f"{side}x{side}"]
-    accelerator.print(f"the {kind or 'pipeline'} is in {final}; draw with:")
-    accelerator.print(f"  {shlex.join(command)}")
-    if config.score:
-        accelerator.wait_for_everyone()  # for the base
-        pipes = {"drawn": LatentDiffusionPipeline.from_pretrained(base)}
-        if config.lora:
-            pipes["drawn"].load_lora_weights(final)
-        elif config.textual_inversion:
-            pipes["drawn"].load_textual_inversion(final)
-        if config.score.before:
-            pipes = {"before": LatentDiffusionPipeline.from_pretrained(config.model)} | pipes
-        for pipe in pipes.values():
-            pipe.to(accelerator.device)
-        with writing("the score", Path(config.run), "the same command draws it again"):
-            how = model.drawn_with(config.score)
-            scores = score(pipes, config, collection.train, Path(config.run), accelerator, how)
-        accelerator.print("nearest training picture (pixels) is the one asked for:")
-        for source, models in scores.items():
-            for model, hits in models.items():
-                accelerator.print(f"  {source}, {model}: {hits}")
-        shown = " | ".join(pipes)
-        accelerator.print(f"{shown} | true pictures side by side: {config.run}/samples.png")
-    return final
-
-
-def _count(pictures: int | None) -> str:
-    return "an unknown number of" if pictures is None else f"{pictures:,}"
-
-
-def _uses(config: TrainConfig, pictures: int | None) -> str:
-    """How often the run comes back to each picture, where that is more often than once."""
-    if pictures is None:
-        return ""
-    uses = images(config.duration, config.batch_size, pictures) / pictures
-    return f"; each is used {uses:,.0f} times" if uses >= 1.5 else ""
-
-
-def speak_of(word: TextualInversion, collection: Collection) -> None:
-    """Makes captions of the templates; ``ConfigError`` if no caption says the word."""
-    if word.templates:
-        collection.retell(word.captions)
-    token = folded(word.token)
-    if not any(token in folded(caption) for caption in collection.captions()):
-        raise ConfigError(
-            f"textual_inversion.token: no caption says {word.token!r}: write it into the captions,"
-            ' or set textual_inversion.templates (["a photo of {}"])'
-        )
-
-
-def save_base(
-    config: TrainConfig, captions: Sequence[str], held: CachedData | None, folder: Path
-) -> None:
-    """Writes what adapters or a new word are learnt on, where no folder is that already."""
-    bare = build(replace(config, lora=None, textual_inversion=None), captions, held=held)
-    write_folder(folder, partial(save_pipeline, bare))
 
 
 def main() -> None:
     """The command line."""
-    program = Program(COMMAND or Command(TrainConfig, __doc__))
-    if program.dry_run:
-        held = cached_set(program.config)
-        model = build(program.config, [], meta=True, held=held)
-        program.report(text_to_image(program.config, model))
-    else:
-        train(program.config, program.accelerator(sharded=True))
+    command = Command(TrainConfig, __doc__)
+    # Only now, since they take seconds to import: a mistake is told at once.
+    from ldm.tasks.program import run
+    from ldm.tasks.text_to_image import step, train
+
+    run(command, train, step, sharded=True)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ class Encoder:
         codec: the frozen autoencoder; of a cached set its shape alone, on the meta device.
         conditioner: the text encoder, frozen or not; of a cached set its shape alone. Pixels and
             labels are not cached.
-        accelerator: where the networks are, and which part of a cache this process makes.
+        accelerator: where the networks are, and which part of a cache this process makes; None:
+            nothing is encoded, for ``example``.
         folder: of a cached set, which has all of its own; None: the caches are those of all runs of
             this machine.
     """
@@ -73,11 +74,12 @@ class Encoder:
         config: TrainConfig,
         codec: Codec,
         conditioner: Conditioner,
-        accelerator: Accelerator,
+        accelerator: Accelerator | None,
         folder: Path | None = None,
     ) -> None:
         self.config, self.transform, self.codec = config, config.images, codec
-        self.conditioner, self.accelerator, self.folder = conditioner, accelerator, folder
+        self.conditioner, self.folder = conditioner, folder
+        self._accelerator = accelerator
         self.batch = config.micro_batch_size or min(config.batch_size, 64)
         self.latents: dict[tuple[int, int], TensorCache] = {}  # by width and height
         self.text: dict[str, TensorCache] = {}  # by tower
@@ -92,6 +94,12 @@ class Encoder:
                 " number for all of them, or one for each"
             )
         self.listed = False  # captions that are too long, once and for all
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Where the networks are."""
+        assert self._accelerator is not None
+        return self._accelerator
 
     def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
@@ -282,6 +290,41 @@ class Encoder:
         if self.conditioner.zeros:
             found["told"] = torch.tensor(told or [True] * len(towers))
         return found
+
+    @torch.no_grad()
+    def example(self, n: int) -> dict[str, Tensor]:
+        """A batch of ``n`` images, squares of ``images.size``, as ``ImageDraws`` makes them, on the
+        device of the networks and without values: what a step costs depends on nothing else.
+        """
+        side, towers = self.transform.size, self.conditioner.towers
+        shape = self.codec.shape(side, side)
+        held = self.folder is not None
+        names = ("mean", "logvar") if held or self.latents_cached else ("pixels",)
+        batch = {name: torch.empty(n, *shape) for name in (*names, "posterior", "noise")}
+        if "pixels" in batch:
+            batch["pixels"] = torch.empty(n, 3, side, side)
+        for name, tower in towers.items():
+            ids = torch.empty(1, tower.length, dtype=torch.int64)
+            said = {"ids": ids}
+            if held or name in self.text_cached:
+                said = tower.encode_ids(ids).tensors()
+            batch |= {f"{name}.{k}": x.new_empty(n, *x.shape[1:]) for k, x in said.items()}
+        if not towers:
+            batch["ids"] = torch.empty(n, 1, dtype=torch.int64)
+        if self.conditioner.zeros:
+            batch["told"] = torch.empty(n, len(towers), dtype=torch.bool)
+        batch["coordinates"] = torch.empty(n, 6, dtype=torch.int64)
+        batch["position"] = torch.empty(n, dtype=torch.int64)
+        return batch | {"u": torch.empty(n, dtype=torch.float64)}
+
+    def entries(self) -> tuple[int, int]:
+        """Bytes that the caches keep of each picture and of each caption; of a cached set none are
+        made.
+        """
+        one = {} if self.folder else self.example(1)
+        stated = [x.nbytes for name, x in one.items() if name in ("mean", "logvar")]
+        told = [x.nbytes for name, x in one.items() if "." in name and ".ids" not in name]
+        return sum(stated), sum(told)
 
     def _telling(self) -> AbstractContextManager[None]:
         """Where texts are cut that are listed already, unless they are a stream's."""

@@ -39,6 +39,12 @@ class Task(Protocol):
         """
         ...
 
+    def example(self, n: int) -> dict[str, Tensor]:
+        """A micro-batch of ``n`` images without values, on the current device: what is computed of
+        it costs what a step does (``ldm.tasks.estimate``).
+        """
+        ...
+
     def validate(
         self, accelerator: Accelerator, folder: Path | None, images: int
     ) -> dict[str, float]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from ldm.config.learning import PARTS, part_of
@@ -27,12 +28,18 @@ def adapt(model: Model, config: TrainConfig, *, meta: bool = False) -> None:
     if config.lora is not None:
         _adapters(model, config, meta)
     word = config.textual_inversion
-    if word is not None and model.tokenizers:  # there are none on the meta device
+    if word is not None:
         for tower in model.family.present(model.networks):
+            network = model.networks[tower.part]
+            if meta:
+                width = network.get_input_embeddings().embedding_dim
+                rows = torch.empty(word.vectors, width, device="meta")
+                textual_inversion.add_rows(network, rows)
+                continue
             with described("textual_inversion"):
                 textual_inversion.add_word(
                     model.tokenizers[tower.words],
-                    model.networks[tower.part],
+                    network,
                     word.token,
                     word.initializer,
                     word.vectors,

@@ -54,8 +54,7 @@ def build(
     )
     model.zeros = reads.zeros(config, family)
     with described("text" if classes is None else "condition"):
-        if classes is not None or tokenizers:
-            _ = model.conditioner  # whether tokenizers and text encoders belong together
+        _ = model.conditioner  # whether tokenizers and text encoders belong together
     latent_side(model.codec, config.images)  # whether it is whole
     network = _network(config, model, meta)
     towers = {tower.part: networks[tower.part] for tower in family.present(networks)}
@@ -114,15 +113,13 @@ def frozen_parts(
         networks["vae"] = read_vae(str(held.folder / "vae"), meta=True)
         for tower in (t for t in family.towers if (held.folder / t.part).is_dir()):
             networks[tower.part] = read(tower.network, held.folder / tower.part, "data", True)
-            if not meta:
-                tokenizers[tower.words] = read_tokenizer(held.folder / tower.words)
+            tokenizers[tower.words] = read_tokenizer(held.folder / tower.words)
         return networks, tokenizers
     if not reads.pixels(config):
         networks["vae"] = _vae(config, meta)
     for tower, entry in reads.texts(config, family):
-        words, networks[tower.part] = make_tower(config, tower, entry, captions, meta=meta)
-        if words is not None:
-            tokenizers[tower.words] = words
+        made = make_tower(config, tower, entry, captions, meta=meta)
+        tokenizers[tower.words], networks[tower.part] = made
     return networks, tokenizers
 
 

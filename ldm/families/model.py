@@ -178,7 +178,7 @@ class Model:
     Args:
         family: how its folders look, and how its network is called.
         networks: those that there are.
-        tokenizers: the same; none on the meta device.
+        tokenizers: the same; on the meta device their shapes.
         process: the noise.
         target: what the network predicts.
         learned_variance: whether it also predicts a variance.

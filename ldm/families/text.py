@@ -14,14 +14,14 @@ from ldm.errors import ConfigError
 from ldm.families.model import Tower
 from ldm.families.networks import described, in_model, initialised, on_meta, read
 from ldm.formats import open_clip
-from ldm.models.tokenizer import train_tokenizer
+from ldm.models.tokenizer import TokenizerShape, train_tokenizer
 from ldm.storage import checkpoint
 
 
 def make_tower(
     config: TrainConfig, tower: Tower, entry: Text, captions: Sequence[str], *, meta: bool = False
-) -> tuple[CLIPTokenizer | None, Any]:
-    """Tokenizer (None on the meta device) and network of a text tower.
+) -> tuple[CLIPTokenizer | TokenizerShape, Any]:
+    """Tokenizer (on the meta device its shape) and network of a text tower.
 
     Args:
         config: the run.
@@ -40,11 +40,11 @@ def make_tower(
         with described("text"):
             make = open_clip.Tower(entry)
             network = on_meta(make.shape) if meta else make.text_encoder()
-            tokenizer = None if meta else make.tokenizer()
+            tokenizer = TokenizerShape.of(network) if meta else make.tokenizer()
     else:
         root = Path(entry) if entry else in_model(config.model, "text", "")
         network = read(tower.network, root / tower.part, "text", meta)
-        tokenizer = None if meta else read_tokenizer(root / tower.words)
+        tokenizer = TokenizerShape.of(network) if meta else read_tokenizer(root / tower.words)
     if config.text_layers is not None:
         _cut(network, config.text_layers)
     return tokenizer, network
@@ -60,7 +60,7 @@ def _cut(text_encoder: CLIPTextModel, layers: int) -> None:
 
 def _described(
     config: TrainConfig, tower: Tower, shape: TextShape, captions: Sequence[str], meta: bool
-) -> tuple[CLIPTokenizer | None, Any]:
+) -> tuple[CLIPTokenizer | TokenizerShape, Any]:
     with described("text"):
         text_config = CLIPTextConfig(
             vocab_size=shape.vocab_size,
@@ -80,7 +80,8 @@ def _described(
             ),
         )
     if meta:
-        return None, on_meta(lambda: tower.network(text_config))
+        network = on_meta(lambda: tower.network(text_config))
+        return TokenizerShape.of(network), network
     tokenizer = (
         read_tokenizer(Path(shape.tokenizer))
         if shape.tokenizer

@@ -24,7 +24,7 @@ from transformers import CLIPTokenizer
 
 from ldm.diffusion import Condition
 from ldm.models.lengths import most, shortened
-from ldm.models.tokenizer import TURN, unreadable
+from ldm.models.tokenizer import TURN, TokenizerShape, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ class ClipConditioner:
     """A ``Conditioner`` made of a tokenizer and a text tower, both used as they are.
 
     Args:
-        tokenizer: its ``model_max_length`` is the length of every condition.
+        tokenizer: its ``model_max_length`` is the length of every condition; of its shape alone
+            there are conditions of ids, and none of texts.
         text_encoder: a ``CLIPTextModel``, also compiled; gradients flow through it unless it is
             frozen or called under ``no_grad``.
         name: folder of the network.
@@ -94,7 +95,7 @@ class ClipConditioner:
 
     def __init__(
         self,
-        tokenizer: CLIPTokenizer,
+        tokenizer: CLIPTokenizer | TokenizerShape,
         text_encoder: Any,
         name: str = "text_encoder",
         layer: int | None = None,
@@ -116,7 +117,7 @@ class ClipConditioner:
                 f"the tokenizer ends texts with id {tokenizer.eos_token_id} but the text encoder "
                 f"pools at eos_token_id={config.eos_token_id}: they are not of the same model"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.text_encoder = text_encoder
         self.name, self.layer, self.pooled = name, layer, pooled
         self._reported: set[str] = set()

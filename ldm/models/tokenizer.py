@@ -13,8 +13,10 @@ import json
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
@@ -27,6 +29,33 @@ WORD_END = "</w>"
 TURN = threading.Lock()
 """Held while a tokenizer reads: what it pads and cuts to is its state, which every reading sets."""
 _WRONG = "it was decoded in another encoding than its own"
+
+
+@dataclass(frozen=True)
+class TokenizerShape:
+    """The lengths and ids of a tokenizer that has no words, for a text encoder of which only the
+    shape is known.
+
+    Args:
+        model_max_length: tokens of every text.
+        eos_token_id: what ends a text.
+        pad_token_id: what fills it up.
+        added_tokens_encoder: none.
+    """
+
+    model_max_length: int
+    eos_token_id: int
+    pad_token_id: int
+    added_tokens_encoder: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text_encoder: Any) -> TokenizerShape:
+        """The one of ``text_encoder``, a network of transformers."""
+        config = text_encoder.config
+        return cls(config.max_position_embeddings, config.eos_token_id, config.eos_token_id)
+
+    def __len__(self) -> int:
+        return 0
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> CLIPTokenizer:

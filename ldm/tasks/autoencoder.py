@@ -26,12 +26,50 @@ from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion import normal, stream
 from ldm.engine.sampler_state import Memory
+from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
 from ldm.evaluation import sheets
 from ldm.evaluation.similarity import psnr, ssim
+from ldm.families.build import parameters
 from ldm.families.networks import digest
+from ldm.families.vae import latent_side, make_vae, read_vae
 from ldm.models.codec import VaeCodec, fold_statistics
 from ldm.models.strip_paths import strip_paths
 from ldm.progress import track
+from ldm.tasks.estimate import Step
+from ldm.tasks.program import collect
+
+
+def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
+    """Builds the autoencoder of ``config``, trains it, and returns the folder of the result."""
+    collection = collect(config, accelerator)
+    vae = _made(config).to(accelerator.device)
+    task = AutoencoderTask(config, vae, collection)
+    latent_side(VaeCodec(vae), config.images)  # refuses a size that the network cannot halve
+    if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
+        raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
+    draws = PictureDraws(collection, config, task.codec)
+    accelerator.print(
+        f"{parameters(vae):,} parameters, {len(collection.train):,} pictures,"
+        f" {len(collection.held_out):,} held out"
+    )
+    trainer = Trainer(config, task, draws, collection, accelerator)
+    final = trainer.fit()
+    accelerator.print(f"the autoencoder is in {final}")
+    return final
+
+
+def _made(config: AutoencoderConfig, *, meta: bool = False) -> AutoencoderKL:
+    """The autoencoder of ``config``, from its folder or from random init."""
+    if isinstance(config.vae, str):
+        return read_vae(config.vae, meta=meta)
+    return make_vae(config.vae, config.seed, meta=meta)
+
+
+def step(config: AutoencoderConfig) -> Step:
+    """What a step of ``config`` computes, on the meta device."""
+    vae = _made(config, meta=True)
+    return Step({"vae": vae}, AutoencoderTask(config, vae), ("vae",))
 
 
 class PictureDraws(Dataset[dict[str, Any]]):
@@ -67,16 +105,26 @@ class PictureDraws(Dataset[dict[str, Any]]):
 
 
 class AutoencoderTask(nn.Module):
-    """Reconstruction of pictures; what is saved is an ``AutoencoderKL`` folder."""
+    """Reconstruction of pictures; what is saved is an ``AutoencoderKL`` folder.
+
+    Args:
+        config: the run.
+        vae: what learns.
+        collection: its pictures; None: nothing is trained, for ``example``.
+    """
 
     def __init__(
-        self, config: AutoencoderConfig, vae: AutoencoderKL, collection: Collection
+        self,
+        config: AutoencoderConfig,
+        vae: AutoencoderKL,
+        collection: Collection | None = None,
     ) -> None:
         super().__init__()
         self.memory = Memory()
         self.config, self.vae, self.codec = config, vae, VaeCodec(vae)
-        self.origin = {"vae.folder": digest(vae)} if isinstance(config.vae, str) else {}
-        self.collection, self.held_out = collection, collection.held_out
+        self.origin, self.collection = dict[str, Any](), collection
+        if collection is not None and isinstance(config.vae, str):
+            self.origin = {"vae.folder": digest(vae)}
         if config.train == "decoder":
             for part in (vae.encoder, vae.quant_conv):
                 if part is not None:
@@ -85,6 +133,12 @@ class AutoencoderTask(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters of the autoencoder, or of its decoder."""
         return {n: p for n, p in self.vae.named_parameters() if p.requires_grad}
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        """A micro-batch of ``n`` pictures of ``images.size`` squared, without values."""
+        side = self.config.images.size
+        posterior = torch.empty(n, *self.codec.shape(side, side))
+        return {"pixels": torch.empty(n, 3, side, side), "posterior": posterior}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` per picture, ``b``."""
@@ -112,10 +166,11 @@ class AutoencoderTask(nn.Module):
     ) -> dict[str, float]:
         """Mean PSNR (dB) and SSIM over held-out pictures, and a sheet of some beside the truth."""
         validation = self.config.validation
-        if validation is None or not validation.images or not self.held_out:
+        assert self.collection is not None
+        if validation is None or not validation.images or not self.collection.held_out:
             return {}
         # Spread over the held-out pictures, whose order is that of the sources.
-        chosen = evenly_spaced(self.held_out, validation.images)
+        chosen = evenly_spaced(self.collection.held_out, validation.images)
         mine = chosen[accelerator.process_index :: accelerator.num_processes]
         totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         shown = []
@@ -145,6 +200,7 @@ class AutoencoderTask(nn.Module):
         """The same with the latent statistics folded in, if the encoder learnt."""
         vae = copy.deepcopy(self.vae)
         if self.config.train == "all":
+            assert self.collection is not None
             fold(vae, self.collection.train, self.config.images, self.config.fold_images)
         vae.save_pretrained(folder)
         strip_paths(folder)

@@ -26,11 +26,54 @@ from ldm.data.images import to_pixels
 from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion import stream
 from ldm.engine.sampler_state import Memory
-from ldm.errors import DataError
+from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError, DataError
+from ldm.families.build import parameters
+from ldm.families.networks import described, initialised, on_meta
 from ldm.models.classifier import NoisyClassifier
 from ldm.models.strip_paths import strip_paths
 from ldm.progress import track
+from ldm.tasks.estimate import Step
 from ldm.tasks.noisy_input import NoisyInput
+from ldm.tasks.program import collect
+
+
+def train(config: ClassifierConfig, accelerator: Accelerator) -> Path:
+    """Builds the classifier of ``config``, trains it, and returns the folder of the result."""
+    if config.images.buckets:
+        raise ConfigError("images.buckets: a classifier's pictures are squares: leave it out")
+    noised = NoisyInput.of(config.model, config.images, config.process)
+    if noised.codec is not None:
+        noised.codec.vae.to(accelerator.device)
+    collection, labels = collect(config, accelerator), Labels(config.labels)
+    if collection.epoch is None:
+        raise ConfigError("data: a stream's labels are not known ahead: train on files or tables")
+    without = labels.restrict(collection)
+    classifier = _made(config, noised.shape[0]).to(accelerator.device)
+    task = ClassificationTask(config, classifier, noised, labels, collection.held_out)
+    draws = LabelledDraws(collection, config, labels, noised)
+    accelerator.print(
+        f"{parameters(classifier):,} parameters, {len(labels.names)} labels,"
+        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out,"
+        f" {without:,} left out that none or several of the labels fit"
+    )
+    final = Trainer(config, task, draws, collection, accelerator).fit()
+    accelerator.print(f"the classifier is in {final}")
+    return final
+
+
+def _made(config: ClassifierConfig, channels: int) -> NoisyClassifier:
+    """The classifier of ``config`` from random init, for ``channels``."""
+    with initialised(config.seed, "classifier"), described("classifier"):
+        return NoisyClassifier(list(config.labels), channels, **vars(config.classifier))
+
+
+def step(config: ClassifierConfig) -> Step:
+    """What a step of ``config`` computes, on the meta device."""
+    noised = NoisyInput.of(config.model, config.images, config.process, meta=True)
+    classifier = on_meta(lambda: _made(config, noised.shape[0]))
+    task = ClassificationTask(config, classifier, noised)
+    return Step({"classifier": classifier, **noised.networks}, task, ("classifier",))
 
 
 class Labels:
@@ -106,7 +149,7 @@ class ClassificationTask(nn.Module):
         config: the run.
         classifier: what learns.
         noised: what it sees.
-        labels: the rules.
+        labels: the rules; None: nothing is trained, for ``example``.
         held_out: pictures that all have labels.
     """
 
@@ -115,19 +158,26 @@ class ClassificationTask(nn.Module):
         config: ClassifierConfig,
         classifier: NoisyClassifier,
         noised: NoisyInput,
-        labels: Labels,
-        held_out: Items,
+        labels: Labels | None = None,
+        held_out: Items | None = None,
     ) -> None:
         super().__init__()
         self.config, self.classifier, self.noised = config, classifier, noised
-        self.labels, self.held_out = labels, held_out
-        # Of a mapping a run's identity knows the keys, and not their order, which logits have.
-        self.origin = {**noised.origin(), "labels.order": labels.names}
+        self.labels, self.held_out, self.origin = labels, held_out, dict[str, Any]()
+        if labels is not None:
+            # Of a mapping a run's identity knows the keys, and not their order, which logits have.
+            self.origin = {**noised.origin(), "labels.order": labels.names}
         self.memory = Memory()
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The classifier's parameters."""
         return dict(self.classifier.named_parameters())
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        """A micro-batch of ``n`` pictures without values."""
+        side = self.config.images.size
+        label = torch.empty(n, dtype=torch.int64)
+        return {"pixels": torch.empty(n, 3, side, side), "label": label} | self.noised.example(n)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` in nats and ``accuracy``, per sample, ``b``."""
@@ -142,6 +192,7 @@ class ClassificationTask(nn.Module):
     ) -> dict[str, float]:
         """Held-out accuracy, and at every noise level, with the same noise every time."""
         validation, device = self.config.validation, accelerator.device
+        assert self.labels is not None
         if validation is None or not validation.images or not self.held_out:
             return {}
         chosen = evenly_spaced(self.held_out, validation.images)

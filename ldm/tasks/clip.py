@@ -21,24 +21,140 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from open_clip import ClipLoss
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.data import Dataset, default_collate
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ldm.config.schema import ClipConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_pixels
 from ldm.data.items import Item, Items, evenly_spaced
+from ldm.data.source import Contrary
 from ldm.diffusion import stream
+from ldm.encoding import long_captions
+from ldm.engine.batch import split_batch
 from ldm.engine.sampler_state import Memory
+from ldm.engine.trainer import Trainer
+from ldm.errors import ConfigError
 from ldm.evaluation.retrieval import ranks
-from ldm.families.networks import digest
+from ldm.families.build import parameters
+from ldm.families.networks import described, digest, in_model, read
+from ldm.families.text import own_tokenizer, read_tokenizer
 from ldm.models.clip import Clip
 from ldm.models.conditioner import ClipConditioner, unnamed
-from ldm.models.tokenizer import save_tokenizer, settings_of
+from ldm.models.tokenizer import TokenizerShape, save_tokenizer, settings_of, train_tokenizer
 from ldm.progress import track
+from ldm.tasks.estimate import Step
 from ldm.tasks.noisy_input import NoisyInput
+from ldm.tasks.program import collect
+
+
+def train(config: ClipConfig, accelerator: Accelerator) -> Path:
+    """Builds the towers of ``config``, trains them, and returns the folder of the result."""
+    share, micro = split_batch(config, accelerator.num_processes)
+    if micro != share:
+        raise ConfigError(
+            "micro_batch_size: a contrastive loss compares the whole batch: leave it out, or lower"
+            " batch_size"
+        )
+    noised = _noise(config)
+    side = noised.shape[1] if noised else config.images.size
+    if config.clip.size != side:
+        raise ConfigError(
+            f"clip.size {config.clip.size} is not {side}, the side of what the picture tower sees"
+        )
+    if config.images.buckets:
+        raise ConfigError(
+            "images.buckets: a CLIP's pictures are squares of clip.size: leave it out"
+        )
+    if config.contraries and config.images.flip:
+        raise ConfigError(
+            "images.flip: of a mirrored picture a contrary may be true: leave out one of the two"
+        )
+    collection = collect(config, accelerator)
+    if config.contraries and not any(isinstance(source, Contrary) for source in collection.sources):
+        raise ConfigError(
+            "contraries: no source of data knows texts that are false of its pictures (shapes"
+            " does): leave it out"
+        )
+    if noised is not None:
+        clip, tokenizer = _beside(config, noised)
+    elif config.text is not None:
+        clip, tokenizer = _meeting(config, config.text)
+    else:
+        tokenizer = own_tokenizer(
+            config.run, "tokenizer", collection.captions(), config.vocab_size, config.max_length
+        )
+        clip = config.clip.build(tokenizer, config.seed)
+    clip.to(accelerator.device)
+    if noised is not None and noised.codec is not None:
+        noised.codec.vae.to(accelerator.device)
+    task = ContrastiveTask(config, clip, tokenizer, collection.held_out, accelerator, noised=noised)
+    draws = CaptionedDraws(collection, config, task.conditioner, noised)
+    accelerator.print(
+        f"{parameters(clip):,} parameters, {len(tokenizer):,} tokens,"
+        f" {len(collection.train):,} pictures, {len(collection.held_out):,} held out"
+    )
+    trainer = Trainer(config, task, draws, collection, accelerator)
+    if accelerator.is_main_process:
+        long_captions.tell(Path(config.run), collection.sources, task.conditioner)
+    final = trainer.fit()
+    accelerator.print(f"the text encoder, its tokenizer and the image encoder are in {final}")
+    return final
+
+
+def step(config: ClipConfig) -> Step:
+    """What a step of ``config`` computes, on the meta device."""
+    noised = _noise(config, meta=True)
+    if noised is not None:
+        clip, _ = _beside(config, noised)
+    elif config.text is not None:
+        clip, _ = _meeting(config, config.text)
+    else:
+        shape = config.clip.config(train_tokenizer([], config.vocab_size, config.max_length))
+        shape.text_config.vocab_size = config.vocab_size  # what the captions may fill
+        with torch.device("meta"):
+            clip = Clip(CLIPModel(shape))
+    model = clip.to("meta").model
+    task = ContrastiveTask(config, clip, TokenizerShape.of(model.text_model), noised=noised)
+    return Step({"clip": model, **(noised.networks if noised else {})}, task, ("clip",))
+
+
+def _noise(config: ClipConfig, *, meta: bool = False) -> NoisyInput | None:
+    """What a picture tower sees that is not to see pixels."""
+    if config.model is not None and config.text is not None:
+        raise ConfigError("text: the text side is that of model: leave one of the two out")
+    return None if config.model is None else NoisyInput.of(config.model, config.images, meta=meta)
+
+
+def _beside(config: ClipConfig, noised: NoisyInput) -> tuple[Clip, CLIPTokenizer]:
+    """A new picture tower with the text side of the model's CLIP, and its tokenizer."""
+    text, vision, words = (
+        in_model(config.model, "model", part)
+        for part in ("text_encoder", "image_encoder", "tokenizer")
+    )
+    if not (vision / "config.json").is_file():
+        raise ConfigError(f"model: {config.model} has no image_encoder, so it is half a CLIP")
+    try:
+        whole = Clip.load(text, vision)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise ConfigError(f"model: {config.model} holds no CLIP that can be read: {line}") from None
+    with described("clip"):
+        clip = config.clip.beside(whole, noised.shape[0], config.seed)
+    return clip, read_tokenizer(words)
+
+
+def _meeting(config: ClipConfig, folder: str) -> tuple[Clip, CLIPTokenizer]:
+    """A new picture tower and projections for the text encoder in ``folder``, and its tokenizer."""
+    text_encoder = read(CLIPTextModel, Path(folder) / "text_encoder", "text", meta=False)
+    tokenizer = read_tokenizer(Path(folder) / "tokenizer")
+    with described("text"):
+        ClipConditioner(tokenizer, text_encoder)  # do they fit?
+    with described("clip"):
+        return config.clip.meeting(text_encoder, config.seed), tokenizer
 
 
 class CaptionedDraws(Dataset[dict[str, Any]]):
@@ -92,39 +208,42 @@ class ContrastiveTask(nn.Module):
     """A CLIP that learns; saved as ``text_encoder``, ``tokenizer`` and ``image_encoder``.
 
     Under noise (``noised``) only its picture tower does; beside a given text tower both projections
-    as well.
+    as well. Without an accelerator nothing is trained, for ``example``.
     """
 
     def __init__(
         self,
         config: ClipConfig,
         clip: Clip,
-        tokenizer: CLIPTokenizer,
-        held_out: Items,
-        accelerator: Accelerator,
+        tokenizer: CLIPTokenizer | TokenizerShape,
+        held_out: Items | None = None,
+        accelerator: Accelerator | None = None,
+        *,
         noised: NoisyInput | None = None,
     ) -> None:
         super().__init__()
         self.noised = noised
-        self.origin: dict[str, Any] = {}
-        if noised is not None or config.text is not None:
-            key = "text.folder" if noised is None else "model.text"
-            self.origin = {key: digest(clip.model.text_model, settings_of(tokenizer))}
-        if noised is not None:
-            joint = digest(clip.model.text_projection, str(clip.model.logit_scale.item()))
-            self.origin |= {**noised.origin(), "model.text_projection": joint}
+        self.origin = {} if accelerator is None else _origin(config, clip, tokenizer, noised)
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
         self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)
         self.contrast = ClipLoss(
             gather_with_grad=True,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            rank=accelerator.process_index if accelerator else 0,
+            world_size=accelerator.num_processes if accelerator else 1,
         )
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters of both towers and the scale, but for those that are given."""
         return {n: p for n, p in self.clip.named_parameters() if p.requires_grad}
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        """A micro-batch of ``n`` pictures, without values."""
+        side = self.config.images.size
+        ids = torch.empty(n, self.conditioner.length, dtype=torch.int64)
+        false = {"false_ids": torch.empty_like(ids)} if self.config.contraries else {}
+        drawn = self.noised.example(n) if self.noised else {}
+        return {"pixels": torch.empty(n, 3, side, side), "ids": ids, **false, **drawn}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` ``b``: that of the global batch, the same for every sample, and with contraries
@@ -219,3 +338,17 @@ class ContrastiveTask(nn.Module):
         clip = Clip.load(folder / "text_encoder", folder / "image_encoder")
         mine = self.trained()
         return {name: p for name, p in clip.named_parameters() if name in mine}
+
+
+def _origin(
+    config: ClipConfig, clip: Clip, tokenizer: CLIPTokenizer, noised: NoisyInput | None
+) -> dict[str, Any]:
+    """What is read from folders, by keys of a run's identity."""
+    found: dict[str, Any] = {}
+    if noised is not None or config.text is not None:
+        key = "text.folder" if noised is None else "model.text"
+        found = {key: digest(clip.model.text_model, settings_of(tokenizer))}
+    if noised is not None:
+        joint = digest(clip.model.text_projection, str(clip.model.logit_scale.item()))
+        found |= {**noised.origin(), "model.text_projection": joint}
+    return found

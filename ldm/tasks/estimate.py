@@ -31,6 +31,7 @@ from torch.utils.flop_counter import (
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
 from ldm.engine.precision import DTYPES, device_at_hand, has_bfloat16, named
+from ldm.engine.task import Task
 
 EFFICIENCY = {
     True: {"float32": 0.62, "bfloat16": 0.36, "float16": 0.36},
@@ -54,13 +55,13 @@ class Step:
 
     Args:
         networks: on the meta device; what learns requires gradients.
-        loss: of so many images, from pixels or caches to the number that is differentiated.
+        task: what a run of them would train.
         saved: names of the networks that a checkpoint holds; None: what learns alone.
         cached: bytes kept in the cache of each picture and of each caption.
     """
 
     networks: Mapping[str, nn.Module]
-    loss: Callable[[int], Tensor]
+    task: Task
     saved: tuple[str, ...] | None
     cached: tuple[int, int] = (0, 0)
 
@@ -103,6 +104,8 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
 
     ``step.networks`` lose the meta device to the fake one.
     """
+    with torch.device("meta"):
+        example = step.task.example(micro)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in step.networks.values():
             network.to_empty(device="cpu")
@@ -116,7 +119,8 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
                     parameter.grad = torch.zeros_like(parameter)
             dtype = DTYPES[config.precision]
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                loss = step.loss(micro)
+                batch = {n: torch.empty(x.shape, dtype=x.dtype) for n, x in example.items()}
+                loss = step.task(batch)["loss"].mean()
             loss.backward()
     counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
     convolution = sum(n for op, n in counted.items() if "convolution" in str(op))

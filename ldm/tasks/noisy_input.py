@@ -40,7 +40,11 @@ class NoisyInput:
 
     @staticmethod
     def of(
-        model: str | None, images: ImageTransform, process: ProcessConfig | None = None
+        model: str | None,
+        images: ImageTransform,
+        process: ProcessConfig | None = None,
+        *,
+        meta: bool = False,
     ) -> NoisyInput:
         """As the denoiser of the pipeline folder ``model`` sees squares of ``images``.
 
@@ -48,6 +52,7 @@ class NoisyInput:
             model: None: pixels.
             images: what makes them.
             process: what differs from the noise of ``model``, or all of it.
+            meta: the autoencoder as shapes only.
 
         Raises:
             ConfigError: the folder cannot be read, or the size is not whole in latents.
@@ -57,7 +62,8 @@ class NoisyInput:
             return NoisyInput(
                 configured_process(settings, None), None, (3, images.size, images.size)
             )
-        codec = VaeCodec(read_vae(str(in_model(model, "model", "vae"))).eval())
+        vae = read_vae(str(in_model(model, "model", "vae")), meta=meta)
+        codec = VaeCodec(vae.eval().requires_grad_(False))
         side = latent_side(codec, images)
         return NoisyInput(configured_process(settings, model), codec, (codec.channels, side, side))
 
@@ -65,6 +71,16 @@ class NoisyInput:
         """What a run's identity is told of it."""
         found = {"process": repr(self.process)}
         return found if self.codec is None else {**found, "model.vae": digest(self.codec.vae)}
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """The autoencoder, if there is one, by the name of its folder."""
+        return {} if self.codec is None else {"vae": self.codec.network}
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        """``draws`` of ``n`` images, without values."""
+        drawn = {name: torch.empty(n, *self.shape) for name in ("posterior", "noise")}
+        return drawn | {"u": torch.empty(n, dtype=torch.float64)}
 
     def draws(self, seed: int, position: int, batch: int) -> dict[str, Any]:
         """All that is random of the image at ``position``: ``posterior``, ``noise``, ``u``."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -103,6 +105,28 @@ def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerato
     return accelerator
 
 
+def run(
+    command: Command[C],
+    train: Callable[[C, Accelerator], Path],
+    step: Callable[[C], Step],
+    *,
+    sharded: bool = False,
+) -> None:
+    """Does what a command line asks for.
+
+    Args:
+        command: what was asked for.
+        train: trains, and returns the folder of the result.
+        step: of a dry run, what a step computes.
+        sharded: whether the parameters may be in shards (FSDP).
+    """
+    program = Program(command)
+    if command.dry_run:
+        program.report(step(program.config))
+    else:
+        train(program.config, program.accelerator(sharded=sharded))
+
+
 class Program(Generic[C]):
     """What a program does with its command line.
 
@@ -116,7 +140,6 @@ class Program(Generic[C]):
         self.config, self.told, slow = settled(command.config, device_at_hand())
         for warning in slow if main_process() else ():
             log.warning(warning)
-        self.dry_run = command.dry_run
 
     def accelerator(self, *, sharded: bool = False) -> Accelerator:
         """The processes and the precision of the run.

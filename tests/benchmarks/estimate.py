@@ -24,10 +24,7 @@ from ldm.config.schema import TrainConfig
 from ldm.engine.batch import split_batch
 from ldm.engine.precision import MIXED, settled
 from ldm.engine.trainer import Trainer
-from ldm.families.build import build
-from ldm.tasks import estimate
-from ldm.tasks.steps import text_to_image
-from runs import program
+from ldm.tasks import estimate, text_to_image
 
 STEPS = 10
 
@@ -56,10 +53,10 @@ def main() -> None:
         accelerator = Accelerator(cpu=True, mixed_precision=MIXED[config.precision])
         rates = estimate.measure(config.precision)
         before = resident()
-        program("train").train(config, accelerator)
+        text_to_image.train(config, accelerator)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     share, micro = split_batch(config, 1)
-    step = text_to_image(config, build(config, [], meta=True))
+    step = text_to_image.step(config)
     cost = estimate.trace(config, step, micro, share // micro)
     measured = statistics.median(b - a for a, b in zip(ends[2:], ends[3:], strict=False))
     told = estimate.seconds(cost, rates)

@@ -107,7 +107,7 @@ def config(folder: Path, **changes) -> TrainConfig:
 
 @torch.no_grad()
 def test_the_penultimate_layer_in_a_run_and_in_its_folder(tmp_path: Path) -> None:
-    from ldm.tasks.text_to_image import pipeline
+    from ldm.tasks.denoising import pipeline
 
     folder, model = saved(tmp_path / "m")
     made = build(config(folder, text_layers=LAYERS - 1), [])

@@ -19,9 +19,9 @@ from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.models.conditioner import ClipConditioner
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.tasks.denoising import DenoisingTask
 from ldm.tasks.estimate import trace
-from ldm.tasks.steps import text_to_image
-from ldm.tasks.text_to_image import TextToImageTask
+from ldm.tasks.text_to_image import step
 from programs import told
 from runs import accelerator, train, tree
 
@@ -156,12 +156,12 @@ def test_the_text_encoder_learns_at_its_own_rate(base, tmp_path, command, lora):
     assert message.endswith("optimizer.text_encoder_lr was 1e-06 and is now 1e-05")
 
 
-def build_parts(changes: dict[str, Any]) -> TextToImageTask:
+def build_parts(changes: dict[str, Any]) -> DenoisingTask:
     """The task of a run that has not begun."""
     config = validate(TrainConfig, tree(Path("run"), **changes))
     model = build(config, [])
     encoder = Encoder(config, model.codec, model.conditioner, accelerator())
-    return TextToImageTask(config, model, [], encoder)
+    return DenoisingTask(config, model, [], encoder)
 
 
 def gradients(changes: dict[str, Any], seed: int = 7) -> tuple[dict[str, Tensor], int]:
@@ -302,8 +302,7 @@ def test_estimates_count_what_learns(base, tmp_path, command, change, numbers):
     costs = {}
     for again in (False, True):
         asked = replace(config, gradient_checkpointing=again)
-        step = text_to_image(asked, build(asked, [], meta=True))
-        costs[again] = trace(asked, step, 16, 1)
+        costs[again] = trace(asked, step(asked), 16, 1)
     assert costs[False].learning == costs[True].learning == 4 * numbers
     assert costs[True].working < costs[False].working
     assert costs[True].convolution > costs[False].convolution

@@ -26,8 +26,10 @@ from ldm.models.classifier import NoisyClassifier
 from ldm.models.clip import Clip
 from ldm.models.clip_size import ClipSize
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.tasks import classifier as train_classifier
+from ldm.tasks import clip as train_clip
 from programs import told
-from runs import accelerator, program
+from runs import accelerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -65,7 +67,7 @@ def unlabelled(run: Path) -> dict[str, Any]:
 
 def train(run: Path, **changes: Any) -> Path:
     config = validate(ClassifierConfig, tree(run, **changes))
-    return program("train_classifier").train(config, accelerator())
+    return train_classifier.train(config, accelerator())
 
 
 def test_a_classifier_learns_and_points_the_way(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_a_picture_tower_on_noised_latents(tmp_path: Path, model: Path) -> None:
                      "patch": 2},
         },
     )  # fmt: skip
-    final = program("train_clip").train(config, accelerator())
+    final = train_clip.train(config, accelerator())
     known = Clip.load(model / "text_encoder", model / "image_encoder")
     towers = Clip.load(final / "text_encoder", final / "image_encoder")
     ids = torch.tensor([[512, 5, 6, 513] + [513] * 20])
@@ -161,7 +163,7 @@ def test_a_picture_tower_meets_a_text_encoder_as_it_is(tmp_path: Path, model: Pa
     def config_of(tree: dict[str, Any]) -> ClipConfig:
         return validate(ClipConfig, tree)
 
-    final = program("train_clip").train(config_of(tree), accelerator())
+    final = train_clip.train(config_of(tree), accelerator())
     towers = Clip.load(final / "text_encoder", final / "image_encoder")
     known = Clip.load(model / "text_encoder", model / "image_encoder").model.text_model
     state = known.state_dict()
@@ -187,18 +189,16 @@ def test_a_picture_tower_meets_a_text_encoder_as_it_is(tmp_path: Path, model: Pa
     )
     # The same weights elsewhere are the same run; others are not.
     there = Path(shutil.copytree(model, tmp_path / "there"))
-    program("train_clip").train(config_of({**tree, "text": str(there)}), accelerator())
+    train_clip.train(config_of({**tree, "text": str(there)}), accelerator())
     file = there / "text_encoder/model.safetensors"
     learnt = load_file(file)
     learnt["text_model.final_layer_norm.bias"] += 0.01
     save_file(learnt, file, metadata={"format": "pt"})
     shutil.rmtree(final)
     with pytest.raises(OtherRunError, match="the weights .or config. that the folder holds"):
-        program("train_clip").train(config_of({**tree, "text": str(there)}), accelerator())
+        train_clip.train(config_of({**tree, "text": str(there)}), accelerator())
     with pytest.raises(ConfigError, match="text: the text side is that of model"):
-        program("train_clip").train(
-            validate(ClipConfig, {**tree, "model": str(model)}), accelerator()
-        )
+        train_clip.train(validate(ClipConfig, {**tree, "model": str(model)}), accelerator())
 
 
 def test_a_picture_tower_is_exported_and_knows_its_text_encoder(
@@ -253,7 +253,7 @@ def test_dry_runs_count_what_learns(command, tmp_path: Path, model: Path, capsys
 def test_a_clip_that_does_not_fit_is_refused(tmp_path: Path, model: Path) -> None:
     config = validate(ClipConfig, {**unlabelled(tmp_path / "run"), "model": str(model)})
     with pytest.raises(ConfigError, match="clip.size 64 is not 8, the side of what"):
-        program("train_clip").train(config, accelerator())
+        train_clip.train(config, accelerator())
 
 
 def test_labels_are_of_pictures_that_fit_one_rule(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ldm.engine.optimizer import adamw
 from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.families.noise import process_and_objective
-from ldm.tasks.text_to_image import TextToImageTask
+from ldm.tasks.denoising import DenoisingTask
 from runs import accelerator, tree
 
 PROCESSES = {
@@ -140,7 +140,7 @@ def test_the_legal_train_and_draw(row, collection):
     run = config(process, target, objective=objective, **settings(codec, condition))
     model = build(run, collection.captions())
     encoder = Encoder(run, model.codec, model.conditioner, accelerator())
-    task = TextToImageTask(run, model, collection.held_out, encoder)
+    task = DenoisingTask(run, model, collection.held_out, encoder)
     draws, optimizer = ImageDraws(run, collection, encoder), adamw(task.trained(), run.optimizer)
     before = {name: value.detach().clone() for name, value in task.trained().items()}
     for step in range(2):
@@ -158,7 +158,7 @@ def test_the_legal_train_and_draw(row, collection):
 
 
 @torch.no_grad()
-def draw(task: TextToImageTask, prompt: str) -> torch.Tensor:
+def draw(task: DenoisingTask, prompt: str) -> torch.Tensor:
     """Two pictures in two steps, ``2 3 8 8``."""
     model, process = task.model, task.process
     if isinstance(process, VariancePreserving):

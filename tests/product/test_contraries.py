@@ -20,8 +20,8 @@ from ldm.demo.shapes import ShapesData
 from ldm.diffusion import stream
 from ldm.errors import ConfigError, DataError
 from ldm.models.tokenizer import train_tokenizer
-from ldm.tasks.clip import CaptionedDraws, ContrastiveTask
-from runs import accelerator, program
+from ldm.tasks.clip import CaptionedDraws, ContrastiveTask, train
+from runs import accelerator
 
 TWO = ShapesData(count=150, scenes=("two",))
 SCENES = [TWO.spec(index) for index in range(TWO.count)]
@@ -126,12 +126,12 @@ def test_the_loss_is_a_softmax_of_two(tmp_path: Path) -> None:
 
 
 def test_a_run_says_how_many_it_tells_apart(tmp_path: Path) -> None:
-    program("train_clip").train(config(tmp_path / "run"), accelerator())
+    train(config(tmp_path / "run"), accelerator())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert any(0 <= json.loads(line).get("held_out_contraries", -1) <= 1 for line in lines)
     with pytest.raises(ConfigError, match="images.flip: of a mirrored picture a contrary may be"):
         flipped = config(tmp_path / "other", images={"size": 16, "flip": True})
-        program("train_clip").train(flipped, accelerator())
+        train(flipped, accelerator())
     digits = {"data": {"kind": "digits"}, "images": {"size": 16}}
     with pytest.raises(ConfigError, match="contraries: no source of data knows texts"):
-        program("train_clip").train(config(tmp_path / "other", **digits), accelerator())
+        train(config(tmp_path / "other", **digits), accelerator())

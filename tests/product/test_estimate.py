@@ -6,29 +6,45 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.config.loader import load, validate
 from ldm.config.schema import TrainConfig
-from ldm.families.build import build
+from ldm.tasks.denoising import DenoisingTask
 from ldm.tasks.estimate import Step, _Live, measure, seconds, size, trace
-from ldm.tasks.steps import text_to_image
+from ldm.tasks.text_to_image import step
 from runs import ROOT, train, tree
 
 # A trace costs a millisecond for each operation, whatever its size.
 SHALLOW = {"block_out_channels": [16]}
+TOWER = {
+    "vocab_size": 600, "max_length": 16, "hidden_size": 32, "intermediate_size": 64,
+    "layers": 2, "heads": 2,
+}  # fmt: skip
 
 
 def config(run: Path, **changes) -> TrainConfig:
     return validate(TrainConfig, tree(run, **{"unet": SHALLOW} | changes))
 
 
+class Alone:
+    """A task of one network and its mean square."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        self.network, self.shape = network, shape
+
+    def example(self, n: int) -> dict[str, Tensor]:
+        return {"x": torch.empty(n, *self.shape)}
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": self.network(batch["x"]).square().mean()}
+
+
 def alone(network: nn.Module, *shape: int, config: TrainConfig, micro: int = 8, parts: int = 1):
-    step = Step(
-        {"net": network}, lambda n: network(torch.empty(n, *shape)).square().mean(), ("net",)
-    )
-    return trace(config, step, micro, parts)
+    task = Alone(network, shape)
+    return trace(config, Step({"net": network}, task, ("net",)), micro, parts)
 
 
 def test_a_convolution_and_a_product_by_hand(tmp_path):
@@ -79,10 +95,6 @@ def test_half_precision_keeps_less(tmp_path):
     assert 0.4 < working("bfloat16") / working("float32") < 0.9
 
 
-def step(settings: TrainConfig) -> Step:
-    return text_to_image(settings, build(settings, [], meta=True))
-
-
 def test_frozen_networks_cost_what_is_not_cached(tmp_path):
     flops = {}
     for latents in (True, False):
@@ -95,6 +107,42 @@ def test_frozen_networks_cost_what_is_not_cached(tmp_path):
     assert flops[True, False][0] == flops[True, True][0]  # a text encoder has no convolutions
     learns = config(tmp_path, train=["unet", "text_encoder"])
     assert trace(learns, step(learns), 4, 1).product > flops[True, False][1]  # and backwards
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"cache_latents": False, "cache_text": False},
+        {"family": "sdxl", "text": [TOWER, TOWER | {"projection": 8}], "text_dropout": [0.3, 0.3]},
+        {"vae": "pixels", "text": None, "condition": {"classes": ["red", "blue"]}},
+    ],
+    ids=["cached", "straight", "two towers", "classes"],
+)
+def test_what_is_traced_has_the_shapes_of_a_batch(tmp_path, monkeypatch, own_cache, changes):
+    """Or the cost would be that of something else."""
+    seen, forward = [], DenoisingTask.forward
+    monkeypatch.setattr(
+        DenoisingTask, "forward", lambda task, batch: (seen.append(batch), forward(task, batch))[1]
+    )
+    if "condition" in changes:
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for n in range(40):
+            Image.new("RGB", (16, 16), (6 * n, 0, 0)).save(folder / f"{n}.png")
+            (folder / f"{n}.txt").write_text(("red", "blue")[n % 2])
+        changes = changes | {"data": {"path": str(folder)}}
+    changes = {"unet": SHALLOW, "duration": "1 step", "batch_size": 4} | changes
+    train(tmp_path / "run", **changes)
+    settings = config(tmp_path / "other", **changes)
+    task = step(settings).task
+    with torch.device("meta"):
+        example = task.example(4)
+
+    def shapes(batch):
+        return {name: (tuple(x.shape), x.dtype) for name, x in batch.items()}
+
+    assert shapes(example) == shapes(seen[0])
 
 
 def test_what_learns_is_what_the_config_says(tmp_path):

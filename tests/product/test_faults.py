@@ -22,7 +22,7 @@ from ldm.engine import state
 from ldm.engine.signals import STOPPED
 from ldm.engine.trainer import Trainer
 from ldm.storage import checkpoint, tensor_cache
-from ldm.tasks.text_to_image import TextToImageTask
+from ldm.tasks.denoising import DenoisingTask
 from programs import told
 from runs import ROOT, program, train, tree
 
@@ -86,14 +86,14 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "number", "by", "left_at"),
     [
-        (TextToImageTask, "forward", 4, signal.SIGTERM, 64),
-        (TextToImageTask, "forward", 2, signal.SIGUSR1, 32),
-        (TextToImageTask, "forward", 6, signal.SIGINT, 96),  # the last step
-        (TextToImageTask, "validate", 1, signal.SIGTERM, 48),
+        (DenoisingTask, "forward", 4, signal.SIGTERM, 64),
+        (DenoisingTask, "forward", 2, signal.SIGUSR1, 32),
+        (DenoisingTask, "forward", 6, signal.SIGINT, 96),  # the last step
+        (DenoisingTask, "validate", 1, signal.SIGTERM, 48),
         (state, "write", 1, signal.SIGINT, 48),
         (Encoder, "encode_pictures", 1, signal.SIGTERM, None),
         (tensor_cache, "write_tensors", 2, signal.SIGINT, None),
-        (TextToImageTask, "finish", 1, signal.SIGTERM, 96),
+        (DenoisingTask, "finish", 1, signal.SIGTERM, 96),
     ],
 )
 def test_a_signal_loses_nothing(

@@ -24,8 +24,9 @@ from ldm.formats import lora
 from ldm.formats.png import read_parameters
 from ldm.models.lora import named, weights
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.tasks import text_to_image
 from programs import told
-from runs import accelerator, program, train, tree
+from runs import accelerator, train, tree
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -190,7 +191,7 @@ def test_init_is_its_own_draw_per_network_and_moves_nobodys(base):
     assert len({one[name][0, :8].sum().item() for name in moved}) == len(moved)
 
 
-def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path):
+def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path, monkeypatch):
     prompts = ["a red circle", "a blue square"]
     config = validate(
         TrainConfig,
@@ -211,10 +212,11 @@ def test_pictures_of_the_run_and_its_score_are_the_adapted_models(base, tmp_path
             ),
         ),
     )
-    module, scored = program("train"), []
-    judge = module.score
-    module.score = lambda pipes, *rest: (scored.append(pipes), judge(pipes, *rest))[1]
-    final = module.train(config, accelerator())
+    scored, judge = [], text_to_image.score
+    monkeypatch.setattr(
+        text_to_image, "score", lambda pipes, *rest: (scored.append(pipes), judge(pipes, *rest))[1]
+    )
+    final = text_to_image.train(config, accelerator())
     pipe = scored[0]["drawn"]
     pipe.set_progress_bar_config(disable=True)
 

@@ -19,7 +19,8 @@ from ldm.engine.nonfinite import Step
 from ldm.engine.scaling import LossScale
 from ldm.errors import RunError
 from ldm.storage import checkpoint
-from runs import accelerator, program, tree
+from ldm.tasks import text_to_image
+from runs import accelerator, tree
 
 LARGEST = 65504.0  # of float16
 
@@ -48,7 +49,7 @@ def scaled(run: Path, scaler: torch.amp.GradScaler | None, **changes) -> Path:
     settings = dict(duration="4 steps", checkpoints={"every": "1 step", "keep": 9}, ema=None)
     processes: Accelerator = accelerator()
     processes.scaler = scaler
-    program("train").train(validate(TrainConfig, tree(run, **(settings | changes))), processes)
+    text_to_image.train(validate(TrainConfig, tree(run, **(settings | changes))), processes)
     return run
 
 

@@ -12,7 +12,8 @@ from ldm.config.schema import TrainConfig
 from ldm.demo.digits import NAMES
 from ldm.families.build import build, parameters
 from ldm.families.noise import process_and_objective
-from runs import ROOT, accelerator, program
+from ldm.tasks import text_to_image
+from runs import ROOT, accelerator
 
 FOLDER = ROOT / "configs" / "papers"
 NAMED = {
@@ -63,7 +64,7 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     ]  # fmt: skip
     small = load(TrainConfig, file, overrides)
     assert process_and_objective(small)[0] == whole.process
-    final = program("train").train(small, accelerator())
+    final = text_to_image.train(small, accelerator())
     assert (final / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert (final / "vae").exists() == (file.stem == "ldm")
 

@@ -145,8 +145,9 @@ import json, sys, time
 from pathlib import Path
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
-from ldm.tasks.text_to_image import TextToImageTask
-from runs import accelerator, program
+from ldm.tasks.denoising import DenoisingTask
+from ldm.tasks.text_to_image import train
+from runs import accelerator
 
 def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -156,13 +157,13 @@ def told():
     return {"seconds": time.perf_counter() - start, "cpu": time.process_time(),
             "anon": memory("RssAnon"), "resident": memory("VmHWM")}
 
-train, found, forward = program("train").train, {}, TextToImageTask.forward
+found, forward = {}, DenoisingTask.forward
 
 def first(task, batch):
     found.setdefault("first", told())
     return forward(task, batch)
 
-TextToImageTask.forward = first
+DenoisingTask.forward = first
 start = time.perf_counter()
 found["begin"] = told()
 train(validate(TrainConfig, json.loads(Path(sys.argv[1]).read_text())), accelerator())

@@ -284,7 +284,8 @@ def test_pictures_are_a_function_of_seed_and_index() -> None:
 
 def test_a_wide_picture_has_its_scene_in_the_middle() -> None:
     wide = ShapesData(count=4, width=96)
-    assert wide.sizes.tolist() == [[96, 64]] * 4 and ShapesData(count=1).sizes.tolist() == [[64, 64]]
+    assert wide.sizes.tolist() == [[96, 64]] * 4
+    assert ShapesData(count=1).sizes.tolist() == [[64, 64]]
     picture = wide.load(3)
     assert picture.crop((16, 0, 80, 64)).tobytes() == DATA.load(3).tobytes()
     for left in (0, 80):

@@ -59,6 +59,7 @@ from ldm.engine.precision import MIXED
 from ldm.engine.scaling import LossScale
 from ldm.config.schema import TrainConfig
 from ldm.engine.trainer import Trainer
+from ldm.tasks import text_to_image
 from runs import accelerator, program
 
 torch.set_num_threads(1)
@@ -98,7 +99,7 @@ for sharded, plain in json.loads((root / "jobs.json").read_text()):
         shards.settle(processes)
         # As accelerate has one for float16 on GPUs; a power of two, which changes no number.
         processes.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
-    program("train").train(config, processes)
+    text_to_image.train(config, processes)
 overflowed = overflow(processes)
 accelerator()  # forgets all that
 sys.argv = ["train.py", "--config", str(root / "config.yaml")]
