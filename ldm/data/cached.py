@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -230,6 +230,7 @@ class MadeWith(_Format):
     fingerprints: dict[str, str]
     origin: dict[str, Any]
     pillow: str
+    cache_dtype: NotRequired[str]
 
 
 class _Entry(TypedDict):

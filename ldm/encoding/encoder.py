@@ -93,6 +93,7 @@ class Encoder:
                 f"text_dropout: {len(dropout)} shares for {len(towers)} text encoders: give a"
                 " number for all of them, or one for each"
             )
+        self.dtype = getattr(torch, config.cache_dtype)
         self.listed = False  # captions that are too long, once and for all
 
     @property
@@ -185,7 +186,8 @@ class Encoder:
             return TensorCache(self.folder, text_key(name), whole=whole)
         tower = self.conditioner.towers[name]
         read = () if tower.layer is None else (tower.layer, tower.pooled)
-        space = fingerprint("tokens", *tower.printed, tower.text_encoder, *read, "float32")
+        dtype = self.config.cache_dtype
+        space = fingerprint("tokens", *tower.printed, tower.text_encoder, *read, dtype)
         return TensorCache(cache_root() / "text", space)
 
     @cached_property
@@ -235,7 +237,7 @@ class Encoder:
         """What ``tower`` says to the captions that ``rows`` are numbers of, by name."""
         with unnamed():
             said = self.conditioner.towers[tower].encode([captions[row] for row in rows])
-        return said.tensors()
+        return said.to("cpu", self.dtype).tensors()
 
     def evaluated(self, items: Sequence[Item]) -> tuple[Moments, Condition]:
         """Moments and conditions of ``items`` of one shape as evaluation sees them."""
@@ -307,7 +309,7 @@ class Encoder:
             ids = torch.empty(1, tower.length, dtype=torch.int64)
             said = {"ids": ids}
             if held or name in self.text_cached:
-                said = tower.encode_ids(ids).tensors()
+                said = tower.encode_ids(ids).to(ids.device, self.dtype).tensors()
             batch |= {f"{name}.{k}": x.new_empty(n, *x.shape[1:]) for k, x in said.items()}
         if not towers:
             batch["ids"] = torch.empty(n, 1, dtype=torch.int64)
@@ -354,7 +356,7 @@ class Encoder:
         towers, start = self.conditioner.towers, f"{name}."
         mine = {key.removeprefix(start): x for key, x in batch.items() if key.startswith(start)}
         if "ids" not in mine:
-            said = Condition.of(mine)
+            said = Condition.of(mine).to(mine["tokens"].device, torch.float32)
         elif name in self.learning:
             said = towers[name].encode_ids(mine["ids"])
         else:

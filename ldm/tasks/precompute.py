@@ -122,6 +122,7 @@ class Precompute:
             "fingerprints": fingerprints(self.family, self.networks, self.tokenizers),
             "origin": frozen_origin(self.family, self.networks, self.tokenizers),
             "pillow": PIL.__version__,
+            "cache_dtype": self.config.cache_dtype,
         }
 
     def _refuse_folder(self, made_with: dict[str, Any]) -> None:
@@ -130,8 +131,10 @@ class Precompute:
         other = f"choose another --out, or remove {self.folder}"
         if not (self.folder / MADE_WITH).is_file():
             raise ConfigError(f"--out {self.folder}: it holds something else, {other}")
-        for name in ("format", "images", "fingerprints", "pillow"):
-            was, now = self.held.made_with.get(name), made_with[name]
+        for name in ("format", "images", "fingerprints", "pillow", "cache_dtype"):
+            # Sets of before the key are of float32.
+            was = self.held.made_with.get(name, "float32" if name == "cache_dtype" else None)
+            now = made_with[name]
             if was == now:
                 continue
             if isinstance(was, dict):
@@ -322,7 +325,10 @@ def _alone(item: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _same(stored: dict[str, torch.Tensor], made: Any) -> bool:
-    return all(
-        torch.allclose(value.float(), made[name][0].cpu().float(), rtol=TOLERANCE, atol=TOLERANCE)
-        for name, value in stored.items()
-    )
+    def near(value: torch.Tensor, again: torch.Tensor) -> bool:
+        # Where both round to another neighbour there is a digit between them.
+        rounded = 2 * torch.finfo(value.dtype).eps if value.is_floating_point() else 0
+        error = max(TOLERANCE, rounded)
+        return torch.allclose(value.float(), again.cpu().float(), rtol=error, atol=error)
+
+    return all(near(value, made[name][0]) for name, value in stored.items())

@@ -291,6 +291,18 @@ def test_a_set_that_is_damaged_is_not_trained_on(tmp_path, model):
         (folder / name).write_text(whole)
 
 
+def test_a_set_in_half_precision(tmp_path, model):
+    """Is checked, is trained on, and is not that of float32."""
+    config = tree(tmp_path / "none", **settings(tmp_path, model)) | {"cache_dtype": "bfloat16"}
+    folder = made(tmp_path, config)
+    shard, *_ = (folder / "text").rglob("*.safetensors")
+    assert load_file(shard)["tokens"].dtype == torch.bfloat16
+    assert call(tmp_path, config, "--verify")[0] == 0
+    train(tmp_path / "run", **cached(settings(tmp_path, model), folder))
+    status, output = call(tmp_path, config | {"cache_dtype": "float32"})
+    assert status != 0 and "its set was made with another cache_dtype" in output
+
+
 def test_verify_names_what_is_broken_and_a_second_start_makes_it_again(tmp_path, model):
     config = tree(tmp_path / "none", **settings(tmp_path, model))
     folder = made(tmp_path, config)

@@ -67,6 +67,27 @@ def test_caches_and_going_on_change_no_bit(tmp_path, dropout):
     assert (drawn[0] - drawn[1]).abs().max() <= 1e-5 * drawn[0].abs().max()
 
 
+def test_text_is_cached_in_half_precision(tmp_path, monkeypatch):
+    """Half the bytes; of a run that computes in bfloat16 no bit changes, of one in float32 some."""
+    lines, size = {}, {}
+    for precision, dtype in (
+        ("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32"),
+        ("float32", "bfloat16"),
+    ):  # fmt: skip
+        monkeypatch.setenv("LDM_CACHE", str(tmp_path / f"cache-{precision}-{dtype}"))
+        run = tmp_path / f"{precision}-{dtype}"
+        changes = settings(duration="2 steps", precision=precision, cache_dtype=dtype)
+        train(run, **changes, text_dropout=[0.3, 0.3])
+        lines[precision, dtype] = losses(run)
+        shards = (tmp_path / f"cache-{precision}-{dtype}" / "text").rglob("*.safetensors")
+        rows = [load_file(shard) for shard in shards]
+        size[dtype] = sum(x.nbytes for row in rows for x in row.values() if x.is_floating_point())
+    assert size["float32"] == 2 * size["bfloat16"] > 0
+    assert lines["bfloat16", "bfloat16"] == lines["bfloat16", "float32"]
+    exact, rounded = lines["float32", "float32"], lines["float32", "bfloat16"]
+    assert rounded != exact and rounded == pytest.approx(exact, rel=1e-3)
+
+
 def draws(dropout: Any) -> ImageDraws:
     plain = tree(Path("run"), **settings(text_dropout=dropout), cache_text=False)
     config = validate(TrainConfig, plain)
