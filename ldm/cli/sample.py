@@ -17,6 +17,7 @@ from ldm.cli.failure import check_pipeline, fail, named_sampler, there
 from ldm.cli.options import Guidance, Steps
 from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
 from ldm.progress import Progress
+from ldm.sampling.names import OF_ANY_PROCESS, SCHEDULED
 
 
 def _targets(out: Path, count: int) -> list[Path]:
@@ -91,10 +92,9 @@ def sample(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, dpm++, euler, euler-a, heun, dpm2, unipc, pndm; of any process:"
-            " ode-euler, ode-heun, ode-adaptive, sde, ancestral, langevin, pc; or 'model': the"
-            " folder's own. What the folder states, else dpm++, or ode-heun of what is not variance"
-            " preserving."
+            help=f"{', '.join(SCHEDULED)}; of any process: {', '.join(OF_ANY_PROCESS)}; or 'model':"
+            " the folder's own. What the folder states, else dpm++, or ode-heun of what is not"
+            " variance preserving."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ldm.sampling.names import SCHEDULED
+
 _T = TypeVar("_T", int, float)
 _KEY = "parameters"
 _EXIF, _COMMENT = 0x8769, 0x9286  # the tags of EXIF's own table and of the user comment in it
@@ -29,17 +31,6 @@ _SEGMENT = 65_533 - len(b"Exif\0\0")  # bytes that a JPEG has for it
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """By the suffix of a file."""
 _NEGATIVE = "Negative prompt: "
-_THEIR_NAME = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpm++": "DPM++ 2M",
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "unipc": "UniPC",
-    "pndm": "PLMS",
-}
 _LONGEST: dict[str, Any] = {
     "steps": 1_000_000,
     "sampler": "x" * 40,  # also the name of a scheduler's class
@@ -90,9 +81,10 @@ class Parameters:
     def __str__(self) -> str:
         """The text in the file."""
         size = f"{self.width}x{self.height}" if self.width and self.height else None
+        labels = {name: known.label for name, known in SCHEDULED.items()}
         entries = {
             "Steps": self.steps,
-            "Sampler": _THEIR_NAME.get(self.sampler or "", self.sampler),
+            "Sampler": labels.get(self.sampler or "", self.sampler),
             "CFG scale": None if self.guidance is None else f"{self.guidance:g}",
             "Seed": self.seed,
             "Size": size,
@@ -114,7 +106,7 @@ class Parameters:
             body, last = text, ""
         prompt, _, negative = body.partition("\n" + _NEGATIVE)
         found = {key.strip(): _unquoted(value) for key, value in _ENTRY.findall(last)}
-        ours = {theirs: name for name, theirs in _THEIR_NAME.items()}
+        ours = {known.label: name for name, known in SCHEDULED.items()}
         sampler = found.get("Sampler")
         width, _, height = found.get("Size", "").partition("x")
         return cls(

@@ -10,25 +10,45 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import NamedTuple
 
-NAMES = (
-    "ddim", "ddpm", "dpm++", "euler", "euler-a", "heun", "dpm2", "unipc", "pndm",
-    "ode-euler", "ode-heun", "ode-adaptive", "sde", "ancestral", "langevin", "pc",
-)  # fmt: skip
-"""Of the rows of ``samplers.SAMPLERS`` and ``samplers.PROCESS_SAMPLERS``."""
-_ALIASES = {
-    "ddim": "ddimscheduler",
-    "ddpm": "ddpmscheduler",
-    "dpm++": "dpmpp dpm++_2m dpm++2m dpmpp_2m dpmpp2m k_dpmpp_2m k_dpm++_2m dpmsolver++"
-    " dpmsolvermultistep dpmsolvermultistepscheduler",
-    "euler": "k_euler euler_discrete eulerdiscretescheduler",
-    "euler-a": "euler_ancestral eulera k_euler_a k_euler_ancestral eulerancestral"
-    " eulerancestraldiscretescheduler",
-    "heun": "k_heun heundiscretescheduler",
-    "dpm2": "dpm_2 k_dpm2 k_dpm_2 kdpm2 kdpm2discretescheduler",
-    "unipc": "uni_pc_bh2 unipcmultistep unipcmultistepscheduler",
-    "pndm": "plms pndmscheduler",
+
+class Known(NamedTuple):
+    """How others call a sampler.
+
+    Args:
+        label: A1111, in its menu and in the pictures that it saves.
+        aliases: and others, folded, with spaces between.
+    """
+
+    label: str
+    aliases: str
+
+
+SCHEDULED: dict[str, Known] = {
+    "ddim": Known("DDIM", "ddimscheduler"),
+    "ddpm": Known("DDPM", "ddpmscheduler"),
+    "dpm++": Known(
+        "DPM++ 2M",
+        "dpmpp dpm++2m dpmpp_2m dpmpp2m k_dpmpp_2m k_dpm++_2m dpmsolver++ dpmsolvermultistep"
+        " dpmsolvermultistepscheduler",
+    ),
+    "euler": Known("Euler", "k_euler euler_discrete eulerdiscretescheduler"),
+    "euler-a": Known(
+        "Euler a",
+        "euler_ancestral eulera k_euler_a k_euler_ancestral eulerancestral"
+        " eulerancestraldiscretescheduler",
+    ),
+    "heun": Known("Heun", "k_heun heundiscretescheduler"),
+    "dpm2": Known("DPM2", "dpm_2 k_dpm2 k_dpm_2 kdpm2 kdpm2discretescheduler"),
+    "unipc": Known("UniPC", "uni_pc_bh2 unipcmultistep unipcmultistepscheduler"),
+    "pndm": Known("PLMS", "pndmscheduler"),
 }
+"""The samplers that are schedulers of diffusers."""
+OF_ANY_PROCESS = ("ode-euler", "ode-heun", "ode-adaptive", "sde", "ancestral", "langevin", "pc")
+"""This library's own, which run any process."""
+NAMES = (*SCHEDULED, *OF_ANY_PROCESS)
+"""All of them, as errors and ``--help`` list them; ``samplers`` says how each steps."""
 
 
 def _folded(name: str) -> str:
@@ -37,7 +57,9 @@ def _folded(name: str) -> str:
 
 
 _KNOWN = {_folded(name): name for name in NAMES} | {
-    alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()
+    alias: name
+    for name, known in SCHEDULED.items()
+    for alias in (_folded(known.label), *known.aliases.split())
 }
 
 
