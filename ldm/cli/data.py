@@ -61,34 +61,20 @@ def source_of(
     Raises:
         DataError: there is nothing that is known, or it has no such column.
     """
-    from ldm.data.cached import CachedData
-    from ldm.data.detect import layout
-    from ldm.data.folder import FolderData
-    from ldm.data.hub import DatasetsData
-    from ldm.data.sd_scripts import SdScriptsData
-    from ldm.data.table import TableData
-    from ldm.data.tar import TarData
-    from ldm.demo.digits import DigitsData
-    from ldm.demo.emoji import EmojiData
-    from ldm.demo.shapes import ShapesData
+    from ldm.config.sources import SOURCES, drawn, layout
     from ldm.errors import DataError
 
-    drawn = {"emoji": EmojiData, "shapes": ShapesData, "digits": DigitsData}
-    if path in drawn and not Path(path).exists():
-        return drawn[path]()
+    if path in drawn() and not Path(path).exists():
+        return SOURCES[path]()
     kind = layout(path).kind
-    classes: dict[str, Any] = {
-        "folder": FolderData, "webdataset": TarData, "parquet": TableData, "datasets": DatasetsData,
-        "sd_scripts": SdScriptsData, "cached": CachedData,
-    }  # fmt: skip
-    known = {field.name for field in fields(classes[kind])}
+    known = {field.name for field in fields(SOURCES[kind])}
     columns = {"caption_column": caption_column, "image_column": image_column}
     given = {name: value for name, value in columns.items() if value is not None}
     for name in given.keys() - known:
         raise DataError(f"{path}: --{name.replace('_', '-')} is nothing that {kind} has, leave it")
     if "held_out_fraction" in known:
         given["held_out_fraction"] = held_out_fraction
-    return classes[kind](path=path, **given)
+    return SOURCES[kind](path=path, **given)
 
 
 @app.command()

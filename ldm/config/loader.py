@@ -152,7 +152,7 @@ def _explain(tree: Any, error: ValidationError) -> str:
         return f"key {key!r} is required"
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    if problem["type"].startswith(("dataclass", "dict")):
+    if problem["type"].startswith(("dataclass", "dict", "model_attributes")):
         message = "input should be keys and values"
     message = message.replace("a valid tuple", "a list")
     value = _short.repr(problem["input"])

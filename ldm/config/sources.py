@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import BeforeValidator, Field
 
+from ldm.data import detect
 from ldm.data.cached import CachedData
-from ldm.data.detect import check_path, layout
 from ldm.data.folder import FolderData
 from ldm.data.hub import DatasetsData
+from ldm.data.place import AtPath
 from ldm.data.sd_scripts import SdScriptsData
+from ldm.data.source import Drawn
 from ldm.data.table import TableData
 from ldm.data.tar import TarData
 from ldm.demo.digits import DigitsData
@@ -20,19 +22,48 @@ from ldm.demo.shapes import ShapesData
 
 log = logging.getLogger(__name__)
 
+AnyData = (
+    FolderData
+    | TarData
+    | TableData
+    | DatasetsData
+    | SdScriptsData
+    | CachedData
+    | EmojiData
+    | ShapesData
+    | DigitsData
+)
+SOURCES: dict[str, type[Any]] = {cls.kind: cls for cls in get_args(AnyData)}
+"""The table of all of them, by kind."""
 
-def _kind(value: Any) -> str:
-    """``kind`` of a data config; a folder where none is given."""
-    if isinstance(value, dict):
-        return value.get("kind", "folder")
-    return getattr(value, "kind", "folder")
+
+def drawn() -> dict[str, type[Drawn]]:
+    """Those that need no path: their pictures come with the code, or with a package."""
+    return {kind: cls for kind, cls in SOURCES.items() if issubclass(cls, Drawn)}
+
+
+def layouts() -> dict[str, type[AtPath]]:
+    """Those that lie at a path."""
+    return {kind: cls for kind, cls in SOURCES.items() if issubclass(cls, AtPath)}
+
+
+def layout(path: str) -> detect.Detected:
+    """The layout that ``path`` is, a folder where nothing else is known.
+
+    Raises:
+        AmbiguousError: there are several layouts in it.
+        DataError: no file system can have such a path.
+    """
+    return detect.layout(path, layouts())
 
 
 def _with_kind(value: Any) -> Any:
     """A data config with the ``kind`` that its path looks like, where none is given."""
-    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+    if not isinstance(value, dict):
         return value
-    check_path(value["path"])
+    if not isinstance(value.get("path"), str):
+        return {"kind": "folder", **value}
+    detect.check_path(value["path"])
     if "kind" in value:
         return value
     found = layout(value["path"])
@@ -41,16 +72,4 @@ def _with_kind(value: Any) -> Any:
     return {**value, "kind": found.kind}
 
 
-DataConfig = Annotated[
-    Annotated[FolderData, Tag("folder")]
-    | Annotated[TarData, Tag("webdataset")]
-    | Annotated[TableData, Tag("parquet")]
-    | Annotated[DatasetsData, Tag("datasets")]
-    | Annotated[SdScriptsData, Tag("sd_scripts")]
-    | Annotated[CachedData, Tag("cached")]
-    | Annotated[EmojiData, Tag("emoji")]
-    | Annotated[ShapesData, Tag("shapes")]
-    | Annotated[DigitsData, Tag("digits")],
-    Discriminator(_kind),
-    BeforeValidator(_with_kind),
-]
+DataConfig = Annotated[AnyData, Field(discriminator="kind"), BeforeValidator(_with_kind)]

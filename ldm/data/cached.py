@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn, NotRequired
+from typing import Any, ClassVar, Literal, NoReturn, NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from typing_extensions import TypedDict
 
 from ldm.data.captions import Grammar
+from ldm.data.place import AtPath, Place
 from ldm.data.rows import SCHEMA, Mapped, Rows
 from ldm.data.source import Problem, Source, SourceGroup
 from ldm.errors import DataError
@@ -149,7 +150,7 @@ class CachedSource:
 
 
 @dataclass(frozen=True)
-class CachedData(SourceGroup):
+class CachedData(AtPath, SourceGroup):
     """What ``ldm data cache`` wrote; the config *is* the group of its sources.
 
     Weights, captions and what is held out are those of the config that it was made with.
@@ -160,6 +161,14 @@ class CachedData(SourceGroup):
 
     path: str
     kind: Literal["cached"] = "cached"
+
+    precedence: ClassVar[int] = 3
+
+    @classmethod
+    def recognises(cls, place: Place) -> str | None:
+        """A folder that says what it was made with."""
+        made = place.folder is not None and (place.folder / MADE_WITH).is_file()
+        return f"there is {MADE_WITH}" if made else None
 
     @property
     def name(self) -> str:

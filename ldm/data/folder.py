@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
 from ldm.data.names import Names, Root, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
+from ldm.data.place import AtPath, Place, counted
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
 from ldm.errors import DataError
@@ -41,7 +42,7 @@ LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class FolderData(Indexed):
+class FolderData(AtPath, Indexed):
     """Captioned pictures below a folder; the config *is* the source.
 
     Several rows for one picture are several captions.
@@ -68,6 +69,13 @@ class FolderData(Indexed):
     weight: Weight | None = None
     links: bool = False
     lines: Lines = "first"
+
+    contents: ClassVar[str] = "pictures"
+
+    @classmethod
+    def recognises(cls, place: Place) -> str | None:
+        """A folder with pictures, or with a table of captions."""
+        return counted(cls.contents, place.pictures) or counted("tables of captions", place.tables)
 
     @property
     def root(self) -> Path:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 
 from ldm.data.captions import Grammar
 from ldm.data.index import Indexed, Part, state_of
+from ldm.data.place import AtPath, Place
 from ldm.data.ranges import Copies, Count, Share, Weight
 from ldm.data.rows import Row
 from ldm.data.table import binary, captions_of, picture_of
@@ -53,7 +54,7 @@ class Streaming:
 
 
 @dataclass(frozen=True)
-class DatasetsData(Indexed):
+class DatasetsData(AtPath, Indexed):
     """A split of a ``datasets`` data set with an image column; the config *is* the source.
 
     The key of a picture is ``split[row]``.
@@ -85,6 +86,16 @@ class DatasetsData(Indexed):
     held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
     weight: Weight | None = None
+
+    precedence: ClassVar[int] = 2
+
+    @classmethod
+    def recognises(cls, place: Place) -> str | None:
+        """A folder that the package has saved."""
+        for files in (SAVED, (SAVED_SPLITS,)):
+            if place.folder and all((place.folder / name).is_file() for name in files):
+                return f"there is {' and '.join(files)}"
+        return None
 
     @property
     def name(self) -> str:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ldm.data.captions import Grammar
 from ldm.data.folder import DOCUMENTS, natural, walk
@@ -28,20 +29,23 @@ from ldm.data.index import Indexed, Part, state_of
 from ldm.data.metadata import lines_of, read_text
 from ldm.data.names import Names, as_stored, composed, of_windows
 from ldm.data.picture import READABLE, UNREADABLE, not_read, passed_by
+from ldm.data.place import AtPath, Place
 from ldm.data.ranges import Copies, Share, Weight
 from ldm.data.rows import Row
-from ldm.data.sd_scripts_config import Subset, named_folders, read_config, read_metadata
+from ldm.data.sd_scripts_config import Subset, read_metadata, subsets
 from ldm.data.source import SourceGroup
+from ldm.data.tar import TARS
 from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
 
 _SIDECARS = (".txt", ".caption")
+_REPEATS = re.compile(r"([1-9][0-9]{0,2}_[^/]+)/[^/]+")
 _LISTED = 2  # how rows are told from files: raise it when the same files become other rows
 
 
 @dataclass(frozen=True)
-class SdScriptsData(SourceGroup):
+class SdScriptsData(AtPath, SourceGroup):
     """Data as sd-scripts reads it; a group of sources, one a subset.
 
     Args:
@@ -67,6 +71,21 @@ class SdScriptsData(SourceGroup):
     links: bool = False
     reg_path: str | None = None
 
+    endings: ClassVar[tuple[str, ...]] = (".toml",)
+    precedence: ClassVar[int] = 1
+
+    @classmethod
+    def recognises(cls, place: Place) -> str | None:
+        """A TOML, or a folder with nothing but pictures in folders that are named like ``10_sks
+        dog`` (no year, no ``01_``).
+        """
+        if place.folder is None or place.tables or place.ending(".parquet", *TARS):
+            return super().recognises(place)
+        fits = [_REPEATS.fullmatch(name) for name in place.pictures]
+        found = sorted({fit[1] for fit in fits if fit}, key=natural)[:3]
+        told = f"all pictures are in folders named by repeats: {', '.join(found)}"
+        return told if found and all(fits) else None
+
     def __post_init__(self) -> None:
         if self.grammar and self.variants:
             raise ValueError("variants stands beside a grammar: set grammar.variants instead")
@@ -85,30 +104,8 @@ class SdScriptsData(SourceGroup):
         Raises:
             DataError: the config cannot be used, or no folder is named by repeats.
         """
-        path = Path(self.path).expanduser()
-        if not path.exists():
-            raise DataError(f"{path}: this does not exist, check data.path")
-        if path.is_dir():
-            subsets = named_folders(path, self.grammar)
-            if self.reg_path:
-                reg = Path(self.reg_path).expanduser()
-                subsets += named_folders(reg, self.grammar, is_reg=True)
-        elif self.reg_path:
-            raise DataError(
-                f"{path}: data.reg_path is for folders, set is_reg = true in the config"
-            )
-        else:
-            subsets = read_config(path)
-            if self.grammar:
-                subsets = [subset._replace(grammar=self.grammar) for subset in subsets]
-        if self.variants:
-            subsets = [
-                subset._replace(grammar=replace(subset.grammar, variants=self.variants))
-                if subset.grammar
-                else subset
-                for subset in subsets
-            ]
-        return [SdScriptsSubset(subset, number, self) for number, subset in enumerate(subsets)]
+        found = subsets(self.path, self.grammar, self.variants, self.reg_path)
+        return [SdScriptsSubset(subset, number, self) for number, subset in enumerate(found)]
 
     @cached_property
     def weights(self) -> Sequence[float]:

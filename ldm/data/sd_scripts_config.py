@@ -17,6 +17,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,6 +158,33 @@ def read_config(file: Path) -> list[Subset]:
                     values.append(options[name])
     _tell(file, others)
     return found
+
+
+def subsets(
+    path: str, grammar: Grammar | None, variants: int, reg_path: str | None
+) -> list[Subset]:
+    """Those that a dataset config, or a folder of ``SdScriptsData``, stands for.
+
+    Raises:
+        DataError: the config cannot be used, or no folder is named by repeats.
+    """
+    here = Path(path).expanduser()
+    if not here.exists():
+        raise DataError(f"{here}: this does not exist, check data.path")
+    if here.is_dir():
+        found = named_folders(here, grammar)
+        if reg_path:
+            found += named_folders(Path(reg_path).expanduser(), grammar, is_reg=True)
+    elif reg_path:
+        raise DataError(f"{here}: data.reg_path is for folders, set is_reg = true in the config")
+    else:
+        found = read_config(here)
+        found = [subset._replace(grammar=grammar) for subset in found] if grammar else found
+    if not variants:
+        return found
+    # Of a subset without a grammar there is nothing to vary.
+    varied = (s.grammar and replace(s.grammar, variants=variants) for s in found)
+    return [s._replace(grammar=grammar) for s, grammar in zip(found, varied, strict=True)]
 
 
 def named_folders(root: Path, grammar: Grammar | None, is_reg: bool = False) -> list[Subset]:

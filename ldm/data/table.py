@@ -28,8 +28,10 @@ from ldm.data.files import Files
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.names import as_stored, of_windows
+from ldm.data.place import AtPath, Place, counted
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row
+from ldm.data.tar import TARS
 from ldm.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ _groups = _Groups(256 * 2**20)
 
 
 @dataclass(frozen=True)
-class TableData(Files):
+class TableData(AtPath, Files):
     """Captioned pictures in local parquet files; the config *is* the source.
 
     The key of a picture is ``file.parquet:row``, rows counted from 1.
@@ -91,6 +93,22 @@ class TableData(Files):
     weight: Weight | None = None
 
     suffix: ClassVar[str] = ".parquet"
+    endings: ClassVar[tuple[str, ...]] = (suffix,)
+    contents: ClassVar[str] = "parquet files"
+
+    @classmethod
+    def recognises(cls, place: Place) -> str | None:
+        """A parquet file, or a folder with some that are not captions of other files."""
+        if place.folder is None:
+            return super().recognises(place)
+        # img2dataset writes a table of addresses beside each tar.
+        beside = {name.split(".tar")[0] for name in place.ending(*TARS)}
+        mine = [
+            name
+            for name in place.ending(cls.suffix)
+            if name not in place.tables and name[: -len(cls.suffix)] not in beside
+        ]
+        return counted(cls.contents, mine)
 
     @cached_property
     def shards(self) -> np.ndarray:

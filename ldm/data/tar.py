@@ -26,6 +26,7 @@ from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.names import composed
 from ldm.data.picture import READABLE, UNREADABLE, listed, not_read
+from ldm.data.place import AtPath
 from ldm.data.ranges import Share, Weight
 from ldm.data.rows import Row, Rows
 from ldm.errors import DataError
@@ -33,6 +34,7 @@ from ldm.storage.json import JsonError, parse_json
 
 log = logging.getLogger(__name__)
 
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _TEXTS = ("txt", "text", "caption")
 _COLUMNS = ("caption", "text")
 _LISTED = 2  # how rows are told from members: raise it when the same tar becomes other rows
@@ -62,7 +64,7 @@ class _Sample:
 
 
 @dataclass(frozen=True)
-class TarData(Files):
+class TarData(AtPath, Files):
     """Captioned pictures in local tars; the config *is* the source.
 
     The key of a picture is ``shard.tar/key``.
@@ -86,6 +88,8 @@ class TarData(Files):
     weight: Weight | None = None
 
     suffix: ClassVar[str] = ".tar"
+    endings: ClassVar[tuple[str, ...]] = TARS
+    contents: ClassVar[str] = "tars"
 
     @cached_property
     def _found(self) -> tuple[Path, list[Path]]:

@@ -2,11 +2,19 @@
 lists such things lists this one.
 """
 
+import json
 import re
+from dataclasses import dataclass
 
+import pytest
 from typer.main import get_command
 
 from ldm.cli import app
+from ldm.cli.data import source_of
+from ldm.config import sources
+from ldm.config.json_schema import CONFIGS, text
+from ldm.data.place import AtPath
+from ldm.errors import DataError
 from ldm.formats.png import Parameters
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
 from ldm.sampling.names import NAMES, OF_ANY_PROCESS, SCHEDULED, canonical
@@ -35,3 +43,40 @@ def test_a_sampler_touches_two_files():
         assert {canonical(alias) for alias in (known.label, *known.aliases.split())} == {name}
         (word,) = re.findall("Sampler: (.+)", str(Parameters("x", sampler=name)))
         assert word == known.label
+
+
+@dataclass(frozen=True)
+class Toys(AtPath):
+    path: str
+    caption_column: str = "text"
+    kind: str = "toys"
+
+    endings = (".toy", ".toys")
+    contents = "toys"
+
+
+def test_a_source_touches_two_files(tmp_path, monkeypatch):
+    assert mentions("TarData", "webdataset") == {"data/tar.py", "config/sources.py"}
+    assert mentions("TableData", "parquet") >= {"data/table.py", "config/sources.py"}
+    for program, config in CONFIGS.items():
+        kinds = json.loads(text(config))["properties"]["data"]["anyOf"][0]["discriminator"]
+        assert set(kinds["mapping"]) == set(sources.SOURCES), program
+    assert [*sources.drawn(), *sources.layouts()] == [
+        *("emoji", "shapes", "digits"),
+        *("folder", "webdataset", "parquet", "datasets", "sd_scripts", "cached"),
+    ]
+
+    (tmp_path / "a.toy").write_bytes(b"")
+    how = dict(caption_column="words", image_column=None, held_out_fraction=0.0)
+    assert source_of(str(tmp_path), **how).kind == "folder"
+    monkeypatch.setitem(sources.SOURCES, "toys", Toys)
+    assert sources.layout(str(tmp_path)) == ("toys", "1 toys, the first is a.toy")
+    assert sources.layout("x/{0..9}.TOYS") == ("toys", "the name ends in .toys")
+    assert source_of(str(tmp_path), **how) == Toys(str(tmp_path), "words")
+    (tmp_path / "a.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"several layouts.* webdataset \(1 .* and toys \(1 toys"):
+        source_of(str(tmp_path), **how)
+    (tmp_path / "b").mkdir()
+    assert sources.layout(str(tmp_path / "b")).reason == (
+        f"{tmp_path / 'b'}: no pictures, tars, parquet files or toys in this folder or below it"
+    )

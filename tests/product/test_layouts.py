@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ldm.config.sources import layouts
 from ldm.data import files, index, table, tar
 from ldm.data.audit.check import Expected, check
 from ldm.data.buckets import Buckets
 from ldm.data.collection import Collection
-from ldm.data.detect import detect
+from ldm.data.detect import Detected
+from ldm.data.detect import detect as among
 from ldm.data.files import braces, find
 from ldm.data.folder import FolderData
 from ldm.data.hub import DatasetsData
@@ -36,6 +38,10 @@ from ldm.errors import DataError
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 FRACTION = 0.3
+
+
+def detect(path: str) -> Detected:
+    return among(path, layouts())
 
 
 def encoded(seed: int, form: str = "PNG") -> bytes:
@@ -234,7 +240,7 @@ def test_what_detection_says(tmp_path: Path) -> None:
 
 
 def test_folders_named_by_repeats_are_those_of_sd_scripts(tmp_path: Path) -> None:
-    def found(*names: str) -> tuple[str, str]:
+    def found(*names: str) -> Detected:
         root = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
