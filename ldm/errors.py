@@ -41,3 +41,7 @@ class BackendError(UserError, ValueError):
 
 class FeatureError(ValueError):
     """A space that cannot be had; the message is one line."""
+
+
+class NotFiniteError(ValueError):
+    """What was drawn is no picture; the message, one line, says where that arose."""

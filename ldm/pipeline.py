@@ -354,7 +354,7 @@ class LatentDiffusionPipeline(
             self.network.dtype,
         )
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
-        denoiser = call.watched(self._denoiser(), network)
+        denoiser = call.watched(self.denoiser, network)
         batches = Batches(
             call,
             pictures,

@@ -87,12 +87,14 @@ class Components:
             raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
         return self.conditioner
 
-    def _denoiser(self) -> Denoiser:
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network, which alone computes in its own dtype: guidance and the scheduler's maths
+        stay in float32.
+        """
         network, dtype = FamilyDenoiser(self.family, self.network), self.network.dtype
 
         def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
-            # Only the network computes in its own dtype: guidance and the scheduler's maths stay in
-            # float32.
             return network(x_t.to(dtype), timestep, cond).float()
 
         return denoise

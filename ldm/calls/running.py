@@ -20,13 +20,10 @@ from torch import Tensor, nn
 
 from ldm.calls.values import real
 from ldm.diffusion import Condition, Denoiser, Level, Prediction, Predictor
+from ldm.errors import NotFiniteError
 from ldm.guidance import Chain, ClassifierFree, Guidance
 
 _TRY = "try another sampler, more steps or less guidance"
-
-
-class NotFiniteError(ValueError):
-    """What was drawn is no picture; the message, one line, says where that arose."""
 
 
 class Interrupted(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,27 +14,21 @@ from rich.table import Table
 
 from ldm.cli.failure import check_pipeline, fail, named_sampler
 from ldm.cli.options import Guidance, Steps
+from ldm.config.suites import SUITES, that_need, without_text
 
 if TYPE_CHECKING:
     from ldm.data.items import Items
     from ldm.evaluation.suites import Report
 
 
-class Suite(StrEnum):
-    """What is measured."""
-
-    shapes = "shapes"
-    shapes_new = "shapes-new"
-    emoji = "emoji"
-    emoji_new = "emoji-new"
-    transfer = "transfer"
-    quality = "quality"
-    prompts = "prompts"
-    loss = "loss"
-    digits = "digits"
-    likelihood = "likelihood"
-
-
+Suite = StrEnum("Suite", {name.replace("-", "_"): name for name in SUITES})
+HELP = "\n\n".join(
+    [
+        "Measures what the model in DIR draws for fixed captions, with 95 % intervals.",
+        "; ".join(f"{name}: {suite.about}" for name, suite in SUITES.items()) + ".",
+    ]
+)
+"""Of ``evaluate``."""
 _SWEPT = {"steps": int, "guidance": float}
 
 
@@ -49,11 +44,33 @@ def _sweep(text: str | None) -> tuple[str, list[Any]]:
         fail(f"--sweep {text!r}: the values are no numbers")
 
 
+def _asked(chosen: list[Suite] | None, data: str | None, prompts: Path) -> list[Suite]:
+    """The suites to measure; those that were not chosen only where there is what they need."""
+    compare = that_need("pictures")
+    if chosen is None:
+        absent = compare if data is None else set[str]()
+        absent |= set() if prompts.is_dir() else that_need("lists")
+        return [each for each in Suite if each in that_need("text") - absent]
+    comparing = compare & {*chosen}
+    if data is not None and not comparing:
+        names = sorted(compare)
+        fail(f"--data is what {' and '.join(names)} compares with: add --suite {names[0]}")
+    if data is None and comparing:
+        fail(
+            f"--suite {min(comparing)} compares with captioned pictures: add --data FOLDER"
+            " (or emoji, shapes, digits)"
+        )
+    return chosen
+
+
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Pipeline folder.")],
     suite: Annotated[
         list[Suite] | None,
-        typer.Option(help="What to measure; may be repeated. All made of captions by default."),
+        typer.Option(
+            help="What to measure; may be repeated. By default all made of captions, quality only"
+            " with --data."
+        ),
     ] = None,
     count: Annotated[
         int | None, typer.Option(help="Captions of each suite; its own number by default.")
@@ -81,8 +98,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Captioned pictures that quality draws and compares with, in any layout that is"
-            " trained on; emoji by default."
+            help="Captioned pictures that quality draws and compares with: a path as data.path of a"
+            " run, or emoji, shapes, digits, or '{kind: KIND, ...}' as data of a run."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn from seed + i.")] = 0,
@@ -92,34 +109,24 @@ def evaluate(
     ] = Path("runs/evaluation"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:
-    """Measures what the model in DIR draws for fixed captions, with 95 % intervals.
-
-    shapes: scenes whose colours, shapes, places and numbers a checker reads back from the picture;
-    shapes-new the same for (colour, shape) pairs that no model is trained on. emoji: is the nearest
-    of all emoji the one that was asked for; emoji-new the same, each on the coloured background
-    that it is never trained on with. transfer: emoji in the one of their two styles that they are
-    held out in: is it that style, is it that concept. quality: Frechet and kernel distance to the
-    emoji that are trained on, or to the pictures of --data, precision and recall, CLIP score.
-    prompts: lists by what is hard about them, for people to look at. loss: of held-out emoji, by
-    noise level. digits, of configs/papers: distance to true digits, and whether each is the one
-    asked for. likelihood: bits/dim of held-out digits.
-    """
+    """Measures what the model in DIR draws for fixed captions, with 95 % intervals."""
     name, values = _sweep(sweep)
     sampler = named_sampler(sampler) if sampler else None
     check_pipeline(model)
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
-    if data is not None and Suite.quality not in (suite or Suite):
-        fail("--data is what quality compares with: add --suite quality")
+    asked = _asked(suite, data, prompts)
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
     import torch
     import transformers
 
+    from ldm.config.provenance import environment
     from ldm.evaluation import charts, features
     from ldm.evaluation.report import Drawing, heads, rows, show, write
-    from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Evaluator, References, draw_with
+    from ldm.evaluation.runner import Evaluator, References, draw_with
+    from ldm.families.noise import saved
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -130,12 +137,14 @@ def evaluate(
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        asked = suite or [each for each in Suite if each.value not in PICTURES]
-        compares = {each.value for each in asked} - WITHOUT_SPACES
         own = f"clip:{model}" if (model / "image_encoder" / "config.json").is_file() else None
         named = space or ["pixels:16", *([own] if own else [])]
+        compares = that_need("spaces") & {*asked}
         spaces = [features.space(spec, device) for spec in named] if compares else []
         pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
+        if pipe.reads is not None and (unread := [s for s in asked if s in that_need("text")]):
+            told = f"--suite {unread[0]}: this model reads no text; measure it by"
+            fail(f"{told} {' or '.join(without_text())}")
         how = pipe.sampling_defaults.but(
             num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
         )
@@ -143,7 +152,7 @@ def evaluate(
         drawings = [replace(once, **({name: value} if name else {})) for value in values]
         size = pipe.network.config.sample_size * pipe.codec.factor
         judge = None
-        if own and compares & {"quality", "prompts"} and not any(each.judge for each in spaces):
+        if own and that_need("judge") & {*asked} and not any(each.judge for each in spaces):
             judge = features.space(own, device).judge
         truth = References(
             spaces,
@@ -152,20 +161,18 @@ def evaluate(
             compared=None if data is None else _pictures(data, size),
             lists=prompts,
         )
-        measurer = Evaluator(pipe, truth, model)
-        if suite is None and not prompts.is_dir():
-            asked.remove(Suite.prompts)
-        elif Suite.prompts in asked:
-            truth.prompts()  # what is wrong with them is told before hours of drawing
+        for chosen in asked:  # what is wrong with it is told before hours of drawing
+            SUITES[chosen].prepared(truth, count)
+        measurer = Evaluator(pipe, truth, partial(saved, str(model)))
         for chosen in asked:
             several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 draw = draw_with(pipe, drawing, told)
-                several.append(measurer.measure(chosen.value, draw, count))
+                several.append(SUITES[chosen].measured(measurer, draw, count))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
-            write(out, model, data, reports, drawings, name)
+            write(out, model, data, reports, drawings, name, environment())
             show(out, chosen.value, several, drawings, name)
     except (ValueError, OSError) as error:
         fail(error)
@@ -173,12 +180,19 @@ def evaluate(
 
 
 def _pictures(data: str, size: int) -> Items:
-    """All of ``data`` as squares of side ``size``."""
+    """What is trained on of ``data``, all of it where that is a path, as squares of side
+    ``size``.
+    """
     from ldm.cli.data import source_of
+    from ldm.config.loader import load
+    from ldm.config.sources import OneSource
     from ldm.data.collection import Collection
     from ldm.data.images import ImageTransform
 
-    source = source_of(data, caption_column=None, image_column=None, held_out_fraction=0.0)
+    if data.lstrip().startswith("{"):
+        source = load(OneSource, None, [f"data={data}"]).data
+    else:
+        source = source_of(data, caption_column=None, image_column=None, held_out_fraction=0.0)
     return Collection(source, ImageTransform(size=size)).train
 
 

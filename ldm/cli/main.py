@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ldm.cli import data
-from ldm.cli.evaluate import evaluate
+from ldm.cli.evaluate import HELP, evaluate
 from ldm.cli.export import export
 from ldm.cli.lora import convert_lora
 from ldm.cli.sample import sample
@@ -15,7 +15,7 @@ from ldm.progress import listen
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(data.app, name="data")
 app.command()(sample)
-app.command()(evaluate)
+app.command(help=HELP)(evaluate)
 app.command()(export)
 app.command()(schema)
 app.command("lora")(convert_lora)

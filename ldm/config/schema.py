@@ -26,6 +26,7 @@ from ldm.config.shapes import (
     Vocabulary,
 )
 from ldm.config.sources import DataConfig
+from ldm.config.suites import SUITES
 from ldm.data.images import ImageTransform
 from ldm.data.ranges import Count, Seed, Share
 from ldm.models.clip_size import ClipSize
@@ -96,7 +97,7 @@ class Validation:
         return len(self.prompts) * self.count
 
 
-DrawnSuite = Literal["shapes", "shapes-new", "emoji", "emoji-new", "transfer", "quality", "digits"]
+DrawnSuite = Literal[*(name for name, suite in SUITES.items() if suite.in_runs)]
 
 
 @config_class

@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
 
+from ldm.config.loader import config_class
 from ldm.data import detect
 from ldm.data.cached import CachedData
 from ldm.data.folder import FolderData
@@ -73,3 +74,14 @@ def _with_kind(value: Any) -> Any:
 
 
 DataConfig = Annotated[AnyData, Field(discriminator="kind"), BeforeValidator(_with_kind)]
+
+
+@config_class
+class OneSource:
+    """A source alone, as a command line tells it.
+
+    Args:
+        data: the source.
+    """
+
+    data: DataConfig

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from ldm.config.provenance import environment
 from ldm.data.images import to_image
 from ldm.data.items import evenly_spaced
 from ldm.evaluation import charts, sheets
@@ -47,14 +47,16 @@ class Drawing:
 
 def write(
     out: Path, model: Path, data: str | None, reports: Mapping[str, Sequence[Report]],
-    drawings: Sequence[Drawing], swept: str,
+    drawings: Sequence[Drawing], swept: str, environment: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """``figures.json`` and ``table.md`` of all suites so far, with ``data`` compared with."""
+    """``figures.json`` and ``table.md`` of all suites so far, with ``data`` compared with, and
+    ``environment`` measured in.
+    """
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "model": model.resolve().name,
         "data": data,
-        "environment": environment(),
+        "environment": environment,
         "measured": [
             {
                 "suite": suite,
@@ -76,7 +78,7 @@ def show(
     drawn = [report.drawn for report in several if report.drawn is not None]
     if drawn:
         every = range(len(drawn[0]))
-        shown = list(every) if suite == "prompts" else evenly_spaced(every, _SHOWN)
+        shown = list(every) if several[0].all_shown else evenly_spaced(every, _SHOWN)
         cells = [[to_image(x[n]) for x in drawn] for n in shown]
         captions = [several[0].captions[n] for n in shown]
         columns = 8 if len(several) == 1 else max(1, 15 // len(several))

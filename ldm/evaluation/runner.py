@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ldm.data.images import Colour, ImageTransform, to_pixels
+from ldm.data.images import Colour, ImageTransform
 from ldm.data.items import Items, evenly_spaced
-from ldm.demo.digits import NAMES, DigitsData
-from ldm.demo.scene import Scene
-from ldm.diffusion import Objective, predictor
+from ldm.diffusion import NoiseProcess, Target
 from ldm.evaluation import suites
-from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import Judge, Space
-from ldm.evaluation.heldout import held_out_bits, held_out_loss
+from ldm.evaluation.pipe import Pipe
 from ldm.evaluation.reference import of_items
 from ldm.evaluation.report import Drawing
-from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.sheets import counted
-from ldm.evaluation.suites import Draw, Labelled, Report
-from ldm.families import FamilyDenoiser
-from ldm.families.noise import saved
-from ldm.models.labels import LabelConditioner
-from ldm.pipeline import LatentDiffusionPipeline
+from ldm.evaluation.suites import Draw, Report
 from ldm.progress import Progress
 
-_COUNT = {
-    "shapes": 1000,
-    "shapes-new": 1000,
-    "emoji": 500,
-    "emoji-new": 200,
-    "quality": 2000,
-    "loss": 256,
-    "digits": 500,
-    "likelihood": 64,
-}
+T = TypeVar("T")
+
 PROMPTS = Path("assets/prompts")
-PICTURES = ("digits", "likelihood")
-"""Suites that need no text, of the models of configs/papers."""
-WITHOUT_SPACES = {"shapes", "shapes-new", "loss", *PICTURES}
-"""Suites that compare in no space of features."""
 FEWEST = 8
 """Pictures that are compared as a set, one of which is left out at a time."""
 
 
-def draw_with(pipe: LatentDiffusionPipeline, drawing: Drawing, what: str = "captions") -> Draw:
+def draw_with(pipe: Pipe, drawing: Drawing, what: str = "captions") -> Draw:
     """Draws captions as ``drawing`` says; ``what`` is told to people who wait."""
 
     def draw(captions: Sequence[str]) -> Tensor:
@@ -79,8 +58,7 @@ class References:
         spaces: of features; the first of a CLIP judges how pictures fit their texts.
         size: side of the pictures in pixels.
         judge: where none of them is one.
-        compared: what ``quality`` compares with, and whose captions it draws; None: the emoji that
-            the shipped model is trained on.
+        compared: what ``quality`` compares with, and whose captions it draws; None: nothing.
         background: colour under transparent pixels of those.
         lists: folder of lists of prompts, ``NAME.txt`` with one a line.
 
@@ -106,61 +84,28 @@ class References:
             raise ValueError(f"quality compares with {FEWEST} pictures at least: {len(compared)}")
         cut = ImageTransform(size=size, background=background)
         self._compared = None if compared is None else of_items(compared, cut)
-        self._readable: dict[tuple[Scene, ...], Proportion] = {}
+        self._made: dict[Any, Any] = {}
         blank = torch.zeros(1, 3, size, size)
         for each in spaces:
             each(blank)
         if self.judge:
             self.judge([""], blank)
 
-    @cached_property
-    def emoji(self) -> Emoji:
-        """Both styles."""
-        return Emoji(self.transform)
-
-    @cached_property
-    def digits(self) -> tuple[Labelled, Labelled]:
-        """Those trained on and those held out."""
-        source = DigitsData()
-        labels = LabelConditioner(NAMES).tokenize([e.captions[0] for e in source.examples])[:, 0]
-        pixels = [to_pixels(self.transform(source.load(n))) for n in range(len(labels))]
-        out = torch.tensor([example.held_out for example in source.examples])
-        trained, held_out = (Labelled(torch.stack(pixels)[m], labels[m]) for m in (~out, out))
-        return trained, held_out
+    def once(self, make: Callable[[ImageTransform], T]) -> T:
+        """What ``make`` makes of the way a model sees pictures, made once."""
+        if make not in self._made:
+            self._made[make] = make(self.transform)
+        return self._made[make]
 
     def captions(self, count: int) -> list[str]:
         """``count`` first captions, at even distances, of what ``quality`` compares with."""
-        if self.compared is not None:
-            return [item.caption(None) for item in evenly_spaced(self.compared, count)]
-        return [self.emoji.caption(n) for n in evenly_spaced(self.emoji.trained, count)]
+        assert self.compared is not None
+        return [item.caption(None) for item in evenly_spaced(self.compared, count)]
 
     def features(self, space: Space) -> Tensor:
         """``n d`` of what ``quality`` compares with."""
-        if self._compared is not None:
-            return self._compared(space)
-        return self.emoji.features(space)[self.emoji.trained]
-
-    def prepare(self, asked: Container[str]) -> None:
-        """Makes what the suites ``asked`` need, so that what is wrong with it is told now."""
-        if "digits" in asked:
-            _ = self.digits
-        if "quality" in asked:
-            for space in self.spaces:
-                self.features(space)
-        if any(name in asked for name in ("emoji", "emoji-new", "transfer")):
-            for space in self.spaces:
-                self.emoji.features(space)
-        if "transfer" in asked:
-            _ = self.emoji.read_style
-
-    def readable(
-        self, asked: Sequence[Scene], reconstruct: Callable[[Tensor], Tensor]
-    ) -> Proportion:
-        """Ceiling of ``asked`` behind an autoencoder, of which there is one for each truth."""
-        scenes = tuple(asked)
-        if scenes not in self._readable:
-            self._readable[scenes] = suites.readable(asked, self.transform, reconstruct)
-        return self._readable[scenes]
+        assert self._compared is not None
+        return self._compared(space)
 
     def prompts(self) -> dict[str, list[str]]:
         """The lists of prompts by name."""
@@ -172,96 +117,28 @@ class References:
 
 
 class Evaluator:
-    """One model.
+    """One model, as suites measure it.
 
     Args:
         pipe: the model.
         truth: what it is measured by.
-        folder: of the model, for ``loss`` and ``likelihood``.
+        noise: reads the process that its folder states, what it predicts, and whether it also
+            predicts a variance; None where it is in no folder yet.
     """
 
     def __init__(
-        self, pipe: LatentDiffusionPipeline, truth: References, folder: Path | None = None
+        self,
+        pipe: Pipe,
+        truth: References,
+        noise: Callable[[], tuple[NoiseProcess, Target, bool]] | None = None,
     ) -> None:
-        self.pipe, self.truth, self.folder = pipe, truth, folder
+        self.pipe, self.truth, self._noise = pipe, truth, noise
         self.codec = pipe.codec
 
-    def measure(self, suite: str, draw: Draw, count: int | None = None) -> Report:
-        """The figures of ``suite``; ``count`` captions instead of its own number.
-
-        Raises:
-            ValueError: the model reads no captions, which the suite is made of.
-        """
-        if suite not in PICTURES and self.pipe.reads is not None:
-            told = f"--suite {suite}: this model reads no text; measure it by"
-            raise ValueError(f"{told} {' or '.join(PICTURES)}")
-        truth, count = self.truth, count or _COUNT.get(suite, 0)
-        if suite in ("shapes", "shapes-new"):
-            asked = suites.scenes(count, held_out=suite == "shapes-new")
-            report = suites.prompt_accuracy(draw, asked)
-            ceiling = truth.readable(asked, self.reconstruct)
-            return replace(report, figures=report.figures | {"everything, ceiling": ceiling})
-        if suite == "emoji":
-            return retrieval(draw, truth.emoji, truth.spaces, count)
-        if suite == "emoji-new":
-            return recombined(draw, truth.emoji, truth.spaces, self.reconstruct, count)
-        if suite == "transfer":
-            return transfer(draw, truth.emoji, truth.spaces, self.reconstruct, count or None)
-        if suite == "quality":
-            texts = truth.captions(count)
-            return suites.quality(draw, texts, truth.features, truth.spaces, truth.judge)
-        if suite == "prompts":
-            return suites.prompts(draw, truth.prompts(), truth.judge)
-        if suite == "loss":
-            return self.loss(count)
-        if suite == "digits":
-            return self.digits(draw, count)
-        if suite == "likelihood":
-            return self.likelihood(count)
-        raise ValueError(f"there is no suite {suite!r}")
-
-    def _told(self, labels: Tensor) -> list[str]:
-        """What the model is told of digits: a caption, the name of a class, or nothing."""
-        if self.pipe.reads is None:
-            return [f"a handwritten {NAMES[n]}" for n in labels]
-        return [NAMES[n] if self.pipe.reads else "" for n in labels]
-
-    def digits(self, draw: Draw, count: int) -> Report:
-        """``count`` digits, each class as often as the others where the model knows classes."""
-        asked = torch.arange(count) % len(NAMES)
-        texts = self._told(asked)
-        return suites.digits(draw, texts, asked if any(texts) else None, *self.truth.digits)
-
-    def likelihood(self, count: int) -> Report:
-        """Bits per dimension of ``count`` held-out digits."""
-        if self.codec.network is not None or self.pipe.reads is None:
-            raise ValueError("--suite likelihood: it is that of a model of pixels without text")
-        _, held_out = self.truth.digits
-        chosen = evenly_spaced(range(len(held_out.labels)), count)
-        texts = self._told(held_out.labels[chosen])
-        cond = self.pipe.conditioner.encode(texts)
-        pixels = held_out.pictures[chosen].to(self.pipe.device)
-        process, target, _ = saved(str(self.folder))
-        predict = predictor(self._denoiser(), target)
-        found = held_out_bits(predict, process, pixels, cond.to(self.pipe.device))
-        return Report({"bits/dim, held-out": found}, texts, None)
-
-    @torch.no_grad()
-    def loss(self, count: int) -> Report:
-        """That of ``count`` held-out emoji, by noise level."""
-        emoji = self.truth.emoji
-        chosen = evenly_spaced(emoji.held_out, count)
-        texts, truth = [emoji.caption(n) for n in chosen], emoji.gallery[chosen]
-        parts = [self.codec.encode(x.to(self.pipe.device)) for x in truth.split(64)]
-        z = torch.cat([self.codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
-        process, target, learned = saved(str(self.folder))
-        objective = Objective(target, learned_variance=learned)
-        denoiser, cond = self._denoiser(), self.pipe.conditioner.encode(texts)
-        found = held_out_loss(objective, process, denoiser, z.float(), cond)
-        return Report(dict(found), texts, None)
-
-    def _denoiser(self) -> FamilyDenoiser:
-        return FamilyDenoiser(self.pipe.family, self.pipe.network)
+    def noise(self) -> tuple[NoiseProcess, Target, bool]:
+        """Process, target, and whether a variance is predicted."""
+        assert self._noise is not None
+        return self._noise()
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -271,3 +148,25 @@ class Evaluator:
             for part in x.split(64)
         ]
         return torch.cat(parts).clamp(-1, 1)
+
+
+def prepare_quality(truth: References, count: int) -> None:
+    """Makes the features of what is compared with."""
+    for space in truth.spaces:
+        truth.features(space)
+
+
+def quality(model: Evaluator, draw: Draw, count: int) -> Report:
+    """``suites.quality`` over ``count`` captions."""
+    truth = model.truth
+    return suites.quality(draw, truth.captions(count), truth.features, truth.spaces, truth.judge)
+
+
+def prepare_prompts(truth: References, count: int) -> None:
+    """Reads the lists, so that what is wrong with them is told now."""
+    truth.prompts()
+
+
+def prompts(model: Evaluator, draw: Draw, count: int) -> Report:
+    """``suites.prompts`` of all lists."""
+    return suites.prompts(draw, model.truth.prompts(), model.truth.judge)

@@ -13,10 +13,9 @@ from accelerate.utils import gather_object
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ldm.calls.running import NotFiniteError
-from ldm.errors import RunError, ToldElsewhere
+from ldm.errors import NotFiniteError, RunError, ToldElsewhere
+from ldm.evaluation.pipe import Pipe
 from ldm.models.conditioner import unnamed
-from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
 from ldm.storage.disk import atomic_write
 
@@ -46,7 +45,7 @@ class _Steps:
 
 
 @contextmanager
-def counted(pipe: LatentDiffusionPipeline, progress: Progress, count: float) -> Iterator[None]:
+def counted(pipe: Pipe, progress: Progress, count: float) -> Iterator[None]:
     """Inside, a call of ``pipe`` advances ``progress`` by ``count``, step by step."""
     pipe.progress_bar = lambda total: _Steps(progress, count / total)
     try:
@@ -56,7 +55,7 @@ def counted(pipe: LatentDiffusionPipeline, progress: Progress, count: float) -> 
 
 
 def drawn(
-    pipe: LatentDiffusionPipeline,
+    pipe: Pipe,
     prompts: Sequence[str],
     accelerator: Accelerator,
     *,

@@ -12,15 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm.config.schema import TrainConfig
+from ldm.config.suites import SUITES, that_need
 from ldm.data.collection import Collection
 from ldm.data.items import Items
-from ldm.demo.digits import NAMES
 from ldm.errors import ConfigError
 from ldm.evaluation import sheets
-from ldm.evaluation.emoji import FEWEST
 from ldm.evaluation.features import space
 from ldm.evaluation.report import Drawing, markdown
-from ldm.evaluation.runner import PICTURES, WITHOUT_SPACES, Evaluator, References
+from ldm.evaluation.runner import Evaluator, References
 from ldm.evaluation.suites import Report
 from ldm.families.model import Model
 from ldm.families.networks import described
@@ -60,18 +59,18 @@ class Suites:
         if self.size % model.codec.factor:
             told = f"images.size {self.size} is no multiple of {model.codec.factor}"
             raise ConfigError(f"{KEY}: {told}, and squares of that side are drawn")
-        compared = _compared(model, collection) if "quality" in asked else None
+        comparing = [name for name in asked if name in that_need("pictures")]
+        compared = _compared(comparing[0], model, collection) if comparing else None
         with accelerator.local_main_process_first(), described(KEY):
-            if asked.get("emoji-new", FEWEST) < FEWEST:
-                raise ValueError(f"emoji-new: {asked['emoji-new']} captions, at least {FEWEST}")
-            specs = self.settings.spaces if set(asked) - WITHOUT_SPACES else ()
+            specs = self.settings.spaces if set(asked) & that_need("spaces") else ()
             self.truth = References(
                 [space(spec, accelerator.device) for spec in specs],
                 self.size,
                 compared=compared,
                 background=config.images.background,
             )
-            self.truth.prepare(asked)
+            for name, count in asked.items():
+                SUITES[name].prepared(self.truth, count)
 
     def measure(self, pipe: LatentDiffusionPipeline, accelerator: Accelerator) -> dict[str, Report]:
         """The report of every suite, without pictures, on every process.
@@ -98,7 +97,7 @@ class Suites:
 
         measurer = Evaluator(pipe, self.truth)
         return {
-            name: replace(measurer.measure(name, draw, count), drawn=None)
+            name: replace(SUITES[name].measured(measurer, draw, count), drawn=None)
             for name, count in asked.suites.items()
         }
 
@@ -109,11 +108,11 @@ class Suites:
         write_text(table, markdown(told, [drawing], ""))
 
 
-def _compared(model: Model, collection: Collection) -> Items:
-    """What is trained on, but for sources that are never drawn from."""
+def _compared(name: str, model: Model, collection: Collection) -> Items:
+    """What is trained on, but for sources that are never drawn from; suite ``name`` needs it."""
     if collection.epoch is None or model.stored:
         data = "a cached set, which holds none" if model.stored else "streamed"
-        raise ConfigError(f"{KEY}: quality compares with the run's pictures; its data is {data}")
+        raise ConfigError(f"{KEY}: {name} compares with the run's pictures; its data is {data}")
     items = collection.train
     drawn = np.array([source.weight != 0 for source in items.sources])
     return items.where(drawn[items.source])
@@ -125,7 +124,8 @@ def _refuse_unread(asked: Iterable[str], model: Model) -> None:
         return
     reads = "labels of classes" if model.classes else "nothing"
     for name in asked:
-        if name not in PICTURES:
+        if name in that_need("text"):
             raise ConfigError(f"{KEY}: {name} asks by captions, and this model reads {reads}")
-    if model.classes and not set(NAMES) <= set(model.classes):
-        raise ConfigError(f"{KEY}: digits asks for {', '.join(NAMES)}, which are not its classes")
+        if model.classes and not set(names := SUITES[name].names()) <= set(model.classes):
+            told = f"{name} asks for {', '.join(names)}, which are not its classes"
+            raise ConfigError(f"{KEY}: {told}")

@@ -32,10 +32,10 @@ from ldm.data.images import ImageTransform, flatten, to_image, to_pixels
 from ldm.data.items import evenly_spaced
 from ldm.data.source import in_fraction
 from ldm.demo.emoji import Concept, EmojiData, concepts, with_article
+from ldm.demo.style import StyleReader
 from ldm.evaluation.distances import kid
 from ldm.evaluation.retrieval import Proportion, ranks
 from ldm.evaluation.sheets import save, sheet
-from ldm.evaluation.style import StyleReader
 from ldm.pipeline import LatentDiffusionPipeline
 
 SIDE, HELD_OUT, WHITE = 64, 0.12, (255, 255, 255)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ldm.data.images import ImageTransform
 from ldm.demo.emoji import EmojiData
+from ldm.demo.shape_suites import readable, scenes
 from ldm.diffusion import predictor, process_of, target_of
-from ldm.evaluation import suites
 from ldm.families import FamilyDenoiser
 from ldm.models.codec import VaeCodec
 from ldm.models.conditioner import ClipConditioner
@@ -121,8 +121,8 @@ def test_its_autoencoder_leaves_shapes_readable(pipes):
     def reconstruct(x):
         return codec.decode(codec.encode(x).mean).clamp(-1, 1)
 
-    asked = suites.scenes(40, held_out=True)
-    found = suites.readable(asked, ImageTransform(size=64), reconstruct)
+    asked = scenes(40, held_out=True)
+    found = readable(asked, ImageTransform(size=64), reconstruct)
     assert found.value >= 39 / 40
 
 

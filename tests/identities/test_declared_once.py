@@ -2,8 +2,10 @@
 lists such things lists this one.
 """
 
+import importlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +15,7 @@ from ldm.cli import app
 from ldm.cli.data import source_of
 from ldm.config import sources
 from ldm.config.json_schema import CONFIGS, text
+from ldm.config.suites import SUITES, Suite, _found
 from ldm.data.place import AtPath
 from ldm.errors import DataError
 from ldm.formats.png import Parameters
@@ -80,3 +83,26 @@ def test_a_source_touches_two_files(tmp_path, monkeypatch):
     assert sources.layout(str(tmp_path / "b")).reason == (
         f"{tmp_path / 'b'}: no pictures, tars, parquet files or toys in this folder or below it"
     )
+
+
+def test_a_suite_touches_two_files(monkeypatch):
+    assert mentions("digit_suites") == {"config/suites.py"}  # and itself
+    assert mentions("shapes-new", "likelihood") >= {"config/suites.py", "demo/digit_suites.py"}
+    assert mentions("emoji-new") == {"config/suites.py", "demo/emoji_suites.py"}
+    again = sys.modules["ldm.cli.evaluate"]
+    assert [*again.Suite] == [*SUITES]
+    drawn = json.loads(text(CONFIGS["train"]))["$defs"]["TextToImageValidation"]["properties"]
+    known = [name for name, suite in SUITES.items() if suite.in_runs]
+    assert drawn["suites"]["propertyNames"]["enum"] == known
+    assert not {"prompts", "loss", "likelihood"} & {*known} and "quality" in known
+    for suite in SUITES.values():
+        assert callable(_found(suite.run)) and callable(_found(suite.prepare or suite.run))
+
+    toy = Suite("whether a toy is one", "builtins:max", 3, frozenset({"text"}))
+    monkeypatch.setitem(SUITES, "toy", toy)
+    importlib.reload(again)
+    assert again.Suite("toy") in again.Suite and "; toy: whether a toy is one." in again.HELP
+    assert [*again._asked(None, None, ROOT)][-1] == "toy"
+    assert (toy.measured(1, 2), toy.measured(1, 2, 9)) == (3, 9)  # of max(evaluator, draw, count)
+    monkeypatch.undo()
+    importlib.reload(again)

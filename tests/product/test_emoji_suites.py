@@ -5,10 +5,10 @@ import torch
 from torch.nn.functional import interpolate
 
 from ldm.data.images import ImageTransform
+from ldm.demo.emoji_suites import Emoji, recombined, retrieval, transfer
+from ldm.demo.style import softened
 from ldm.evaluation import suites
-from ldm.evaluation.emoji import Emoji, recombined, retrieval, transfer
 from ldm.evaluation.features import space
-from ldm.evaluation.style import softened
 
 PIXELS = [space("pixels:8")]
 TRANSFORM, WHOLE = ImageTransform(size=32), ImageTransform(size=64)

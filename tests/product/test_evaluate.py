@@ -14,11 +14,13 @@ import tiny
 from exact import EXACT, Mixture
 from ldm.cli import app
 from ldm.data.images import ImageTransform, to_pixels
+from ldm.demo import digit_suites
 from ldm.demo.digits import NAMES, DigitsData
 from ldm.demo.scene import captions, render
+from ldm.demo.shape_suites import prompt_accuracy, readable, scenes
 from ldm.diffusion import Condition, DiscreteVP, Objective
 from ldm.errors import FeatureError
-from ldm.evaluation import charts, suites
+from ldm.evaluation import charts
 from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
@@ -28,7 +30,7 @@ WHOLE = ImageTransform(size=64)
 
 
 def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
-    asked = suites.scenes(40, held_out=True)
+    asked = scenes(40, held_out=True)
     assert all(scene.held_out for scene in asked) and len(asked) == 40
     by_caption = {captions(scene)[0]: scene for scene in asked}
 
@@ -36,7 +38,7 @@ def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
         drawn = [render(change(by_caption[text]), 64) for text in texts]
         return torch.stack([to_pixels(WHOLE(picture)) for picture in drawn])
 
-    truth = suites.prompt_accuracy(draw, asked)
+    truth = prompt_accuracy(draw, asked)
     assert {key: figure.value for key, figure in truth.figures.items()} == dict.fromkeys(
         truth.figures, 1.0
     )
@@ -52,7 +54,7 @@ def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
     def all_circles(scene):
         return replace(scene, things=tuple(replace(t, shape="circle") for t in scene.things))
 
-    found = suites.prompt_accuracy(lambda texts: draw(texts, all_circles), asked).figures
+    found = prompt_accuracy(lambda texts: draw(texts, all_circles), asked).figures
     things = [thing for scene in asked for thing in scene.things]
     circles = sum(thing.shape == "circle" for thing in things) / len(things)
     assert found["shape"].value == pytest.approx(circles)
@@ -61,11 +63,11 @@ def test_every_attribute_of_a_scene_is_counted_where_it_belongs() -> None:
 
 
 def test_the_ceiling_of_shapes_is_what_the_autoencoder_leaves() -> None:
-    asked = suites.scenes(20, held_out=False)
+    asked = scenes(20, held_out=False)
 
-    assert suites.readable(asked, WHOLE, lambda x: x).value == 1
+    assert readable(asked, WHOLE, lambda x: x).value == 1
     half = torch.arange(20) < 10
-    found = suites.readable(asked, WHOLE, lambda x: torch.where(half[:, None, None, None], x, 0))
+    found = readable(asked, WHOLE, lambda x: torch.where(half[:, None, None, None], x, 0))
     assert (found.value, found.n) == (0.5, 20)
 
 
@@ -74,13 +76,15 @@ def test_digits_against_who_copies_them_and_who_draws_another() -> None:
     source = DigitsData()
     labels = torch.tensor([NAMES.index(e.captions[0].split()[-1]) for e in source.examples])
     pixels = torch.stack([to_pixels(ImageTransform(size=16)(source.load(n))) for n in range(900)])
-    trained = suites.Labelled(pixels[:800], labels[:800])
-    held_out = suites.Labelled(pixels[800:900], labels[800:900])
+    trained = digit_suites.Labelled(pixels[:800], labels[:800])
+    held_out = digit_suites.Labelled(pixels[800:900], labels[800:900])
     known = [int((labels[:800] == k % 10).nonzero()[k // 10]) for k in range(100)]
 
     def found(chosen, asked):
         texts = [""] * len(chosen)
-        return suites.digits(lambda _: pixels[chosen], texts, asked, trained, held_out).figures
+        return digit_suites.digits(
+            lambda _: pixels[chosen], texts, asked, trained, held_out
+        ).figures
 
     copied = found(known, torch.arange(100) % 10)
     assert copied["class"].value == 1 and copied["precision"].value == 1
@@ -266,6 +270,18 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
         (("--space", "clip:/nowhere"), "there is no /nowhere/text_encoder"),
         (("--suite", "shapes", "--count", "8", "--sampler", "dimm"), "did you mean 'ddim'"),
         (("--suite", "quality", "--data", "nowhere"), "nowhere"),
+        (
+            ("--suite", "quality", "--data", "{kind: emojis}"),
+            "'data.kind' is 'emojis': known kinds",
+        ),
+        (
+            ("--suite", "quality"),
+            "--suite quality compares with captioned pictures: add --data FOLD",
+        ),
+        (
+            ("--suite", "shapes", "--data", "emoji"),
+            "what quality compares with: add --suite quality",
+        ),
     ],
 )
 def test_mistakes_are_one_line(model: Path, tmp_path: Path, arguments, words: str) -> None:

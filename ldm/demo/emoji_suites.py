@@ -17,12 +17,14 @@ from ldm.data.items import evenly_spaced
 from ldm.demo.checker import background_of
 from ldm.demo.emoji import COLOURED, EmojiData, Group, Style
 from ldm.demo.scene import BACKGROUNDS, Background
-from ldm.diffusion import stream
+from ldm.demo.style import StyleReader
+from ldm.diffusion import Objective, stream
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.features import Space
+from ldm.evaluation.heldout import held_out_loss
 from ldm.evaluation.reference import TrueFeatures
 from ldm.evaluation.retrieval import Proportion, ranks
-from ldm.evaluation.style import StyleReader
+from ldm.evaluation.runner import Evaluator, References
 from ldm.evaluation.suites import Draw, Report
 
 _GROUPS: tuple[Group, ...] = (
@@ -274,3 +276,55 @@ def transfer(
                     tell(f"both (top-{k}){name}, {space.name}", styled[name] & (named < k))
                 tell(f"picture top-{k}{name}, {space.name}", found < k)
     return Report(figures, texts, drawn)
+
+
+def prepare(truth: References, count: int) -> None:
+    """Makes the gallery and its features."""
+    emoji = truth.once(Emoji)
+    for space in truth.spaces:
+        emoji.features(space)
+
+
+def prepare_new(truth: References, count: int) -> None:
+    """The same; ``ValueError`` for too few captions."""
+    if count < FEWEST:
+        raise ValueError(f"emoji-new: {count} captions, at least {FEWEST}")
+    prepare(truth, count)
+
+
+def prepare_transfer(truth: References, count: int) -> None:
+    """The same, and what reads styles."""
+    prepare(truth, count)
+    _ = truth.once(Emoji).read_style
+
+
+def known(model: Evaluator, draw: Draw, count: int) -> Report:
+    """``retrieval`` of ``count`` captions."""
+    return retrieval(draw, model.truth.once(Emoji), model.truth.spaces, count)
+
+
+def new(model: Evaluator, draw: Draw, count: int) -> Report:
+    """``recombined`` of ``count`` captions."""
+    emoji, spaces = model.truth.once(Emoji), model.truth.spaces
+    return recombined(draw, emoji, spaces, model.reconstruct, count)
+
+
+def transferred(model: Evaluator, draw: Draw, count: int) -> Report:
+    """``transfer`` of ``count`` pairs, of all if that is 0."""
+    emoji, spaces = model.truth.once(Emoji), model.truth.spaces
+    return transfer(draw, emoji, spaces, model.reconstruct, count or None)
+
+
+@torch.no_grad()
+def loss(model: Evaluator, draw: Draw, count: int) -> Report:
+    """The loss of ``count`` held-out emoji, by noise level; nothing is drawn."""
+    emoji, codec, pipe = model.truth.once(Emoji), model.codec, model.pipe
+    chosen = evenly_spaced(emoji.held_out, count)
+    texts, truth = [emoji.caption(n) for n in chosen], emoji.gallery[chosen]
+    parts = [codec.encode(x.to(pipe.device)) for x in truth.split(64)]
+    z = torch.cat([codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
+    process, target, learned = model.noise()
+    objective = Objective(target, learned_variance=learned)
+    cond = pipe.conditioner.encode(texts)
+    found = held_out_loss(objective, process, pipe.denoiser, z.float(), cond)
+    return Report(dict(found), texts, None)
