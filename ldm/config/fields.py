@@ -1,4 +1,4 @@
-"""What a field of a config may hold, told by its annotation."""
+"""What a field of a config may hold, and whether it may change: told by its annotation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,27 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TypeVar, Union
+
+T = TypeVar("T")
+
+
+class _Mark:
+    """In the annotation of a field."""
+
+
+_MAY_CHANGE = _Mark()
+MayChange = Annotated[T, _MAY_CHANGE]
+"""A field whose value may differ between a checkpoint and going on from it, and nothing that the
+run is a function of does: where things lie, how often something is looked at, how the work is
+split, what a fault leads to.
+"""
+
+
+def may_change(config: type[Any]) -> set[str]:
+    """The fields of ``config`` that are ``MayChange``."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    return {n for n, hint in hints.items() if _MAY_CHANGE in getattr(hint, "__metadata__", ())}
 
 
 def forms(annotation: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from ldm.config import learning
 from ldm.config.ema import Ema, TextToImageEma
+from ldm.config.fields import MayChange
 from ldm.config.learning import Learning, Lora, TextualInversion
 from ldm.config.loader import Duration, Interval, config_class
 from ldm.config.noise import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
@@ -225,25 +226,25 @@ class RunConfig:
         workers: processes that read and transform pictures; 0 reads in the training process.
     """
 
-    run: Annotated[str, Field(min_length=1)]
+    run: MayChange[Annotated[str, Field(min_length=1)]]
     seed: Seed = 0
     data: DataConfig | tuple[DataConfig, ...]
-    on_bad_sample: Literal["error", "skip"] = "error"
+    on_bad_sample: MayChange[Literal["error", "skip"]] = "error"
     images: ImageTransform = field(default_factory=ImageTransform)
     order: Order = field(default_factory=Order)
     batch_size: Batch = 64
-    micro_batch_size: Batch | None = None
+    micro_batch_size: MayChange[Batch | None] = None
     duration: Duration
     optimizer: AdamW = field(default_factory=AdamW)
     ema: Ema | None = field(default_factory=Ema)
     precision: Precision = "auto"
-    log_every: Positive = 10
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    validation: Validation | None = field(default_factory=Validation)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    nonfinite: NonFinite = field(default_factory=NonFinite)
-    resume: Literal["auto", "never"] | Resume = "auto"
-    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    log_every: MayChange[Positive] = 10
+    trackers: MayChange[tuple[Literal["tensorboard", "wandb"], ...]] = ()
+    validation: MayChange[Validation | None] = field(default_factory=Validation)
+    checkpoints: MayChange[Checkpoints] = field(default_factory=Checkpoints)
+    nonfinite: MayChange[NonFinite] = field(default_factory=NonFinite)
+    resume: MayChange[Literal["auto", "never"] | Resume] = "auto"
+    workers: MayChange[Annotated[int, Field(ge=0, le=1024)]] = 0
 
 
 @config_class
@@ -302,19 +303,21 @@ class TrainConfig(RunConfig):
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
     textual_inversion: TextualInversion | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: MayChange[bool] = False
     optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
     ema: TextToImageEma | None = field(default_factory=TextToImageEma)
-    validation: TextToImageValidation | None = field(default_factory=TextToImageValidation)
+    validation: MayChange[TextToImageValidation | None] = field(
+        default_factory=TextToImageValidation
+    )
     process: ProcessConfig = field(default_factory=ProcessSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     text_dropout: Share | tuple[Share, ...] = 0.1
-    cache_latents: bool = True
-    cache_text: bool = True
+    cache_latents: MayChange[bool] = True
+    cache_text: MayChange[bool] = True
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
-    score: Score | None = None
+    attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"
+    score: MayChange[Score | None] = None
 
     def __post_init__(self) -> None:
         word, rate = self.textual_inversion, self.optimizer.text_encoder_lr

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldm.config.fields import may_change
 from ldm.config.loader import images, plain
 from ldm.config.schema import RunConfig
 from ldm.data.collection import Collection
@@ -145,14 +146,6 @@ def begun(run: Path) -> dict[str, str]:
     return {}
 
 
-# What may change between a checkpoint and going on from it: where things lie, how often something
-# is looked at, how the work is split, and what a fault leads to.
-_FREE = {
-    "run", "micro_batch_size", "log_every", "validation", "checkpoints", "resume",
-    "nonfinite", "workers", "cache_latents", "cache_text", "attention", "score", "on_bad_sample",
-    "gradient_checkpointing",
-    "trackers",
-}  # fmt: skip
 _PATH, _KIND = (re.compile(rf"data(\.\d+)?\.{name}") for name in ("path", "kind"))
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
 _CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
@@ -184,9 +177,10 @@ def identity(
         collection: its pictures and captions.
         origin: what folders held, ``model.unet`` and the like: fingerprints, or settings.
     """
+    free = may_change(type(config))
     flat = {_CONTENT: json.dumps(collection.summary())}
     for key, value in plain(config).items():
-        if key not in _FREE:
+        if key not in free:
             flat |= _flat(key, value)
     flat[_DURATION] = json.dumps(images(config.duration, config.batch_size, collection.epoch))
     if config.ema and config.validation and len(config.ema.half_lives) > 1:
@@ -245,8 +239,9 @@ def _told_before(folder: Path, config: RunConfig, expected: Mapping[str, str]) -
     if (summary := kept.pop("pictures and captions", None)) is not None:
         kept[_CONTENT] = json.dumps(summary)  # what checkpoints called it before it could change
     found: dict[str, str] = {}
+    free = may_change(type(config))
     for key, text in kept.items():
-        if key.partition(".")[0] not in _FREE:
+        if key.partition(".")[0] not in free:
             # Once, only the first level had keys of its own.
             found |= _flat(key, recorded.told(folder, key, text))
     # Once, a folder was known by its path, and what was in it is not known any more.
@@ -311,7 +306,7 @@ def changes(
     found.setdefault(_DURATION, expected[_DURATION])  # not kept once
     every = sorted(found.keys() | expected.keys())
     for name in allowed:
-        if name.partition(".")[0] in _FREE:
+        if name.partition(".")[0] in may_change(type(config)):
             continue  # it may change anyway
         if not any(_within(key, name) for key in every):
             near = difflib.get_close_matches(name, every, 1)

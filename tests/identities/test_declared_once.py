@@ -14,7 +14,10 @@ from typer.main import get_command
 from ldm.cli import app
 from ldm.cli.data import source_of
 from ldm.config import sources
+from ldm.config.fields import MayChange, may_change
 from ldm.config.json_schema import CONFIGS, text
+from ldm.config.loader import config_class
+from ldm.config.schema import RunConfig
 from ldm.config.suites import SUITES, Suite, _found
 from ldm.data.place import AtPath
 from ldm.errors import DataError
@@ -106,3 +109,21 @@ def test_a_suite_touches_two_files(monkeypatch):
     assert (toy.measured(1, 2), toy.measured(1, 2, 9)) == (3, 9)  # of max(evaluator, draw, count)
     monkeypatch.undo()
     importlib.reload(again)
+
+
+def test_a_key_says_whether_it_may_change():
+    """Also where a program's config describes it anew, and configs/README.md tells the same."""
+    always = may_change(RunConfig)
+    assert {"run", "workers", "validation"} <= always and not {"seed", "optimizer"} & always
+    every = set().union(*map(may_change, CONFIGS.values()))
+    assert all(may_change(config) >= always for config in CONFIGS.values())
+    readme = (ROOT / "configs" / "README.md").read_text()
+    listed = readme.partition("without being named: ")[2].partition("; and `duration`")[0]
+    assert set(re.findall("`(\\w+)`", listed)) == every
+
+    @config_class
+    class Longer(RunConfig):
+        toys: MayChange[int] = 3
+        tools: int = 3
+
+    assert may_change(Longer) == always | {"toys"}
