@@ -52,45 +52,42 @@ class Mixture:
         )
 
     def _parts(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor]:
-        """log(w_k N(x; k)) ``b k``, S_k^{-1} (x - alpha m_k) ``b k d``, alpha ``b 1 1``, or of
-        one level ``1 1 1``.
+        """log(w_k N(x; k)) ``k b``, S_k^{-1} (x - alpha m_k) ``k d b``, alpha ``1 1 b``, or of
+        one level ``1 1 1``. The samples are last: sums over the few of the rest are fast so.
         """
-        alpha, sigma = (p.double().reshape(-1, 1, 1) for p in level[:2])
+        alpha, sigma = (p.double().reshape(1, 1, -1) for p in level[:2])
         variances, axes = self._axes
-        spread = alpha**2 * variances + sigma**2  # of S_k along its axes, b k d, or 1 k d
-        off = x.double()[:, None] - alpha * self.means
-        along = torch.einsum("bki,kij->bkj", off, axes)
-        solved = torch.einsum("bkj,kij->bki", along / spread, axes)
+        spread = alpha**2 * variances[..., None] + sigma**2  # of S_k along its axes, k d b or k d 1
+        off = x.double().T - alpha * self.means[..., None]
+        along = axes.mT @ off
+        scaled = along / spread
         log = (
-            self.weights.log()
-            - (
-                (along**2 / spread).sum(-1)
-                + spread.log().sum(-1)
-                + x.shape[1] * math.log(2 * math.pi)
-            )
+            self.weights.log()[:, None]
+            - ((along * scaled).sum(1) + spread.log().sum(1) + x.shape[1] * math.log(2 * math.pi))
             / 2
         )
-        return log, solved, alpha
+        return log, axes @ scaled, alpha
 
     def log_prob(self, x: Tensor, level: Level) -> Tensor:
         """log p(x_t), nats, ``b``."""
-        return self._parts(x, level)[0].logsumexp(1)
+        return self._parts(x, level)[0].logsumexp(0)
 
     def responsibilities(self, x: Tensor, level: Level) -> Tensor:
         """p(component | x_t), ``b k``."""
-        return self._parts(x, level)[0].softmax(1)
+        return self._parts(x, level)[0].softmax(0).T
 
     def score(self, x: Tensor, level: Level) -> Tensor:
         """Gradient of log p(x_t), ``b d``."""
         log, solved, _ = self._parts(x, level)
-        return -(log.softmax(1)[..., None] * solved).sum(1)
+        return -(log.softmax(0)[:, None] * solved).sum(0).T
 
     def _hats(self, x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """E[x0 | x_t] and E[eps | x_t] = -sigma score, ``b d``."""
         log, solved, alpha = self._parts(x, level)
-        share = log.softmax(1)[..., None]
-        per = self.means + alpha * torch.einsum("kij,bkj->bki", self.covs, solved)
-        return (share * per).sum(1), level.sigma.double().reshape(-1, 1) * (share * solved).sum(1)
+        share = log.softmax(0)[:, None]
+        per = self.means[..., None] + alpha * (self.covs @ solved)
+        eps = level.sigma.double().reshape(1, -1) * (share * solved).sum(0)
+        return (share * per).sum(0).T, eps.T
 
     def x0_hat(self, x: Tensor, level: Level) -> Tensor:
         """E[x0 | x_t], ``b d``."""

@@ -94,11 +94,13 @@ def gaussian(which: ProcessSampler, steps: int, **ends) -> tuple[float, float]:
         draws.append(len(draws) + 2)
         return torch.zeros(shape, dtype=torch.float64)
 
-    x = torch.full((1, 1), alpha * mean, dtype=torch.float64)
-    with noise(count):
-        run(which, GAUSSIAN, x, steps, **ends)
-    x = x.repeat(len(draws) + 2, 1)
+    x = torch.full((2, 1), alpha * mean, dtype=torch.float64)
     x[1] += math.hypot(alpha * std, sigma)
+    with noise(count):
+        got = run(which, GAUSSIAN, x, steps, **ends)
+    if not draws:
+        return float(got[0]), float((got[1] - got[0]).abs())
+    x = torch.cat([x, x[:1].repeat(len(draws), 1)])
     left = iter(draws)
 
     def probe(shape: tuple[int, ...]) -> Tensor:

@@ -66,17 +66,23 @@ def drawn(case: str, name: str, data: Mixture, x: Tensor, steps: int, **kwargs) 
     return which(data.predictor(CASES[case][1]), x / unit, cond, steps=steps, **kwargs)
 
 
-@pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("case, name", legal(stochastic=False))
-def test_along_the_ode(case: str, name: str, data: str) -> None:
+@cache
+def led(case: str, data: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes of p_T, their weights and where the ODE leads them."""
     mixture, points = DATA[data]
     x, weight = nodes(mixture.noised(*at(CASES[case][0], 1.0)[:2]), 6.0, points)
     # stop=None: as the schedulers end, with x0_hat of the first level.
-    goal = run(made(case, "ode-adaptive"), mixture, x, 10, start=1.0, stop=None)
+    return x, weight, run(made(case, "ode-adaptive"), mixture, x, 10, start=1.0, stop=None)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("case, name", legal(stochastic=False))
+def test_along_the_ode(case: str, name: str, data: str) -> None:
+    x, weight, goal = led(case, data)
 
     def error(steps: int) -> float:
         """Mean distance to where the ODE leads; no error of a mean or of a weight is larger."""
-        got = drawn(case, name, mixture, x, steps)
+        got = drawn(case, name, DATA[data][0], x, steps)
         return float(weight @ (got - goal).abs().sum(1))
 
     if name == "pndm":  # its start is not p_T but a level below, and its last step of no order
