@@ -33,21 +33,22 @@ def test_a_signal_to_one_of_two_processes(tmp_path):
     """
     script = tmp_path / "signalled.py"
     script.write_text(SIGNALLED)
-    finish(launch(TRAIN, "--config", config(tmp_path, "whole", log_every=8), processes=2))
-    file, run = config(tmp_path, "left", log_every=8), tmp_path / "left"
+    few = dict(duration="12 steps", log_every=4)
+    finish(launch(TRAIN, "--config", config(tmp_path, "whole", **few), processes=2))
+    file, run = config(tmp_path, "left", **few), tmp_path / "left"
     process = launch(script, "--config", file, processes=2)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1  # torchrun's own status
     assert output.count("stopped: ") == 1 and "error: " not in output, output
     assert OWN_TRACEBACK not in output
     (left,) = checkpoint.folders(run / "checkpoints")
-    assert checkpoint.problem(left) is None and left.name == checkpoint.name_of(10 * 16)
-    assert f"all 160 images seen so far are in {left}" in output
+    assert checkpoint.problem(left) is None and left.name == checkpoint.name_of(6 * 16)
+    assert f"all 96 images seen so far are in {left}" in output
     assert len(losses(run)) == 1
     assert f"going on from {left}" in finish(launch(TRAIN, "--config", file, processes=2))
-    last = "checkpoints/images-000000000640"
+    last = "checkpoints/images-000000000192"
     assert digests(run / last) == digests(tmp_path / "whole" / last)
-    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 5
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 3
 
 
 SIGNALLED = """
@@ -59,7 +60,7 @@ real = Trainer._gradient
 
 def gradient(trainer, *rest):
     trainer.prompt = False
-    if trainer.seen == 9 * 16 and os.environ["RANK"] == "1":
+    if trainer.seen == 5 * 16 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGUSR1)
     return real(trainer, *rest)
 

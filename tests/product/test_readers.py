@@ -134,7 +134,7 @@ def test_a_run_with_readers_ends(tmp_path, monkeypatch, end):
     plain = tree(run, duration=length, workers=2, cache_latents=False, cache_text=False)
     file.write_text(yaml.safe_dump(plain))
     script.write_text(FAULTY)
-    process = launch(script if end == "bug" else TRAIN, "--config", file, fresh=True)
+    process = launch(script if end == "bug" else TRAIN, "--config", file, start_new_session=True)
     wait_for(lambda: end == "bug" or steps(run) >= 3, process)
     if end == "signal":
         process.send_signal(signal.SIGTERM)
@@ -142,11 +142,13 @@ def test_a_run_with_readers_ends(tmp_path, monkeypatch, end):
     assert process.returncode == {"over": 0, "bug": 1, "signal": 75}[end], output
     assert ("LookupError: a bug" in output) == (end == "bug")
     assert end != "over" or len(logged(run, "loss")) == 3
-    assert not [pid for pid in Path("/proc").iterdir() if started_for(pid, file)]
+    assert not [pid for pid in Path("/proc").iterdir() if started_by(pid, process.pid)]
 
 
-def started_for(process: Path, file: Path) -> bool:
+def started_by(process: Path, leader: int) -> bool:
+    """Whether it runs in the session of ``leader``."""
     try:
-        return str(file) in (process / "cmdline").read_text().split("\0")
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
     except OSError:
         return False  # no process, or it ended meanwhile
+    return int(session) == leader and state != "Z"

@@ -17,8 +17,9 @@ def _own_cache(own_cache, monkeypatch):
 
 def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
     settings = dict(
-        duration="60 steps",
-        checkpoints={"every": "7 steps", "keep": 2},
+        duration="30 steps",
+        batch_size=8,
+        checkpoints={"every": "4 steps", "keep": 2},
         train=["unet", "text_encoder"],
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -34,9 +35,9 @@ def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
 
     inside = 0
     for moment in (
-        lambda: steps(broken) >= 10,
-        lambda: steps(broken) >= 24 and staging(),
-        lambda: steps(broken) >= 45,
+        lambda: steps(broken) >= 6,
+        lambda: steps(broken) >= 11 and staging(),
+        lambda: steps(broken) >= 18,
     ):
         process = start(config, tmp_path / "b")
         wait_for(moment, process)
@@ -47,26 +48,26 @@ def test_killed_three_times_the_run_ends_in_the_same_bits(tmp_path):
     assert inside >= 1, "no kill fell inside a checkpoint write"
     output = finish(start(config, tmp_path / "b"))
     assert "going on from" in output
-    last = "checkpoints/images-000000000960"
+    last = "checkpoints/images-000000000240"
     assert digests(whole / last) == digests(broken / last)
     assert losses(whole) == losses(broken)
-    assert len(losses(broken)) == 60
+    assert len(losses(broken)) == 30
     assert not list(checkpoints.glob(".staging-*"))
 
 
 def test_how_often_it_saves_does_not_change_the_run(tmp_path):
-    train(tmp_path / "often", duration="12 steps", checkpoints={"every": "1 steps"})
-    train(tmp_path / "seldom", duration="12 steps", checkpoints={"every": "100 steps"})
+    train(tmp_path / "often", duration="6 steps", checkpoints={"every": "1 steps"})
+    train(tmp_path / "seldom", duration="6 steps", checkpoints={"every": "100 steps"})
     assert losses(tmp_path / "often") == losses(tmp_path / "seldom")
     assert len(list((tmp_path / "often" / "checkpoints").iterdir())) == 2
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The same 50 steps by one process, by two, and in micro-batches of 4."""
+    """The same 20 steps by one process, by two, and in micro-batches of 4."""
     root = tmp_path_factory.mktemp("recorded")
     os.environ["LDM_CACHE"] = ENVIRONMENT["LDM_CACHE"] = str(root / "cache")
-    settings = dict(duration="50 steps", optimizer={"lr": 1e-4})
+    settings = dict(duration="20 steps", optimizer={"lr": 1e-4})
     runs = {
         "one": (dict(), 1),
         "two": (dict(), 2),
@@ -80,12 +81,12 @@ def recorded(tmp_path_factory):
         )
         ranks = [torch.load(f) for f in sorted((root / f"{name}-record").glob("*.pt"))]
         assert len(ranks) == processes
-        per_step = len(ranks[0]) // 50
+        per_step = len(ranks[0]) // 20
         whole = {
             key: torch.cat(
                 [
                     torch.cat([r[step * per_step + part][key] for part in range(per_step)])
-                    for step in range(50)
+                    for step in range(20)
                     for r in ranks
                 ]
             )
@@ -98,7 +99,7 @@ def recorded(tmp_path_factory):
 @pytest.mark.parametrize("other", ["two", "micro"])
 def test_world_size_and_micro_batch_change_no_draw(recorded, other):
     one, mine = recorded["one"][0], recorded[other][0]
-    assert one["position"].tolist() == list(range(800))
+    assert one["position"].tolist() == list(range(320))
     for name in one:
         assert torch.equal(one[name], mine[name]), name
 
@@ -108,13 +109,13 @@ def test_world_size_and_micro_batch_leave_the_losses(recorded, other):
     # AdamW hides the scale of a gradient from the losses; its norm does not.
     for logged_as, tolerance in ((1, 1e-5), (2, 1e-4)):
         one, mine = (torch.tensor(recorded[name][logged_as]) for name in ("one", other))
-        assert len(one) == 50
+        assert len(one) == 20
         assert ((mine - one) / one).abs().max() < tolerance
 
 
 def test_cached_and_uncached_runs_agree(tmp_path):
-    train(tmp_path / "cached", duration="20 steps")
-    train(tmp_path / "straight", duration="20 steps", cache_latents=False, cache_text=False)
+    train(tmp_path / "cached", duration="10 steps")
+    train(tmp_path / "straight", duration="10 steps", cache_latents=False, cache_text=False)
     cached, straight = (torch.tensor(losses(tmp_path / n)) for n in ("cached", "straight"))
     assert ((cached - straight) / cached).abs().max() < 1e-5
 
