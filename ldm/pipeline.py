@@ -366,9 +366,10 @@ class LatentDiffusionPipeline(
         )
         with running(call):
             part = arguments.part(denoising_start, denoising_end, image, latents)
+            begun, patch = latents if image is None else image, self.family.patch(network)
+            x = noise(pictures, codec, network.config, height, width, begun, device, patch)
+            stepper = stepper.seen_at(self.family.tokens(network, x))
             steps = walk(call, stepper, device, how.num_inference_steps, timesteps, sigmas, part)
-            begun = latents if image is None else image
-            x = noise(pictures, codec, network.config, height, width, begun, device)
             batches.told = self.family.told(told, self.config, codec.size(x), device)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:

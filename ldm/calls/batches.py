@@ -66,6 +66,7 @@ def noise(
     width: int | None,
     latents: Tensor | None,
     device: torch.device,
+    patch: int = 1,
 ) -> Tensor:
     """Standard normal noise ``n c h w``: ``latents``, or a draw for pictures of this size.
 
@@ -77,6 +78,7 @@ def noise(
         width: in pixels, or None.
         latents: noise, or None.
         device: where it is to lie.
+        patch: side of a token of the denoiser, in latent cells.
 
     Raises:
         ValueError: there are no latents of this size, or ``latents`` are of another, or are not
@@ -86,13 +88,13 @@ def noise(
     rows, columns = side if isinstance(side, (list, tuple)) else (side, side)
     if latents is not None and latents.ndim == 4:
         rows, columns = latents.shape[2:]
-    sizes: list[int] = []
+    sizes, unit = list[int](), codec.factor * patch
     for name, pixels, cells in (("height", height, rows), ("width", width, columns)):
         if pixels is None and cells is None:
             raise ValueError("this U-Net states no sample_size: pass both height and width")
         asked = cells * codec.factor if pixels is None else pixels
-        if asked < 1 or asked % codec.factor:
-            raise ValueError(f"{name} must be a multiple of {codec.factor} pixels, not {pixels}")
+        if asked < 1 or asked % unit:
+            raise ValueError(f"{name} must be a multiple of {unit} pixels, not {asked}")
         sizes.append(asked // codec.factor)
     shape = (len(pictures), unet["in_channels"], *sizes)
     if latents is None:

@@ -55,6 +55,19 @@ def kind_of(cls: Any) -> str:
     return cls.kind or typing.get_args(typing.get_args(typing.get_type_hints(cls)["kind"])[0])[0]
 
 
+def key_of(field: str) -> str:
+    """The key of a field: a field whose key is a word of Python (``from``) ends in an
+    underscore.
+    """
+    return field.removesuffix("_")
+
+
+def hints_of(cls: Any) -> dict[str, Any]:
+    """The annotations of a dataclass by the keys of its fields."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {key_of(name): hint for name, hint in hints.items()}
+
+
 def meant(kinds: list[Any], asked: Any) -> Any:
     """The one of several dataclasses whose kind is ``asked``, the first without; None if none."""
     if len(kinds) == 1 or asked is None:
@@ -75,7 +88,7 @@ def below(annotation: Any, name: str, value: Mapping[str, Any]) -> Any:
     if kinds:
         first = meant(kinds, value.get("kind"))
         for cls in [first, *kinds] if first else kinds:
-            hints = typing.get_type_hints(cls, include_extras=True)
+            hints = hints_of(cls)
             if name in hints:
                 return hints[name]
     for form in forms(annotation):

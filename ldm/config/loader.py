@@ -26,7 +26,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from ldm.config.fields import dataclasses_in, kind_of, meant
+from ldm.config.fields import dataclasses_in, hints_of, key_of, kind_of, meant
 from ldm.config.overrides import put
 from ldm.config.yaml_tree import read
 from ldm.errors import ConfigError
@@ -127,7 +127,7 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 def plain(config: Any) -> Any:
     """The config as plain values, as YAML and JSON write them."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {key_of(f.name): plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
         return [plain(item) for item in config]
     if isinstance(config, dict):
@@ -187,8 +187,8 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
     cls = meant(kinds, value.get("kind"))
     if cls is None:
         return  # pydantic lists the kinds
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = [f.name for f in dataclasses.fields(cls)]
+    hints = hints_of(cls)
+    fields = [key_of(f.name) for f in dataclasses.fields(cls)]
     for name, item in value.items():
         key = (*path, str(name))
         if name in fields:

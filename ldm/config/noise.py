@@ -8,12 +8,14 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from ldm.config.loader import config_class
 from ldm.diffusion import Edm, Schedule, TargetName, WeightingName, times
+from ldm.diffusion.shift import SizeShift
 
 if TYPE_CHECKING:
     from ldm.diffusion import Weighting
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Steps = Annotated[int, Field(gt=0, le=10**6)]
+Tokens = Annotated[int, Field(gt=0, le=2**24)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -76,11 +78,32 @@ class VeSettings:
 
 
 @config_class
+class SizeShiftSettings:
+    """A shift that goes by the size of a picture: the exponential of a line over its tokens.
+
+    Args:
+        base: logarithm of the shift at ``from`` tokens.
+        max: logarithm of the shift at ``to`` tokens.
+        from: tokens of a small picture.
+        to: tokens of a large one.
+    """
+
+    base: Annotated[float, Field(ge=-20, le=20)]
+    max: Annotated[float, Field(ge=-20, le=20)]
+    from_: Annotated[Tokens, Field(alias="from")]
+    to: Tokens
+
+    def made(self) -> SizeShift:
+        """The shift."""
+        return SizeShift(self.base, self.max, self.from_, self.to)
+
+
+@config_class
 class RectifiedFlowSettings:
     """The fields of ``RectifiedFlow``."""
 
     kind: Literal["rectified_flow"] = "rectified_flow"
-    shift: PositiveNumber | None = None
+    shift: PositiveNumber | SizeShiftSettings | None = None
     num_train_timesteps: Steps | None = None
 
 

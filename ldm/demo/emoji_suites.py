@@ -324,6 +324,7 @@ def loss(model: Evaluator, draw: Draw, count: int) -> Report:
     parts = [codec.encode(x.to(pipe.device)) for x in truth.split(64)]
     z = torch.cat([codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
     process, target, learned = model.noise()
+    process = process.seen_at(pipe.family.tokens(pipe.network, z))
     objective = Objective(target, learned_variance=learned)
     cond = pipe.conditioner.encode(texts)
     found = held_out_loss(objective, process, pipe.denoiser, z.float(), cond)

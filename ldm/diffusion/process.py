@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ldm.diffusion.level import Level
 from ldm.diffusion.names import Schedule, Target
+from ldm.diffusion.shift import SizeShift
 from ldm.diffusion.target import determinant
 
 IN_DIFFUSERS: dict[Schedule, str] = {
@@ -54,6 +55,10 @@ class NoiseProcess(ABC):
     def time(self, u: Tensor) -> Tensor:
         """The time that ``u`` in [0, 1] stands for in training and in a sampler's spacing."""
         return u.double()
+
+    def seen_at(self, tokens: int) -> NoiseProcess:
+        """The process as pictures of so many tokens of the network see it."""
+        return self
 
     def span(self, low: float, high: float) -> float:
         """How much of t lies between two readings of the clock of ``time``."""
@@ -348,11 +353,12 @@ class RectifiedFlow(NoiseProcess):
     23).
 
     Args:
-        shift: sqrt of the ratio of the numbers of latent pixels to that at which it is 1.
+        shift: sqrt of the ratio of the numbers of latent pixels to that at which it is 1; or one
+            that goes by the size of a picture, which is that at ``start`` until one is seen.
         num_train_timesteps: nodes, and the range of timesteps.
     """
 
-    shift: float = 1.0
+    shift: float | SizeShift = 1.0
     num_train_timesteps: int = 1000
     kind: Literal["rectified_flow"] = "rectified_flow"
 
@@ -363,17 +369,25 @@ class RectifiedFlow(NoiseProcess):
     def time_at(self, logsnr: Tensor) -> Tensor:
         return torch.sigmoid(-logsnr.double() / 2)
 
+    def seen_at(self, tokens: int) -> RectifiedFlow:
+        shift = self.shift
+        return replace(self, shift=shift.at(tokens)) if isinstance(shift, SizeShift) else self
+
+    @property
+    def _shift(self) -> float:
+        return self.shift.at(self.shift.start) if isinstance(self.shift, SizeShift) else self.shift
+
     def time(self, u: Tensor) -> Tensor:
-        u = u.double()
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        u, shift = u.double(), self._shift
+        return shift * u / (1 + (shift - 1) * u)
 
     def span(self, low: float, high: float) -> float:
         ends = self.time(torch.tensor([low, high], dtype=torch.float64))
         return float(ends[1] - ends[0])
 
     def _first(self) -> float:
-        node = 1 / self.num_train_timesteps
-        return node / (self.shift - (self.shift - 1) * node)
+        node, shift = 1 / self.num_train_timesteps, self._shift
+        return node / (shift - (shift - 1) * node)
 
     def timestep(self, t: Tensor) -> Tensor:
         return t.double() * self.num_train_timesteps

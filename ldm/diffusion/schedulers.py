@@ -20,15 +20,29 @@ from ldm.diffusion.process import (
     VarianceExploding,
     VariancePreserving,
 )
+from ldm.diffusion.shift import SizeShift
 
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
 _PREDICTION_TYPE: dict[Target, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def scheduler_config(
-    process: NoiseProcess, target: Target, *, learned_variance: bool = False
+    process: NoiseProcess,
+    target: Target,
+    *,
+    learned_variance: bool = False,
+    flow: str | None = None,
 ) -> dict[str, Any]:
     """What a folder saves, ``_class_name`` included: a scheduler with which stock draws, if there
     is one.
+
+    Args:
+        process: the noise.
+        target: what the network predicts.
+        learned_variance: whether it also predicts a variance.
+        flow: the scheduler of a rectified flow; None: DPMSolverMultistepScheduler, which unlike
+            FlowMatchEulerDiscreteScheduler runs in a stock StableDiffusionPipeline, unless the
+            shift goes by the size of a picture, for which it has no words.
 
     Raises:
         ValueError: no scheduler has words for this.
@@ -39,6 +53,8 @@ def scheduler_config(
             f" not to process {process.kind!r}"
         )
     config, legal = _words(process, target)
+    if isinstance(process, RectifiedFlow):
+        config |= _flow_words(process, flow)
     if target not in legal:
         raise ValueError(
             f"diffusers' schedulers cannot express target {target!r} of process {process.kind!r}:"
@@ -52,13 +68,7 @@ def scheduler_config(
 def _words(process: NoiseProcess, target: Target) -> tuple[dict[str, Any], list[Target]]:
     """The config for ``target`` (without the length of the table), and all legal targets."""
     if isinstance(process, RectifiedFlow):
-        # Unlike FlowMatchEulerDiscreteScheduler it runs in a stock StableDiffusionPipeline.
-        return {
-            "_class_name": "DPMSolverMultistepScheduler",
-            "use_flow_sigmas": True,
-            "flow_shift": process.shift,
-            "prediction_type": "flow_prediction",
-        }, ["velocity"]
+        return {}, ["velocity"]
     if isinstance(process, VarianceExploding):
         ends = {"sigma_min": process.sigma_min, "sigma_max": process.sigma_max}
         if isinstance(target, Edm):
@@ -91,17 +101,62 @@ def _words(process: NoiseProcess, target: Target) -> tuple[dict[str, Any], list[
     return config, [*_PREDICTION_TYPE]
 
 
+def _flow_words(process: RectifiedFlow, scheduler: str | None) -> dict[str, Any]:
+    shift, by_size = process.shift, isinstance(process.shift, SizeShift)
+    if scheduler is None and not by_size:
+        return {
+            "_class_name": "DPMSolverMultistepScheduler",
+            "use_flow_sigmas": True,
+            "flow_shift": shift,
+            "prediction_type": "flow_prediction",
+        }
+    line = shift if isinstance(shift, SizeShift) else SizeShift()
+    return {
+        "_class_name": scheduler or FLOW_EULER,
+        "shift": 1.0 if by_size else shift,
+        "use_dynamic_shifting": by_size,
+        "base_shift": line.base,
+        "max_shift": line.max,
+        "base_image_seq_len": line.start,
+        "max_image_seq_len": line.stop,
+    }
+
+
+def flow_scheduler(config: Mapping[str, Any]) -> str | None:
+    """Class of the flow matching scheduler whose ``scheduler_config.json`` this is; None: of
+    none.
+    """
+    if "shift" not in config or config.get("use_flow_sigmas"):
+        return None
+    return FLOW_EULER if "base_image_seq_len" in config else "FlowMatchHeunDiscreteScheduler"
+
+
+def _flow(config: Mapping[str, Any], count: int) -> RectifiedFlow:
+    """The process of a flow matching scheduler."""
+    if not config.get("use_dynamic_shifting"):
+        return RectifiedFlow(config["shift"], count)
+    kind = config.get("time_shift_type", "exponential")
+    if kind != "exponential":
+        raise ValueError(
+            f"scheduler config: time_shift_type {kind!r} is not supported, only 'exponential'"
+        )
+    names = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+    if lacking := [name for name in names if config.get(name) is None]:
+        raise ValueError(f"scheduler config: use_dynamic_shifting needs {lacking[0]}")
+    return RectifiedFlow(SizeShift(*(config[name] for name in names)), count)
+
+
 def process_of(config: Mapping[str, Any]) -> NoiseProcess:
     """The process of a ``scheduler_config.json``; ``ValueError`` names a key that has no meaning
     here.
     """
     count = config.get("num_train_timesteps", 1000)
+    if flow_scheduler(config):
+        return _flow(config, count)
     if config.get("use_dynamic_shifting"):
         raise ValueError("scheduler config: use_dynamic_shifting is not supported")
     if config.get("use_flow_sigmas"):
         return RectifiedFlow(config.get("flow_shift", 1.0), count)
-    if "base_image_seq_len" in config:  # FlowMatchEulerDiscreteScheduler
-        return RectifiedFlow(config.get("shift", 1.0), count)
     if "sigma_min" in config and ("sigma_data" in config or "sampling_eps" in config):
         return VarianceExploding(config["sigma_min"], config["sigma_max"], count)
     schedules: dict[str, Schedule] = {name: own for own, name in IN_DIFFUSERS.items()}
@@ -139,7 +194,7 @@ def target_of(config: Mapping[str, Any]) -> Target:
     """What the network of a ``scheduler_config.json`` predicts; ``ValueError`` if it is unknown."""
     if "sampling_eps" in config:
         return "score"
-    if "base_image_seq_len" in config:
+    if flow_scheduler(config):
         return "velocity"
     spoken: dict[str, Target] = {name: target for target, name in _PREDICTION_TYPE.items()}
     if "sigma_data" in config:

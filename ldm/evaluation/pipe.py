@@ -16,6 +16,12 @@ class Pipe(Protocol):
     """A model that draws; ``ldm.pipeline.LatentDiffusionPipeline`` is one."""
 
     progress_bar: Any
+    family: Any
+
+    @property
+    def network(self) -> Any:
+        """What predicts, as its family calls it."""
+        ...
 
     @property
     def codec(self) -> Codec:

@@ -15,6 +15,7 @@ from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Target, scheduler_config
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import ClipConditioner, Conditioner, Towers
+from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults, default_sampler
 
 
@@ -47,6 +48,8 @@ class Family(ABC):
     network: ClassVar[str] = "unet"
     """Folder of the network that predicts."""
     towers: ClassVar[tuple[Tower, ...]] = ()
+    flow: ClassVar[str | None] = None
+    """The scheduler that its folders of a rectified flow state (``scheduler_config``)."""
     zeros: ClassVar[bool] = False
     """Whether the null condition is zeros, and not the encoding of the empty text, where no folder
     tells."""
@@ -91,6 +94,15 @@ class Family(ABC):
         """One condition of what all towers say, in their order."""
         (only,) = said
         return only
+
+    def patch(self, network: nn.Module) -> int:
+        """Latent cells along each side of one token of ``network``; those of a U-Net are 1."""
+        return bare(network).config.get("patch_size") or 1
+
+    def tokens(self, network: nn.Module, latent: Tensor) -> int:
+        """How many tokens of ``network`` a picture of ``latent``, ``... h w``, is."""
+        side = self.patch(network)
+        return (latent.shape[-2] // side) * (latent.shape[-1] // side)
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """``model_index.json`` as the stock pipeline that runs the folder writes it; by default
@@ -225,9 +237,14 @@ class Model:
         """The network, behind one call."""
         return FamilyDenoiser(self.family, self.network)
 
+    def seen_by(self, latent: Tensor) -> NoiseProcess:
+        """The noise as pictures of the size of ``latent`` see it."""
+        return self.process.seen_at(self.family.tokens(self.network, latent))
+
     def scheduler_config(self) -> dict[str, Any]:
         """What a saved folder says of noise and target."""
-        return scheduler_config(self.process, self.target, learned_variance=self.learned_variance)
+        learned, flow = self.learned_variance, self.family.flow
+        return scheduler_config(self.process, self.target, learned_variance=learned, flow=flow)
 
     def drawn_with(self, asked: Validation | Score) -> SamplingDefaults:
         """What ``asked`` gives, over what the folder of the model states, over the defaults."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.config.noise import ProcessConfig, WeightingSettings
+from ldm.config.noise import ProcessConfig, SizeShiftSettings, WeightingSettings
 from ldm.config.schema import TrainConfig
 from ldm.diffusion import (
     ContinuousVP,
@@ -86,8 +86,9 @@ def _replaced(process: NoiseProcess, given: dict[str, Any]) -> NoiseProcess:
 def _given(settings: Any) -> dict[str, Any]:
     """The fields that a config sets."""
     given = {k: v for k, v in vars(settings).items() if v is not None}
-    if isinstance(given.get("weighting"), WeightingSettings):
-        given["weighting"] = given["weighting"].made()
+    for name, value in given.items():
+        if isinstance(value, (WeightingSettings, SizeShiftSettings)):
+            given[name] = value.made()
     return given
 
 

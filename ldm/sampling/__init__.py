@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ldm.sampling.ode import Adaptive, Heun, slerp
     from ldm.sampling.process_sampler import ProcessSampler
     from ldm.sampling.samplers import (
+        FLOW_SAMPLERS,
         PROCESS_SAMPLERS,
         SAMPLERS,
         Named,
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from ldm.sampling.sde import Ddim, Langevin, ReverseSde
 
 __all__ = [
-    "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin", "Named",
-    "ProcessSampler", "ReverseSde", "Sampler", "SamplingDefaults", "SchedulerSampler",
+    "FLOW_SAMPLERS", "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin",
+    "Named", "ProcessSampler", "ReverseSde", "Sampler", "SamplingDefaults", "SchedulerSampler",
     "default_sampler", "own_sampler", "sampler", "slerp",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
@@ -32,8 +33,8 @@ __getattr__, __dir__ = front(
         "ldm.sampling.defaults": "SamplingDefaults",
         "ldm.sampling.ode": "Adaptive Heun slerp",
         "ldm.sampling.process_sampler": "ProcessSampler",
-        "ldm.sampling.samplers": "PROCESS_SAMPLERS SAMPLERS Named Sampler default_sampler"
-        " own_sampler sampler",
+        "ldm.sampling.samplers": "FLOW_SAMPLERS PROCESS_SAMPLERS SAMPLERS Named Sampler"
+        " default_sampler own_sampler sampler",
         "ldm.sampling.sde": "Ddim Langevin ReverseSde",
     },
 )

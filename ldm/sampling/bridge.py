@@ -1,10 +1,5 @@
-"""Any diffusers scheduler as a sampler: x <- step(y(x_t, level), x).
-
-Two coordinates occur. DDPM, DDIM, PNDM, DPM-Solver++ and UniPC keep x_t = alpha x0 + sigma eps;
-Euler, Heun, LMS and KDPM2 keep x = x0 + r eps with r = sigma / alpha (Karras et al. 2022, table 1),
-and ``scale_model_input`` divides by sqrt(1 + r^2). The network sees the first in both cases, at
-
-    alpha = 1 / sqrt(1 + r^2),   sigma = r / sqrt(1 + r^2).
+"""Any diffusers scheduler as a sampler: x <- step(y(x_t, level), x), levels being its own
+(``ldm.sampling.levels``).
 """
 
 from __future__ import annotations
@@ -13,7 +8,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MethodType
 from typing import Any, TypeAlias
@@ -25,14 +20,16 @@ from torch import Tensor
 
 from ldm.diffusion import (
     Condition,
-    Level,
     NoiseProcess,
     Predictor,
+    RectifiedFlow,
     Target,
     process_of,
     scheduler_config,
     target_of,
 )
+from ldm.diffusion.shift import SizeShift
+from ldm.sampling.levels import FLOW, level_of
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +80,7 @@ class SchedulerSampler:
         eta: of DDIM (Song et al. 2021a, eq. 16): 0 deterministic, 1 ancestral; other schedulers
             ignore it.
         given: the scheduler itself, with all that its config does not say; None: built here.
+        tokens: of the pictures, where the shift of a flow goes by their size (``seen_at``).
 
     Raises:
         ValueError: the scheduler does not run the process that its config states (the message names
@@ -95,6 +93,7 @@ class SchedulerSampler:
     config: Mapping[str, Any]
     eta: float = 0.0
     given: Any = field(default=None, compare=False)
+    tokens: int | None = None
     process: NoiseProcess = field(init=False)
     target: Target = field(init=False)
     """What the scheduler's ``step`` expects; the network may speak another target."""
@@ -102,11 +101,12 @@ class SchedulerSampler:
 
     def __post_init__(self) -> None:
         name = self.scheduler.__name__
-        for key in ("use_flow_sigmas", "use_dynamic_shifting"):
-            if self.config.get(key):
-                raise ValueError(
-                    f"{name}: {key} is not supported, the process is variance preserving"
-                )
+        if not issubclass(self.scheduler, FLOW):
+            for key in ("use_flow_sigmas", "use_dynamic_shifting"):
+                if self.config.get(key):
+                    raise ValueError(
+                        f"{name}: {key} is not supported, the process is variance preserving"
+                    )
         object.__setattr__(self, "process", process_of(self.config))
         object.__setattr__(self, "target", target_of(self.config))
         object.__setattr__(self, "_original", self._built() if self.given is None else self.given)
@@ -120,8 +120,22 @@ class SchedulerSampler:
         known = inspect.signature(self.scheduler.__init__).parameters
         return self.scheduler(**{key: self.config[key] for key in self.config if key in known})
 
+    @property
+    def _by_size(self) -> SizeShift | None:
+        """The shift of the process, if it goes by the size of a picture."""
+        shift = self.process.shift if isinstance(self.process, RectifiedFlow) else None
+        return shift if isinstance(shift, SizeShift) else None
+
+    def seen_at(self, tokens: int) -> SchedulerSampler:
+        """The sampler for pictures of so many tokens; itself, where it is the same for all."""
+        return replace(self, tokens=tokens) if self._by_size else self
+
     def _check(self, scheduler: Any) -> None:
         name = self.scheduler.__name__
+        if isinstance(scheduler, FLOW):  # all of whose levels are its own
+            if self._by_size and not _takes(scheduler, "mu"):
+                raise ValueError(f"{name} knows no shift by the size of a picture: use flow-euler")
+            return
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
                 f"{name} has no alphas_cumprod: only variance-preserving schedulers are supported"
@@ -180,14 +194,15 @@ class SchedulerSampler:
             if self.given is not None:
                 _warn_of_spacing(name, spacing)
         for key in own:
-            if key not in inspect.signature(scheduler.set_timesteps).parameters:
+            if not _takes(scheduler, key):
                 raise ValueError(f"{name} takes no {key} of one's own, only a number of steps")
         if len(own) > 1:
             raise ValueError("pass either timesteps or sigmas, not both")
-        if own:
-            scheduler.set_timesteps(**own, device=device)
-        else:
-            scheduler.set_timesteps(steps, device=device)
+        shift = self._by_size
+        set_to: dict[str, Any] = {**own} or {"num_inference_steps": steps}
+        if shift:
+            set_to["mu"] = shift.mu(self.tokens or shift.start)
+        scheduler.set_timesteps(**set_to, device=device)
         if hasattr(scheduler, "set_begin_index"):
             # Where Karras or Lu spacing rounds the first two timesteps to one, the search by
             # timestep would begin at the second sigma and run off the end of the table; everywhere
@@ -195,9 +210,10 @@ class SchedulerSampler:
             scheduler.set_begin_index(0)
         if own:
             least, greatest = scheduler.timesteps.min().item(), scheduler.timesteps.max().item()
-            if least < 0 or greatest > most - 1:
+            last = most if isinstance(scheduler, FLOW) else most - 1
+            if least < 0 or greatest > last:
                 raise ValueError(
-                    f"timesteps must lie in 0..{most - 1}, not between {least:g} and {greatest:g}"
+                    f"timesteps must lie in 0..{last}, not between {least:g} and {greatest:g}"
                 )
         elif bool((scheduler.timesteps < 0).any()):
             # np.arange(1000, 0, -1000 / 61) has 62 entries: the last is about 1e-13 and becomes
@@ -258,27 +274,7 @@ class SchedulerSampler:
         """
         return len(self.part(self.start(steps), denoising_start, denoising_end))
 
-    @staticmethod
-    def level(scheduler: Any, timestep: Tensor) -> Level:
-        """Level, scalars in float64, of the network's input at ``timestep`` of a scheduler that is
-        under way.
-
-        The level is the scheduler's and never looked up by timestep where the scheduler has sigmas
-        of its own: Karras spacing rounds timesteps, by which sigma would be up to 4.5 % off.
-        """
-        ratios: Tensor | None = getattr(scheduler, "sigmas", None)
-        if ratios is None:
-            alpha_bar: Tensor = scheduler.alphas_cumprod[timestep.long().cpu()].double()
-            return Level(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
-        if scheduler.step_index is None:
-            # What step() would do first, a moment earlier.
-            scheduler._init_step_index(timestep)  # pyright: ignore[reportPrivateUsage]
-        if not getattr(scheduler, "state_in_first_order", True):
-            ratios = getattr(scheduler, "sigmas_interpol", ratios)
-        assert ratios is not None
-        ratio = ratios[scheduler.step_index].double()
-        scale = 1 / (1 + ratio**2).sqrt()
-        return Level(scale, ratio * scale)
+    level = staticmethod(level_of)
 
     def __call__(
         self,
@@ -342,12 +338,13 @@ class SchedulerSampler:
         if "generator" in accepted:
             many = isinstance(generators, Sequence)
             extra["generator"] = list(generators) if many else generators
-        if denoising_start == 0:
+        flow = isinstance(scheduler, FLOW)
+        if denoising_start == 0 and not flow:
             x = x * scheduler.init_noise_sigma
         learned = getattr(scheduler.config, "variance_type", None) == "learned_range"
         refused: Target | None = self.target
         for index, timestep in enumerate(timesteps):
-            x_t = scheduler.scale_model_input(x, timestep)
+            x_t = x if flow else scheduler.scale_model_input(x, timestep)
             prediction = predict(x_t, self.level(scheduler, timestep), timestep, cond)
             if prediction.target != refused:
                 refused = prediction.target
@@ -360,6 +357,11 @@ class SchedulerSampler:
                 replaced = callback(index, timestep, x)
                 x = x if replaced is None else replaced
         return x
+
+
+def _takes(scheduler: Any, key: str) -> bool:
+    """Whether its ``set_timesteps`` has an argument ``key``."""
+    return key in inspect.signature(scheduler.set_timesteps).parameters
 
 
 def _refuse_replaced(scheduler: Any) -> None:

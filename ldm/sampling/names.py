@@ -43,6 +43,13 @@ SCHEDULED: dict[str, Known] = {
     "dpm2": Known("DPM2", "dpm_2 k_dpm2 k_dpm_2 kdpm2 kdpm2discretescheduler"),
     "unipc": Known("UniPC", "uni_pc_bh2 unipcmultistep unipcmultistepscheduler"),
     "pndm": Known("PLMS", "pndmscheduler"),
+    "flow-euler": Known(
+        "FlowMatch Euler",
+        "flowmatcheuler flowmatcheulerdiscrete flowmatcheulerdiscretescheduler",
+    ),
+    "flow-heun": Known(
+        "FlowMatch Heun", "flowmatchheun flowmatchheundiscrete flowmatchheundiscretescheduler"
+    ),
 }
 """The samplers that are schedulers of diffusers."""
 OF_ANY_PROCESS = ("ode-euler", "ode-heun", "ode-adaptive", "sde", "ancestral", "langevin", "pc")

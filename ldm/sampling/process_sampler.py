@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from diffusers.utils.torch_utils import randn_tensor
@@ -70,6 +70,10 @@ class ProcessSampler(ABC):
 
     def __post_init__(self) -> None:
         self.process.refuse(self.target)
+
+    def seen_at(self, tokens: int) -> ProcessSampler:
+        """The sampler for pictures of so many tokens."""
+        return replace(self, process=self.process.seen_at(tokens))
 
     @abstractmethod
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ those of this library, which run any process.
 ddim: Song et al. 2021a, eq. 12.   ddpm: Ho et al. 2020, eqs. 6 and 7.   dpm++: Lu et al. 2022b,
 algorithm 2 (2M). heun: Karras et al. 2022, algorithm 1; euler: without its second-order step;
 euler-a: with the noise split of ancestral sampling. dpm2: Lu et al. 2022a, algorithm 1. unipc: Zhao
-et al. 2023. pndm: Liu et al. 2022, its multistep part. The others: ``ode`` and ``sde`` beside this.
+et al. 2023. pndm: Liu et al. 2022, its multistep part. flow-euler, flow-heun: the same
+along a rectified flow (Liu et al. 2023). The others: ``ode`` and ``sde`` beside this.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
@@ -31,13 +36,16 @@ from ldm.diffusion import (
     Condition,
     NoiseProcess,
     Predictor,
+    RectifiedFlow,
     Target,
     VariancePreserving,
     process_of,
     scheduler_config,
     target_of,
 )
+from ldm.diffusion.schedulers import flow_scheduler
 from ldm.sampling.bridge import Callback, Generators, SchedulerSampler
+from ldm.sampling.levels import FLOW
 from ldm.sampling.names import canonical
 from ldm.sampling.ode import Adaptive, Heun
 from ldm.sampling.process_sampler import ProcessSampler
@@ -50,6 +58,10 @@ class Sampler(Protocol):
     @property
     def process(self) -> NoiseProcess:
         """Whose levels the predictor is asked at."""
+        ...
+
+    def seen_at(self, tokens: int) -> Sampler:
+        """The sampler for pictures of so many tokens (``NoiseProcess.seen_at``)."""
         ...
 
     def evaluations(
@@ -230,6 +242,11 @@ SAMPLERS: dict[str, Named] = {
         speaks=("eps",),
     ),
 }
+FLOW_SAMPLERS: dict[str, Named] = {
+    "flow-euler": Named(FlowMatchEulerDiscreteScheduler, order=1, speaks=("velocity",)),
+    "flow-heun": Named(FlowMatchHeunDiscreteScheduler, order=2, speaks=("velocity",)),
+}
+"""Schedulers of rectified flows, which have no settings but the shift of the process."""
 PROCESS_SAMPLERS: dict[str, Callable[[NoiseProcess, Target, float], ProcessSampler]] = {
     "ode-euler": lambda process, target, eta: Ddim(process, target),
     "ode-heun": lambda process, target, eta: Heun(process, target),
@@ -260,12 +277,21 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
     process, target = process_of(config), target_of(config)
     if name in PROCESS_SAMPLERS:
         return PROCESS_SAMPLERS[name](process, target, eta)
+    if name in FLOW_SAMPLERS:
+        kind = FLOW_SAMPLERS[name].scheduler
+        if not isinstance(process, RectifiedFlow):
+            raise ValueError(
+                f"sampler {name!r} runs the process 'rectified_flow', not {process.kind!r}"
+            )
+        stated = scheduler_config(process, target, flow=FlowMatchEulerDiscreteScheduler.__name__)
+        return SchedulerSampler(kind, stated, eta)
     if not isinstance(process, VariancePreserving):
         if name in _AS_SCHEDULERS:
             return _AS_SCHEDULERS[name](process, target, eta)
+        flow = FLOW_SAMPLERS if isinstance(process, RectifiedFlow) else ()
         raise ValueError(
             f"sampler {name!r} runs variance preserving processes, not {process.kind!r}: use one of"
-            f" {', '.join([*_AS_SCHEDULERS, *PROCESS_SAMPLERS])}"
+            f" {', '.join([*flow, *_AS_SCHEDULERS, *PROCESS_SAMPLERS])}"
         )
     row = SAMPLERS[name]
     pins = dict(row.pins)
@@ -277,17 +303,22 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
 
 
 def default_sampler(config: Mapping[str, Any]) -> str:
-    """The name for who has no wish: ``dpm++``, or ``ode-heun`` where no scheduler is run."""
-    preserving = isinstance(process_of(config), VariancePreserving)
-    return "dpm++" if preserving else "ode-heun"
+    """The name for who has no wish: ``dpm++``; of a flow matching scheduler its own; or
+    ``ode-heun`` where no scheduler is run.
+    """
+    if isinstance(process_of(config), VariancePreserving):
+        return "dpm++"
+    own = flow_scheduler(config)
+    named = (name for name, row in FLOW_SAMPLERS.items() if row.scheduler.__name__ == own)
+    return next(named, "ode-heun")
 
 
 def own_sampler(scheduler: Any, eta: float = 0.0) -> Sampler:
     """What a folder's own scheduler stands for: itself, with all that was changed in it, or
-    ``ode-heun`` where the process is not variance preserving and the scheduler there only for
-    stock.
+    ``default_sampler`` where the process is not variance preserving and the scheduler, if it is
+    none of flow matching, there only for stock.
     """
-    name = default_sampler(scheduler.config)
-    if name == "ode-heun":
-        return sampler(name, scheduler.config)
-    return SchedulerSampler(type(scheduler), scheduler.config, eta, scheduler)
+    config = scheduler.config
+    if isinstance(scheduler, FLOW) or isinstance(process_of(config), VariancePreserving):
+        return SchedulerSampler(type(scheduler), config, eta, scheduler)
+    return sampler(default_sampler(config), config)

@@ -95,10 +95,11 @@ class DenoisingTask(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``loss`` (weighted), ``mse`` and, of a learned variance, ``bound`` per sample, ``b``."""
+        z = self.encoder.latent(batch)
         terms = self.objective(
-            self.process,
+            self.model.seen_by(z),
             self.denoiser,
-            self.encoder.latent(batch),
+            z,
             self.encoder.condition(batch),
             u=batch["u"],
             eps=batch["noise"],
@@ -156,7 +157,7 @@ class DenoisingTask(nn.Module):
                 moments, cond = self.encoder.evaluated(items)
                 z = codec.sample(moments, torch.zeros_like(moments.mean))
                 errors = errors_by_level(
-                    self.objective, self.process, self.denoiser, z, cond,
+                    self.objective, self.model.seen_by(z), self.denoiser, z, cond,
                     levels=levels, seed=validation.seed, name="validation", numbers=numbers,
                 )  # fmt: skip
                 for k, error in enumerate(errors):
