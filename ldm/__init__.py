@@ -6,6 +6,7 @@ from ldm.lazy import front
 
 if TYPE_CHECKING:
     from ldm.diffusion import (
+        Condition,
         ContinuousVP,
         Cosine,
         DiscreteVP,
@@ -13,20 +14,21 @@ if TYPE_CHECKING:
         RectifiedFlow,
         VarianceExploding,
         Weighting,
+        predictor,
     )
     from ldm.pipeline import LatentDiffusionPipeline
-    from ldm.sampling import sampler
+    from ldm.sampling import Heun, sampler
 
 __all__ = [
-    "ContinuousVP", "Cosine", "DiscreteVP", "LatentDiffusionPipeline", "Objective", "RectifiedFlow",
-    "VarianceExploding", "Weighting", "sampler",
+    "Condition", "ContinuousVP", "Cosine", "DiscreteVP", "Heun", "LatentDiffusionPipeline",
+    "Objective", "RectifiedFlow", "VarianceExploding", "Weighting", "predictor", "sampler",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
     __name__,
     {
         "ldm.pipeline": "LatentDiffusionPipeline",
-        "ldm.diffusion": "ContinuousVP Cosine DiscreteVP Objective RectifiedFlow VarianceExploding"
-        " Weighting",
-        "ldm.sampling": "sampler",
+        "ldm.diffusion": "Condition ContinuousVP Cosine DiscreteVP Objective RectifiedFlow"
+        " VarianceExploding Weighting predictor",
+        "ldm.sampling": "Heun sampler",
     },
 )
