@@ -22,7 +22,7 @@ from ldm.config.suites import SUITES, Suite, _found
 from ldm.data.place import AtPath
 from ldm.errors import DataError
 from ldm.formats.png import Parameters
-from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
+from ldm.sampling import FLOW_SAMPLERS, PROCESS_SAMPLERS, SAMPLERS
 from ldm.sampling.names import NAMES, OF_ANY_PROCESS, SCHEDULED, canonical
 from runs import ROOT
 
@@ -42,7 +42,8 @@ def option(command: str, name: str):
 def test_a_sampler_touches_two_files():
     told = {"sampling/names.py", "sampling/samplers.py"}
     assert [mentions(name) for name in ("dpm2", "unipc", "ode-adaptive")] == [told] * 3
-    assert (tuple(SAMPLERS), tuple(PROCESS_SAMPLERS)) == (tuple(SCHEDULED), OF_ANY_PROCESS)
+    stepped = (*SAMPLERS, *FLOW_SAMPLERS)
+    assert (stepped, tuple(PROCESS_SAMPLERS)) == (tuple(SCHEDULED), OF_ANY_PROCESS)
     words = re.findall(r"[\w+-]+", option("sample", "sampler").help)
     assert [word for word in words if word in NAMES][: len(NAMES)] == [*NAMES]
     for name, known in SCHEDULED.items():
