@@ -73,12 +73,15 @@ class LatentDiffusionPipeline(
             its place, and not the encoding of "".
         requires_aesthetics_score: of a refiner.
         transformer: the denoiser of a family that has one in place of a U-Net.
+        text_encoder_3: the third text tower of a family that has three.
+        tokenizer_3: its tokenizer.
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->transformer->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
     _optional_components = [
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
-        "text_encoder_2", "tokenizer_2", "unet", "transformer",
+        "text_encoder_2", "tokenizer_2", "unet", "transformer", "text_encoder_3",
+        "tokenizer_3",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = [*TENSORS]
@@ -86,7 +89,7 @@ class LatentDiffusionPipeline(
     def __init__(
         self,
         vae: AutoencoderKL | None,
-        text_encoder: CLIPTextModel | None,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
         unet: UNet2DConditionModel | UNet2DModel | None,
         scheduler: Any,
@@ -101,6 +104,8 @@ class LatentDiffusionPipeline(
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
         transformer: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -123,6 +128,8 @@ class LatentDiffusionPipeline(
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
             transformer=transformer,
+            text_encoder_3=text_encoder_3,
+            tokenizer_3=tokenizer_3,
         )
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,

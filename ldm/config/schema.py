@@ -19,6 +19,8 @@ from ldm.config.optimizer import AdamW, TextToImageAdamW
 from ldm.config.shapes import (
     Classes,
     FamilyName,
+    MmditShape,
+    T5Shape,
     Text,
     TextLength,
     TextShape,
@@ -262,10 +264,11 @@ class TrainConfig(RunConfig):
             which captions say one each. None: that of ``model``, else text.
         text: folder of a pipeline's text encoder and tokenizer, folder (or file of weights) of an
             open_clip model, or a shape for random init; of a family of several text encoders a
-            list, one for each.
+            list, one for each, null where there is none.
         text_layers: only the first layers of the text encoder of a folder, with its final norm
             behind them (Stable Diffusion 2: 23 of 24); None: all.
         unet: a shape for random init.
+        transformer: the same, of a family that has one in place of a U-Net.
         train: what learns: parts, or parameters of one as ``unet.PATTERN``, a glob over their names
             (``unet.*attn2*`` is cross-attention).
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
@@ -282,7 +285,7 @@ class TrainConfig(RunConfig):
             None: what its folder says, 0 for one of random init.
         text_dropout: share of captions dropped for classifier-free guidance: replaced by "", or
             their tokens by zeros, as the family does. A list drops for each text encoder on its
-            own.
+            own: of ``sd3`` as zeros, or all as "".
         cache_latents: encode every picture once; off with a random crop.
         cache_text: encode every caption once; off where the text encoder learns.
         cache_dtype: in which what text encoders say is cached. ``bfloat16`` takes half the disk and
@@ -300,6 +303,7 @@ class TrainConfig(RunConfig):
     text: Text | tuple[Text | None, ...] | None = None
     text_layers: Positive | None = None
     unet: UNetShape | None = None
+    transformer: MmditShape | None = None
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
     textual_inversion: TextualInversion | None = None
@@ -322,8 +326,15 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         word, rate = self.textual_inversion, self.optimizer.text_encoder_lr
         learning.refuse(self.train, self.lora, word, rate)
-        if self.text_layers is not None and isinstance(self.text, TextShape):
+        if self.unet is not None and self.transformer is not None:
+            raise ValueError("unet and transformer are two kinds of networks: leave one out")
+        if self.text_layers is not None and isinstance(self.text, (TextShape, T5Shape)):
             raise ValueError("text_layers: a described text encoder has text.layers: leave it out")
+
+    @property
+    def network(self) -> UNetShape | MmditShape | None:
+        """The network that predicts, if it is described and not that of ``model``."""
+        return self.transformer if self.unet is None else self.unet
 
     @property
     def learns(self) -> tuple[str, ...]:

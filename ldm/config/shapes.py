@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Discriminator, Field, Tag, WithJsonSchema
 
 from ldm.config.loader import config_class
 
@@ -26,6 +26,7 @@ class VaeShape:
         latent_channels: channels of the latent.
         norm_num_groups: groups of every GroupNorm.
         mid_attention: self-attention at the lowest resolution.
+        quant_conv: 1x1 convolutions around the latent (not in SD3).
     """
 
     block_out_channels: Widths = (128, 256, 512, 512)
@@ -33,6 +34,7 @@ class VaeShape:
     latent_channels: Width = 4
     norm_num_groups: Width = 32
     mid_attention: bool = True
+    quant_conv: bool = True
 
 
 @config_class
@@ -53,6 +55,7 @@ class TextShape:
             hidden size.
     """
 
+    kind: Literal["clip"] | None = None
     tokenizer: str | None = None
     vocab_size: Vocabulary = 49408
     max_length: TextLength = 77
@@ -64,9 +67,49 @@ class TextShape:
     projection: Width | None = None
 
 
-Text = TextShape | str
+@config_class
+class T5Shape:
+    """The encoder of a T5 v1.1 from random init, with a tokenizer from ``tokenizer`` or from the
+    captions; the defaults are those of T5 v1.1 XXL.
+
+    Args:
+        tokenizer: folder of a T5 tokenizer; None trains one of ``vocab_size`` on the captions.
+        vocab_size: tokens.
+        max_length: tokens of a prompt, the end included.
+        hidden_size: width.
+        intermediate_size: width of the feed-forward layers.
+        layers: transformer layers.
+        heads: attention heads.
+        head_dim: width of each.
+    """
+
+    kind: Literal["t5"] = "t5"
+    tokenizer: str | None = None
+    vocab_size: Vocabulary = 32128
+    max_length: TextLength = 256
+    hidden_size: Width = 4096
+    intermediate_size: Annotated[int, Field(gt=0, le=2**18)] = 10240
+    layers: Depth = 24
+    heads: Width = 64
+    head_dim: Width = 64
+
+
+def _text_kind(value: Any) -> str | None:
+    """Which shape it is; None: none."""
+    if isinstance(value, (dict, TextShape, T5Shape)):
+        kind = value.get("kind") if isinstance(value, dict) else value.kind
+        return kind or "clip"
+    return None
+
+
+Described = Annotated[
+    Annotated[TextShape, Tag("clip")] | Annotated[T5Shape, Tag("t5")], Discriminator(_text_kind)
+]
+Text = Described | str
 """A text encoder: from random init, or that of a folder."""
-FamilyName = Annotated[str, WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "pixels"]})]
+FamilyName = Annotated[
+    str, WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "sd3", "pixels"]})
+]
 """A family of models, by its name in ``ldm.families``."""
 
 
@@ -120,3 +163,28 @@ class UNetShape:
     transformer_layers: Depth | tuple[Depth, ...] = 1
     coordinate_dim: Width = 256
     aesthetic_score: bool = False
+
+
+@config_class
+class MmditShape:
+    """The transformer of two streams of Stable Diffusion 3 from random init; latent and text widths
+    come from the other parts.
+
+    Args:
+        layers: transformer layers.
+        heads: attention heads of each.
+        head_dim: width of a head; the network is ``heads`` times as wide.
+        patch_size: latent cells along each side of a token.
+        positions: tokens along each side of the largest picture.
+        dual_attention: so many of the first layers attend within the picture once more (13 in SD3.5
+            medium).
+        qk_norm: normalise queries and keys (SD3.5).
+    """
+
+    layers: Depth = 24
+    heads: Width = 24
+    head_dim: Width = 64
+    patch_size: Annotated[int, Field(gt=0, le=64)] = 2
+    positions: Annotated[int, Field(gt=0, le=4096)] = 192
+    dual_attention: Annotated[int, Field(ge=0, le=1000)] = 0
+    qk_norm: bool = False

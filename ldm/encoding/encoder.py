@@ -289,8 +289,11 @@ class Encoder:
                     found["ids"] = self.conditioner.tokenize(heard)[0]
         except ValueError as error:
             raise DataError(f"condition: the caption {error}") from None
-        if self.conditioner.zeros:
-            found["told"] = torch.tensor(told or [True] * len(towers))
+        mutes = self.conditioner.mutes
+        if self.conditioner.zeros or mutes:
+            # Where all of those are told nothing it is "", from which guidance steers away.
+            whole = not told or (mutes and not any(told))
+            found["told"] = torch.tensor([True] * len(towers) if whole else told)
         return found
 
     @torch.no_grad()
@@ -313,7 +316,7 @@ class Encoder:
             batch |= {f"{name}.{k}": x.new_empty(n, *x.shape[1:]) for k, x in said.items()}
         if not towers:
             batch["ids"] = torch.empty(n, 1, dtype=torch.int64)
-        if self.conditioner.zeros:
+        if self.conditioner.zeros or self.conditioner.mutes:
             batch["told"] = torch.empty(n, len(towers), dtype=torch.bool)
         batch["coordinates"] = torch.empty(n, 6, dtype=torch.int64)
         batch["position"] = torch.empty(n, dtype=torch.int64)

@@ -8,10 +8,11 @@ from typing import Any
 from ldm.families.model import Family, FamilyDenoiser, Tower
 from ldm.families.pixels import Pixels
 from ldm.families.sd import StableDiffusion
+from ldm.families.sd3 import StableDiffusion3
 from ldm.families.sdxl import StableDiffusionXL
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (StableDiffusionXL(), StableDiffusion(), Pixels())
+    f.name: f for f in (StableDiffusionXL(), StableDiffusion3(), StableDiffusion(), Pixels())
 }
 """By the name that a config's ``family`` gives; the first that fits a pipeline is its own."""
 

@@ -109,6 +109,9 @@ def learn(model: Model, config: TrainConfig) -> None:
         network.requires_grad_(False)
     for parameter in trained(model, config).values():
         parameter.requires_grad_(True)
+    frozen = {tower.part for tower in model.family.present(model.networks)}
+    for part in frozen - set(learns(config, model)):
+        model.networks[part].eval()  # a T5 has dropout
     if model.codec.network is not None:
         model.codec.network.eval()
     if config.gradient_checkpointing:

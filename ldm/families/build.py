@@ -44,7 +44,7 @@ def build(
     """
     reads.refuse(config)
     family = reads.family(config)
-    if config.model and config.unet is None:
+    if config.model and config.network is None:
         in_model(config.model, family.network, family.network)  # before its scheduler is read
     process, objective = process_and_objective(config)
     networks, tokenizers = frozen_parts(config, captions, meta=meta, held=held)
@@ -61,11 +61,11 @@ def build(
     networks = model.networks = {family.network: network, **towers, **networks}
     if not meta:
         frozen = held.made_with["origin"] if held else frozen_origin(family, networks, tokenizers)
-        model.origin = _origin(config, {**frozen, "unet": digest(network)})
+        model.origin = _origin(config, {**frozen, family.network: digest(network)})
     network.register_to_config(sample_size=latent_side(model.codec, config.images))
     model.stored = held and held.folder
     with described("model"):
-        model.stated = stated_by(config.model) if config.model and config.unet is None else {}
+        model.stated = stated_by(config.model) if config.model and config.network is None else {}
     if not _runs(model.stated.get("sampler"), model):  # the run has another process
         del model.stated["sampler"]
     model.sampling = model.stated.copy()
@@ -113,7 +113,7 @@ def frozen_parts(
         networks["vae"] = read_vae(str(held.folder / "vae"), meta=True)
         for tower in (t for t in family.towers if (held.folder / t.part).is_dir()):
             networks[tower.part] = read(tower.network, held.folder / tower.part, "data", True)
-            tokenizers[tower.words] = read_tokenizer(held.folder / tower.words)
+            tokenizers[tower.words] = read_tokenizer(held.folder / tower.words, tower.reader)
         return networks, tokenizers
     if not reads.pixels(config):
         networks["vae"] = _vae(config, meta)
@@ -132,7 +132,7 @@ def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
 def _network(config: TrainConfig, model: Model, meta: bool) -> Any:
     """The network that predicts, read or from random init."""
     family, key = model.family, model.family.network
-    if config.unet is None:
+    if config.network is None:
         folder, cls = in_model(config.model, key, key), family.reads
         kind = reads.settings(folder).get("_class_name", cls.__name__)
         if kind != cls.__name__:
@@ -176,7 +176,7 @@ def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
             given = given[int(number or 1) - 1]
         if given is None or isinstance(given, str):
             found[f"model.{name}" if given is None else f"{name}.folder"] = fingerprint
-    if config.model and config.unet is None:
+    if config.model and config.network is None:
         process, target, learned = saved(config.model)
         noise = {"kind": process.kind, **plain(process)}
         found["model.scheduler"] = noise | {"target": plain(target), "learned_variance": learned}
@@ -189,7 +189,7 @@ def is_model(config: TrainConfig, model: Model) -> bool:
     """Whether the folder ``config.model`` is what a run starts from: every part of it, its noise
     and its target. A LoRA then needs no other base.
     """
-    if config.model is None or config.vae or config.text or config.unet or config.text_layers:
+    if config.model is None or config.vae or config.text or config.network or config.text_layers:
         return False
     return saved(config.model) == (model.process, model.target, model.learned_variance)
 

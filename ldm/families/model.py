@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Target, scheduler_config
@@ -30,6 +32,8 @@ class Tower:
         layer: the hidden state that is read bare, -2 the one before the last; None: what the tower
             ends in.
         pooled: name of the output that is one vector a text; None: it has none to say.
+        reader: the class of transformers that reads the tokenizer's folder.
+        length: tokens of a text at most; None: as many as its tokenizer says.
     """
 
     part: str
@@ -37,6 +41,14 @@ class Tower:
     network: type
     layer: int | None = None
     pooled: str | None = "pooler_output"
+    reader: type = CLIPTokenizer
+    length: int | None = None
+
+    def tokens(self, network: Any) -> int:
+        """Tokens of a text as far as ``network``, this tower's, tells."""
+        told = ("max_position_embeddings", "n_positions")
+        limits = [self.length, *(getattr(network.config, name, None) for name in told)]
+        return min(limit for limit in limits if limit is not None)
 
 
 class Family(ABC):
@@ -53,6 +65,10 @@ class Family(ABC):
     zeros: ClassVar[bool] = False
     """Whether the null condition is zeros, and not the encoding of the empty text, where no folder
     tells."""
+
+    mutes: ClassVar[bool] = False
+    """Whether a tower that alone is not told a text says zeros, and not what it says
+    to the empty one."""
 
     def present(self, networks: Mapping[str, Any]) -> list[Tower]:
         """The towers whose network is among ``networks``, which are by folder, and is not None."""
@@ -90,8 +106,8 @@ class Family(ABC):
     ) -> Float[Tensor, "b y h w"]:
         """What ``network`` says at ``timestep`` (``b`` or ``()``, float32)."""
 
-    def join(self, said: Sequence[Condition]) -> Condition:
-        """One condition of what all towers say, in their order."""
+    def join(self, said: Sequence[Condition], networks: Mapping[str, Any]) -> Condition:
+        """One condition of what all towers that are among ``networks`` say, in their order."""
         (only,) = said
         return only
 
@@ -155,12 +171,14 @@ class Family(ABC):
             ValueError: a tower and its tokenizer do not belong together.
         """
         read = [
-            ClipConditioner(tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled)
+            ClipConditioner(
+                tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled, t.length
+            )
             for t in self.present(networks)
         ]
         if len(self.towers) == 1:
             return read[0]
-        return Towers(read, self.join, zeros=zeros)
+        return Towers(read, partial(self.join, networks=networks), zeros=zeros, mutes=self.mutes)
 
 
 class FamilyDenoiser(nn.Module):

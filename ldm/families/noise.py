@@ -36,7 +36,7 @@ def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]
         ConfigError: they do not fit each other, or no saved folder could say what they are.
     """
     process, known = DiscreteVP(), {"target": "eps"}
-    if config.model and config.unet is None:
+    if config.model and config.network is None:
         process, target, learned = saved(config.model)
         known = {"target": target, "learned_variance": learned}
     try:

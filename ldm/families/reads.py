@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.config.schema import Classes, Text, TextShape, TrainConfig
+from ldm.config.schema import Classes, T5Shape, Text, TextShape, TrainConfig
 from ldm.errors import ConfigError
 from ldm.families import FAMILIES, Family, Tower
 from ldm.families.model import Model
@@ -77,6 +77,12 @@ def family(config: TrainConfig) -> Family:
             f"family: {asked.name} is asked for, and"
             f" {config.model or 'what condition says'} is of the family {found.name}"
         )
+    other = "transformer" if found.network == "unet" else "unet"
+    if getattr(config, other) is not None:
+        raise ConfigError(
+            f"{other}: a model of the family {found.name} has none, but a {found.network}: describe"
+            " that, or name another family"
+        )
     return found
 
 
@@ -108,7 +114,7 @@ def zeros(config: TrainConfig, family: Family) -> bool:
     """Whether no text is zeros to the network: as the folder says that it is taken from, else as
     the family does.
     """
-    index = (_index(config) if config.unet is None else None) or {}
+    index = (_index(config) if config.network is None else None) or {}
     said = index.get("force_zeros_for_empty_prompt")
     return family.zeros if said is None else said
 
@@ -125,7 +131,7 @@ def texts(config: TrainConfig, family: Family) -> list[tuple[Tower, Text]]:
     entries: tuple[Any, ...] = (config.text,) * len(family.towers)
     if isinstance(config.text, tuple):
         entries = config.text
-    elif isinstance(config.text, TextShape) and len(family.towers) > 1:
+    elif isinstance(config.text, (TextShape, T5Shape)) and len(family.towers) > 1:
         entries = (config.text,)
     if len(entries) != len(family.towers):
         raise ConfigError(

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.errors import ConfigError
-from ldm.families.index import OF_SD
+from ldm.families.index import OF_SD, OF_SD3
 from ldm.families.model import Family, Model, Tower
 from ldm.families.unet import check_channels, described_unet
 from ldm.models.wrapped import bare
@@ -85,7 +85,7 @@ class StableDiffusionXL(Family):
                 f" or 6 numbers of width {dim}: it is of another text_encoder_2"
             )
 
-    def join(self, said: Sequence[Condition]) -> Condition:
+    def join(self, said: Sequence[Condition], networks: Mapping[str, Any]) -> Condition:
         """Tokens side by side; the pooled vector is that of the last tower."""
         tokens = torch.cat([cond.tokens for cond in said], -1)
         return Condition(tokens, said[-1].mask, said[-1].pooled)
@@ -163,7 +163,7 @@ class StableDiffusionXL(Family):
         """That of ``StableDiffusionXLPipeline``, or ``StableDiffusionXLImg2ImgPipeline`` of a
         refiner.
         """
-        kept = {k: v for k, v in index.items() if k not in (*OF_SD, "classes", "transformer")}
+        kept = {k: v for k, v in index.items() if k not in (*OF_SD, *OF_SD3, "classes")}
         if kept["requires_aesthetics_score"]:
             return kept | {"_class_name": self.stock[1]}
         del kept["requires_aesthetics_score"]

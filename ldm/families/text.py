@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
-from ldm.config.schema import Text, TextShape, TrainConfig
+from ldm.config.schema import T5Shape, Text, TextShape, TrainConfig
 from ldm.errors import ConfigError
 from ldm.families.model import Tower
 from ldm.families.networks import described, in_model, initialised, on_meta, read
 from ldm.formats import open_clip
 from ldm.models.tokenizer import TokenizerShape, train_tokenizer
+from ldm.models.unigram import train_unigram
 from ldm.storage import checkpoint
 
 
 def make_tower(
     config: TrainConfig, tower: Tower, entry: Text, captions: Sequence[str], *, meta: bool = False
-) -> tuple[CLIPTokenizer | TokenizerShape, Any]:
+) -> tuple[PreTrainedTokenizerFast | TokenizerShape, Any]:
     """Tokenizer (on the meta device its shape) and network of a text tower.
 
     Args:
@@ -34,23 +43,37 @@ def make_tower(
     Raises:
         ConfigError: they are described nowhere or cannot be read.
     """
-    if isinstance(entry, TextShape):
+    if isinstance(entry, (TextShape, T5Shape)):
+        if isinstance(entry, T5Shape) != issubclass(tower.network, T5EncoderModel):
+            kind = "t5" if isinstance(entry, TextShape) else "clip"
+            raise ConfigError(
+                f"text: {tower.part} of the family {config.family} is another kind of text encoder:"
+                f" describe it with kind: {kind}"
+            )
         return _described(config, tower, entry, captions, meta)
     if entry is not None and open_clip.is_one(entry):
         with described("text"):
             make = open_clip.Tower(entry)
             network = on_meta(make.shape) if meta else make.text_encoder()
-            tokenizer = TokenizerShape.of(network) if meta else make.tokenizer()
+            tokenizer = _shape(tower, network) if meta else make.tokenizer()
     else:
         root = Path(entry) if entry else in_model(config.model, "text", "")
         network = read(tower.network, root / tower.part, "text", meta)
-        tokenizer = TokenizerShape.of(network) if meta else read_tokenizer(root / tower.words)
+        tokenizer = _shape(tower, network)
+        if not meta:
+            tokenizer = read_tokenizer(root / tower.words, tower.reader)
     if config.text_layers is not None:
         _cut(network, config.text_layers)
     return tokenizer, network
 
 
+def _shape(tower: Tower, network: Any) -> TokenizerShape:
+    return TokenizerShape.of(network, tower.tokens(network))
+
+
 def _cut(text_encoder: CLIPTextModel, layers: int) -> None:
+    if isinstance(text_encoder, T5EncoderModel):
+        raise ConfigError("text_layers: it is CLIP text encoders that can be cut: leave it out")
     there = text_encoder.config.num_hidden_layers
     if layers > there:
         raise ConfigError(f"text_layers {layers}: the text encoder has {there}")
@@ -59,33 +82,23 @@ def _cut(text_encoder: CLIPTextModel, layers: int) -> None:
 
 
 def _described(
-    config: TrainConfig, tower: Tower, shape: TextShape, captions: Sequence[str], meta: bool
-) -> tuple[CLIPTokenizer | TokenizerShape, Any]:
+    config: TrainConfig,
+    tower: Tower,
+    shape: TextShape | T5Shape,
+    captions: Sequence[str],
+    meta: bool,
+) -> tuple[PreTrainedTokenizerFast | TokenizerShape, Any]:
     with described("text"):
-        text_config = CLIPTextConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.max_length,
-            hidden_act=shape.activation,
-            # The tokenizer's own take their place; transformers' defaults are of one with 49,408.
-            bos_token_id=shape.vocab_size - 2,
-            eos_token_id=shape.vocab_size - 1,
-            **(
-                {"projection_dim": shape.projection or shape.hidden_size}
-                if tower.pooled == "text_embeds"
-                else {}
-            ),
-        )
+        text_config = _t5(shape) if isinstance(shape, T5Shape) else _clip(shape, tower)
     if meta:
         network = on_meta(lambda: tower.network(text_config))
-        return TokenizerShape.of(network), network
+        return _shape(tower, network), network
     tokenizer = (
-        read_tokenizer(Path(shape.tokenizer))
+        read_tokenizer(Path(shape.tokenizer), tower.reader)
         if shape.tokenizer
-        else own_tokenizer(config.run, tower.words, captions, shape.vocab_size, shape.max_length)
+        else own_tokenizer(
+            config.run, tower.words, captions, shape.vocab_size, shape.max_length, tower.reader
+        )
     )
     # A tokenizer trained on few captions has fewer tokens than asked for.
     text_config.vocab_size = len(tokenizer)
@@ -93,6 +106,40 @@ def _described(
         setattr(text_config, token, getattr(tokenizer, token))
     with initialised(config.seed, tower.part):
         return tokenizer, tower.network(text_config)
+
+
+def _t5(shape: T5Shape) -> T5Config:
+    return T5Config(
+        vocab_size=shape.vocab_size,
+        d_model=shape.hidden_size,
+        d_ff=shape.intermediate_size,
+        d_kv=shape.head_dim,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,  # as T5 v1.1 was trained
+        n_positions=shape.max_length,  # which limits nothing, its positions being relative
+    )
+
+
+def _clip(shape: TextShape, tower: Tower) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.max_length,
+        hidden_act=shape.activation,
+        # The tokenizer's own take their place; transformers' defaults are of one with 49,408.
+        bos_token_id=shape.vocab_size - 2,
+        eos_token_id=shape.vocab_size - 1,
+        **(
+            {"projection_dim": shape.projection or shape.hidden_size}
+            if tower.pooled == "text_embeds"
+            else {}
+        ),
+    )
 
 
 def text_key(part: str) -> str:
@@ -103,8 +150,13 @@ def text_key(part: str) -> str:
 
 
 def own_tokenizer(
-    run: str, words: str, captions: Sequence[str], vocab_size: int, max_length: int
-) -> CLIPTokenizer:
+    run: str,
+    words: str,
+    captions: Sequence[str],
+    vocab_size: int,
+    max_length: int,
+    reader: type = CLIPTokenizer,
+) -> PreTrainedTokenizerFast:
     """The tokenizer that the run in the folder ``run`` has already below the name ``words``, else a
     new one.
 
@@ -115,17 +167,18 @@ def own_tokenizer(
     for folder in [*reversed(checkpoints), Path(run) / "base"] if checkpoints else []:
         kept = folder / words
         if kept.is_dir() and checkpoint.problem(folder, f"{words}/") is None:
-            return read_tokenizer(kept)
-    return train_tokenizer(captions, vocab_size, max_length)
+            return read_tokenizer(kept, reader)
+    train = train_unigram if reader is T5Tokenizer else train_tokenizer
+    return train(captions, vocab_size, max_length)
 
 
-def read_tokenizer(folder: Path) -> CLIPTokenizer:
+def read_tokenizer(folder: Path, reader: type = CLIPTokenizer) -> PreTrainedTokenizerFast:
     """The tokenizer in ``folder``; ``ConfigError`` if there is none."""
     there = [name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()]
     if not there or not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"text: {folder} is no folder of a tokenizer")
     try:
-        return CLIPTokenizer.from_pretrained(folder)
+        return reader.from_pretrained(folder)
     except Exception as error:  # tokenizers raises no class of its own
         line = f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
         raise ConfigError(f"text: {folder} cannot be read: {line}") from None

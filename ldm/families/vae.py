@@ -24,6 +24,8 @@ def make_vae(shape: VaeShape, seed: int, *, meta: bool = False) -> AutoencoderKL
             latent_channels=shape.latent_channels,
             norm_num_groups=shape.norm_num_groups,
             mid_block_add_attention=shape.mid_attention,
+            use_quant_conv=shape.quant_conv,
+            use_post_quant_conv=shape.quant_conv,
             scaling_factor=1.0,
         )
 

@@ -17,8 +17,9 @@ from ldm.formats.recognised import INDEX, header
 
 _SAFE, _PICKLED = ".safetensors", ".bin"
 _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files of weights
-_NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
-_TOKENIZERS = ("tokenizer", "tokenizer_2")
+_NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
+             "text_encoder_3")  # fmt: skip
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _OTHERS = ("scheduler", *_TOKENIZERS, "safety_checker", "feature_extractor", "image_encoder")
 _UNKNOWN = 2**18  # the widest and the deepest network of pickled weights, which are not looked into
 _TOWER = "text_model."

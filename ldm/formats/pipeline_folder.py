@@ -70,7 +70,7 @@ def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str
 
     def put_in(staging: Path) -> None:
         write(staging, **asked)
-        for number in ("", "_2"):
+        for number in ("", "_2", "_3"):
             tower, words = f"text_encoder{number}", f"tokenizer{number}"
             if (network := pipe.components[tower]) is not None:
                 save_tokenizer(pipe.components[words], staging / words)

@@ -25,6 +25,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
+    T5EncoderModel,
 )
 
 from ldm.diffusion import stream
@@ -151,20 +152,23 @@ def fingerprint(text_model: nn.Module) -> str:
 
 
 def save_text_encoder(
-    text_encoder: CLIPTextModel | CLIPTextModelWithProjection, folder: str | Path
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel, folder: str | Path
 ) -> None:
-    """Writes ``text_encoder`` as a folder with the keys ``text_model.*``.
+    """Writes ``text_encoder`` as a folder, that of a CLIP with the keys ``text_model.*``.
 
     Transformers 5.6 and later writes them bare when the tower was made from scratch, which older
     readers, A1111 and ComfyUI do not find; transformers itself reads both.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {}
-    for name, value in text_encoder.state_dict().items():
-        beside = name.startswith("text_projection")
-        weights[name if beside else _PREFIX + name.removeprefix(_PREFIX)] = value
-    write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
+    if isinstance(text_encoder, T5EncoderModel):
+        text_encoder.save_pretrained(folder)
+    else:
+        weights = {}
+        for name, value in text_encoder.state_dict().items():
+            beside = name.startswith("text_projection")
+            weights[name if beside else _PREFIX + name.removeprefix(_PREFIX)] = value
+        write_tensors(weights, folder / "model.safetensors", {"format": "pt"})
     config = text_encoder.config.to_diff_dict()
     config["architectures"] = [type(text_encoder).__name__]
     # Transformers loads in this dtype unless told otherwise: a half-precision one would meet a

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from ldm.diffusion import Condition
 from ldm.models.lengths import most, shortened
@@ -49,6 +49,10 @@ class Conditioner(Protocol):
     def encode(self, texts: Sequence[str]) -> Condition:
         """The condition of texts."""
         ...
+
+    mutes: bool
+    """Whether a tower that is not told a text which others are told says zeros (``silent``); else
+    it is told the empty one."""
 
     zeros: bool
     """Whether the condition of no text, the other branch of classifier-free guidance, is zeros
@@ -80,32 +84,38 @@ class ClipConditioner:
     Args:
         tokenizer: its ``model_max_length`` is the length of every condition; of its shape alone
             there are conditions of ids, and none of texts.
-        text_encoder: a ``CLIPTextModel``, also compiled; gradients flow through it unless it is
-            frozen or called under ``no_grad``.
+        text_encoder: a ``CLIPTextModel`` or a ``T5EncoderModel``, also compiled; gradients flow
+            through it unless it is frozen or called under ``no_grad``.
         name: folder of the network.
         layer: the hidden state that is read as it is, -2 the one before the last; None: what the
             tower ends in.
         pooled: name of the output that is one vector a text; None: there is none.
+        length: of every condition at most.
 
     Raises:
         ValueError: the two do not belong together (length, vocabulary or end-of-text id).
     """
 
-    zeros = False
+    zeros, mutes = False, False
 
     def __init__(
         self,
-        tokenizer: CLIPTokenizer | TokenizerShape,
+        tokenizer: PreTrainedTokenizerFast | TokenizerShape,
         text_encoder: Any,
         name: str = "text_encoder",
         layer: int | None = None,
         pooled: str | None = "pooler_output",
+        length: int | None = None,
     ) -> None:
-        config = text_encoder.config
-        if tokenizer.model_max_length > config.max_position_embeddings:
+        config, most = text_encoder.config, tokenizer.model_max_length
+        self.length = most if length is None else min(length, most)
+        """Tokens of every condition, the specials and padding included."""
+        # A T5 has relative positions, of any number.
+        positions = getattr(config, "max_position_embeddings", self.length)
+        if self.length > positions:
             raise ValueError(
-                f"the tokenizer pads to {tokenizer.model_max_length} tokens but the text encoder "
-                f"has {config.max_position_embeddings} positions: set model_max_length"
+                f"the tokenizer pads to {self.length} tokens but the text encoder "
+                f"has {positions} positions: set model_max_length"
             )
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
@@ -130,11 +140,6 @@ class ClipConditioner:
             )
             if rest := list(further):
                 self._further[added[token]] = "".join(f" {more}" for more in rest)
-
-    @property
-    def length(self) -> int:
-        """Tokens of every condition, the two specials and padding included."""
-        return self.tokenizer.model_max_length
 
     @property
     def printed(self) -> tuple[str, tuple[int | None, int]]:
@@ -169,7 +174,8 @@ class ClipConditioner:
             if sample == len(ids):
                 ids.append(rows["input_ids"][row])
             elif self._worth_a_word(given[sample]):
-                first_cut = rows["offset_mapping"][row][1][0]  # behind the start-of-text token
+                begins = rows["input_ids"][row][0] == self.tokenizer.bos_token_id
+                first_cut = rows["offset_mapping"][row][int(begins)][0]
                 unread = max(0, len(given[sample]) - most(self.length))
                 self._report(texts[sample], first_cut, unread)
         return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.length)
@@ -306,6 +312,7 @@ class Towers:
         towers: in the order of their ids, which lie side by side in one tensor.
         join: one condition of what all say.
         zeros: whether the null condition is zeros, and not what they say to the empty text.
+        mutes: see ``Conditioner``.
     """
 
     def __init__(
@@ -314,8 +321,10 @@ class Towers:
         join: Callable[[Sequence[Condition]], Condition],
         *,
         zeros: bool = False,
+        mutes: bool = False,
     ) -> None:
-        self._towers, self._join, self.zeros = {tower.name: tower for tower in towers}, join, zeros
+        self._towers, self._join = {tower.name: tower for tower in towers}, join
+        self.zeros, self.mutes = zeros, mutes
 
     @property
     def towers(self) -> Mapping[str, ClipConditioner]:

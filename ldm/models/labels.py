@@ -31,7 +31,7 @@ class LabelConditioner:
             an unconditional model, which no caption reaches.
     """
 
-    zeros = False
+    zeros, mutes = False, False
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = tuple(names)

@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from ldm.models.lengths import shortened
 
@@ -49,10 +49,10 @@ class TokenizerShape:
     added_tokens_encoder: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, text_encoder: Any) -> TokenizerShape:
-        """The one of ``text_encoder``, a network of transformers."""
-        config = text_encoder.config
-        return cls(config.max_position_embeddings, config.eos_token_id, config.eos_token_id)
+    def of(cls, text_encoder: Any, length: int) -> TokenizerShape:
+        """The one of ``text_encoder``, a network of transformers, at ``length`` tokens."""
+        end = text_encoder.config.eos_token_id
+        return cls(length, end, end)
 
     def __len__(self) -> int:
         return 0
@@ -113,7 +113,7 @@ def unreadable(text: str) -> str | None:
     return wrong and f"holds half a character, the lone surrogate {wrong[0]!r}: {_WRONG}"
 
 
-def settings_of(tokenizer: CLIPTokenizer) -> str:
+def settings_of(tokenizer: PreTrainedTokenizerFast) -> str:
     """All that decides which ids a text becomes, and no more: two tokenizers of the same settings
     are the same.
     """
@@ -123,16 +123,19 @@ def settings_of(tokenizer: CLIPTokenizer) -> str:
         return f"{tokenizer.backend_tokenizer.to_str()} {ends}"
 
 
-def _forget_last_call(tokenizer: CLIPTokenizer) -> None:
+def _forget_last_call(tokenizer: PreTrainedTokenizerFast) -> None:
     """What the last call padded and cut to is no part of the tokenizer, but would be written."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
 
 
-def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | Path) -> None:
-    """Writes ``tokenizer.json`` and, for older readers, ``vocab.json`` and ``merges.txt``."""
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Writes ``tokenizer.json`` and, of CLIP's for older readers, ``vocab.json`` and
+    ``merges.txt``.
+    """
     folder = Path(folder)
     with TURN:
         _forget_last_call(tokenizer)
         tokenizer.save_pretrained(folder)
-        tokenizer.backend_tokenizer.model.save(str(folder))
+        if isinstance(tokenizer, CLIPTokenizer):
+            tokenizer.backend_tokenizer.model.save(str(folder))

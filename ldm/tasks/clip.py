@@ -118,7 +118,9 @@ def step(config: ClipConfig) -> Step:
         with torch.device("meta"):
             clip = Clip(CLIPModel(shape))
     model = clip.to("meta").model
-    task = ContrastiveTask(config, clip, TokenizerShape.of(model.text_model), noised=noised)
+    text = model.text_model
+    words = TokenizerShape.of(text, text.config.max_position_embeddings)
+    task = ContrastiveTask(config, clip, words, noised=noised)
     return Step({"clip": model, **(noised.networks if noised else {})}, task, ("clip",))
 
 

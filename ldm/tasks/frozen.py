@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.config.loader import plain
-from ldm.config.schema import Text, TextShape, TrainConfig, VaeShape
+from ldm.config.schema import T5Shape, Text, TextShape, TrainConfig, VaeShape
 from ldm.data.cached import CachedData
 from ldm.errors import ConfigError
 from ldm.families import Family, Tower, reads
@@ -144,7 +144,7 @@ def folder_of(config: TrainConfig, part: str) -> Path | None:
             found = Path(config.vae) if config.vae else model and model / "vae"
     else:
         tower, entry = _texts(config)[part]
-        if isinstance(entry, TextShape):
+        if isinstance(entry, (TextShape, T5Shape)):
             if part == tower.words and entry.tokenizer:
                 found = Path(entry.tokenizer)
         else:

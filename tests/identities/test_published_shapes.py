@@ -13,6 +13,11 @@ from ldm.families.build import build, parameters
 from runs import ROOT
 
 CLIP_L, CLIP_H, CLIP_BIG_G = 123_060_480, 340_387_840, 694_659_840
+SD3_TOWERS = {
+    "text_encoder": 123_650_304,  # with its projection
+    "text_encoder_2": CLIP_BIG_G,
+    "text_encoder_3": 4_762_310_656,
+}
 SDXL: dict[str, Any] = dict(
     sample_size=128,
     use_linear_projection=True,
@@ -57,14 +62,18 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
             {"unet": 2_567_463_684, "text_encoder": CLIP_L, "text_encoder_2": CLIP_BIG_G},
         ),
         ("sdxl_refiner", {"unet": 2_259_526_660, "text_encoder_2": CLIP_BIG_G}),
+        ("sd3", {"transformer": 2_028_328_000, **SD3_TOWERS}),
+        ("sd35_medium", {"transformer": 2_243_171_520, **SD3_TOWERS}),
+        ("sd35_large", {"transformer": 8_056_627_520, **SD3_TOWERS}),
     ],
 )
 def test_parameters_of_the_published_models(name, counts):
     config = load(TrainConfig, ROOT / "configs" / f"{name}.yaml")
     model = build(config, [], meta=True)
     found = {part: parameters(network) for part, network in model.networks.items()}
-    assert found == counts | {"vae": 83_653_863} and list(found)[0] == "unet"
-    assert all(p.is_meta for p in model.networks["unet"].parameters())
+    autoencoder = 83_819_683 if name.startswith("sd3") else 83_653_863
+    assert found == counts | {"vae": autoencoder} and list(found)[0] == next(iter(counts))
+    assert all(p.is_meta for p in model.network.parameters())
     published = {"sdxl": SDXL, "sdxl_refiner": REFINER}.get(name)
     if published is not None:
         with torch.device("meta"):
