@@ -312,7 +312,8 @@ class Encoder:
             ids = torch.empty(1, tower.length, dtype=torch.int64)
             said = {"ids": ids}
             if held or name in self.text_cached:
-                said = tower.encode_ids(ids).to(ids.device, self.dtype).tensors()
+                here = tower.text_encoder.device
+                said = tower.encode_ids(ids).to(here, self.dtype).tensors()
             batch |= {f"{name}.{k}": x.new_empty(n, *x.shape[1:]) for k, x in said.items()}
         if not towers:
             batch["ids"] = torch.empty(n, 1, dtype=torch.int64)
