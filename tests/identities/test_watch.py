@@ -2,17 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
-from launched import ENVIRONMENT, free_port
+from launched import ENVIRONMENT, free_port, launch, wait_for
 from ldm.engine import watch
 from ldm.engine.watch import Table, Word, patience
 from ldm.errors import ConfigError
-from runs import ROOT
 
 
 def words(*said: tuple[int, int, bool] | tuple[int, int, bool, str]) -> list[Word]:
@@ -130,26 +127,23 @@ for step in range(10**6):
         pytest.param("kill", 1, 3, marks=pytest.mark.slow),
     ],
 )
-def test_processes_of_which_one_stands_still(what, culprit, world, tmp_path):
+def test_processes_of_which_one_stands_still(what, culprit, world, tmp_path, monkeypatch):
     """Each by its own, without a launcher that would end the others."""
     (tmp_path / "steps.py").write_text(STEPS)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "steps.py"), what],
-            env=ENVIRONMENT | place | {"RANK": str(rank), "LDM_TIMEOUT": "4"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
+    processes = []
+    for rank in range(world):
+        for name, value in (place | {"RANK": str(rank), "LDM_TIMEOUT": "4"}).items():
+            monkeypatch.setitem(ENVIRONMENT, name, value)
+        processes.append(launch(tmp_path / "steps.py", what))
     for process in processes:
-        assert process.stdout.readline()
+        wait_for(process.stdout.readline, process)
     time.sleep(2)
     if what != "hang":
         os.kill(processes[culprit].pid, signal.SIGSTOP if what == "stop" else signal.SIGKILL)
     started = time.monotonic()
     rest = [process for rank, process in enumerate(processes) if rank != culprit]
-    said = [process.communicate(timeout=60)[1] for process in rest]
+    said = [process.communicate(timeout=60)[0] for process in rest]
     took = time.monotonic() - started
     processes[culprit].kill()
     processes[culprit].communicate()
