@@ -44,11 +44,11 @@ def generator() -> torch.Generator:
 
 @pytest.mark.parametrize("dropout", [0.1, [0.3, 0.3]], ids=["together", "apart"])
 def test_caches_and_going_on_change_no_bit(tmp_path, dropout):
-    told = settings(text_dropout=dropout)
+    told = settings(text_dropout=dropout, duration="2 steps")
     final = train(tmp_path / "whole", **told)
     train(tmp_path / "bare", **told, cache_text=False)
     train(tmp_path / "pixels", **told, cache_latents=False)  # in batches of another size
-    train(tmp_path / "parts", **told | {"duration": "2 steps"})
+    train(tmp_path / "parts", **told | {"duration": "1 steps"})
     train(tmp_path / "parts", **told)
     train(tmp_path / "micro", **told, micro_batch_size=4)
     assert losses(tmp_path / "bare") == losses(tmp_path / "whole") == losses(tmp_path / "parts")
@@ -195,18 +195,18 @@ def test_a_new_word_in_both_text_encoders(tmp_path):
 
 def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
-    told = settings(text_dropout=[0.3, 0.3], duration="30 steps")
-    told |= {"checkpoints": {"every": "5 steps", "keep": 2}}
+    told = settings(text_dropout=[0.3, 0.3], duration="15 steps", batch_size=8)
+    told |= {"checkpoints": {"every": "3 steps", "keep": 2}}
     finish(start(tree(tmp_path / "whole", **told), tmp_path / "a"))
     config, run = tree(tmp_path / "killed", **told), tmp_path / "killed"
     process = start(config, tmp_path / "b")
-    wait_for(lambda: steps(run) >= 8, process)
+    wait_for(lambda: steps(run) >= 4, process)
     process.kill()
     process.wait()
-    assert steps(run) < 30
+    assert steps(run) < 15
     assert "going on from" in finish(start(config, tmp_path / "b"))
-    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 30
-    last = "checkpoints/images-000000000480"
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 15
+    last = "checkpoints/images-000000000120"
     assert digests(run / last) == digests(tmp_path / "whole" / last)
     finish(start(tree(tmp_path / "two", **told), tmp_path / "c", processes=2))
     # Sums over two halves are rounded in another order.
