@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from launched import ENVIRONMENT, launch
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
 from ldm.engine import state
@@ -189,8 +190,8 @@ def full(monkeypatch):
 
 
 def sizes() -> list[int]:
-    # From the manifest's few kilobytes and the tokenizer's files to the raw weights.
-    return [0, 100, 1_000, 4_000, 20_000, 100_000, 200_000]
+    # Too little for any file, for a config, for the manifest, for the tokenizer's and for weights.
+    return [0, 1_000, 4_000, 20_000, 200_000]
 
 
 @pytest.mark.parametrize("size", sizes())
@@ -251,7 +252,7 @@ def test_a_cache_for_which_there_is_no_room(command, full, tmp_path, whole):
     same_end(run, whole)
 
 
-def test_a_disk_that_is_really_full(command, tmp_path, whole):
+def test_a_disk_that_is_really_full(command, monkeypatch, tmp_path, whole):
     """A file system of its own that ends in the second checkpoint; then there is room."""
     root = tmp_path / "disk"
     root.mkdir()
@@ -263,22 +264,12 @@ def test_a_disk_that_is_really_full(command, tmp_path, whole):
         for f in (whole / "checkpoints" / "images-000000000048").rglob("*")
         if f.is_file()
     )
-    train = f"{sys.executable} {ROOT}/training/train.py --config {tmp_path}/c.yaml"
-    script = f"""
-        mount -t tmpfs -o size={int(1.6 * one)} none {root} || exit 1
-        {train}
-        status=$?
-        cp -a {root}/run {tmp_path}/left
-        exit $status
-    """
-    done = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", script],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "LDM_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    message = told(done.returncode, done.stderr)
+    (tmp_path / "program.py").write_text(MOUNTED)
+    arguments = ("--config", tmp_path / "c.yaml", root, str(int(1.6 * one)), tmp_path / "left")
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(tmp_path / "cache"))
+    process = launch(tmp_path / "program.py", *arguments)
+    output, _ = process.communicate(timeout=300)
+    message = told(process.returncode, output)
     assert "No space left on device (" in message and "iB free there)" in message
     assert message.endswith(f"goes on from {root}/run/checkpoints/images-000000000048")
     left = tmp_path / "left" / "checkpoints"
@@ -288,6 +279,31 @@ def test_a_disk_that_is_really_full(command, tmp_path, whole):
     status, output = command(tree(root / "run", **SETTINGS))
     assert status == 0 and "error: " not in output, output
     same_end(root / "run", whole)
+
+
+# Also told where the file system is mounted, its bytes, and where to copy the run that is left.
+MOUNTED = """
+import ctypes, os, shutil, subprocess, sys
+from pathlib import Path
+from runs import program
+
+*sys.argv, root, size, left = sys.argv
+ids = {"uid": os.getuid(), "gid": os.getgid()}
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x10020000):  # CLONE_NEWUSER | CLONE_NEWNS: mounts that no other process sees
+    raise OSError(ctypes.get_errno(), "unshare")
+Path("/proc/self/setgroups").write_text("deny")
+for kind, number in ids.items():
+    Path(f"/proc/self/{kind}_map").write_text(f"0 {number} 1")
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", root], check=True)
+if not (child := os.fork()):
+    program("train").main()
+    sys.exit()
+_, status = os.waitpid(child, 0)
+shutil.copytree(f"{root}/run", left)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 def test_an_error_that_is_not_the_disks_keeps_its_traceback(command, monkeypatch, tmp_path):
@@ -379,7 +395,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(command, poisoned, tmp_path)
     means = [line["images"] for line in lines(run) if "loss" in line]
     assert means == [32, 64, 96, 112, 128]
     # Going on from anywhere, before the first step and inside the skipping too, changes nothing.
-    for images in (16, 32, 48, 64):
+    for images in (16, 48):
         again = tmp_path / f"again-{images}"
         shutil.copytree(run, again)
         for folder in checkpoint.folders(again / "checkpoints"):
