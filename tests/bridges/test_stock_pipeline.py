@@ -74,11 +74,11 @@ def swap(pair: tuple[Any, Any], kind: type[Any], **pins: Any) -> tuple[Any, Any]
 
 
 SCHEDULERS = [
-    (DDIMScheduler, 50, {}),
-    (DPMSolverMultistepScheduler, 20, {}),
-    (EulerDiscreteScheduler, 20, {}),
-    (PNDMScheduler, 20, {"skip_prk_steps": True}),
-    (PNDMScheduler, 10, {"skip_prk_steps": False}),
+    (DDIMScheduler, 20, {}),
+    (DPMSolverMultistepScheduler, 10, {}),
+    (EulerDiscreteScheduler, 10, {}),
+    (PNDMScheduler, 10, {"skip_prk_steps": True}),
+    (PNDMScheduler, 8, {"skip_prk_steps": False}),
     (DDIMScheduler, 7, {"timestep_spacing": "trailing"}),
     (DPMSolverMultistepScheduler, 8, {"use_karras_sigmas": True}),
     (HeunDiscreteScheduler, 8, {}),
