@@ -28,9 +28,9 @@ from runs import train, tree
 
 BATCH = dict(
     batch_size=4,
-    duration="5 steps",
-    validation={"every": "5 steps", "images": 4, "levels": 2},
-    checkpoints={"every": "5 steps", "keep": 1},
+    duration="3 steps",
+    validation={"every": "3 steps", "images": 4, "levels": 2},
+    checkpoints={"every": "3 steps", "keep": 1},
 )
 
 
@@ -159,7 +159,7 @@ def test_the_same_weights_without_pictures_and_networks(tmp_path, model, request
 
 def test_lora_and_prompts(tmp_path, model, caplog):
     lora = {"rank": 2, "alpha": 1.0}
-    prompts = {"every": "5 steps", "images": 0, "prompts": ["picture 1"], "steps": 2}
+    prompts = {"every": "3 steps", "images": 0, "prompts": ["picture 1"], "steps": 2}
     changes = dict(settings(tmp_path, model), lora=lora, validation=prompts)
     train(tmp_path / "ordinary", **changes)
     folder = made(tmp_path, tree(tmp_path / "none", **changes))

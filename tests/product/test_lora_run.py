@@ -124,8 +124,8 @@ def test_adapters_learn_and_the_base_does_not(base, tmp_path, monkeypatch, dora)
 def test_a_run_that_was_broken_off_ends_in_the_same_bits(base, tmp_path, monkeypatch, dora):
     asked = settings(
         base,
-        duration="8 steps",
-        checkpoints={"every": "3 steps", "keep": 9},
+        duration="5 steps",
+        checkpoints={"every": "2 steps", "keep": 9},
         lora={"rank": 2, "alpha": 3.0, "dora": dora},
     )
     train(tmp_path / "whole", **asked)
@@ -133,7 +133,7 @@ def test_a_run_that_was_broken_off_ends_in_the_same_bits(base, tmp_path, monkeyp
 
     def breaks(self: Any, *arguments: Any) -> None:
         log(self, *arguments)
-        if self.seen == 5 * 16:
+        if self.seen == 3 * 16:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -141,13 +141,13 @@ def test_a_run_that_was_broken_off_ends_in_the_same_bits(base, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "broken", **asked)
     found = [f.name for f in (tmp_path / "broken" / "checkpoints").iterdir()]
-    assert found == ["images-000000000048"]
+    assert found == ["images-000000000032"]
     train(tmp_path / "broken", **asked)
     one, other = (tmp_path / name for name in ("whole", "broken"))
-    assert losses(one) == losses(other) and len(losses(one)) == 8
-    for folder in ("checkpoints/images-000000000128", "final"):
+    assert losses(one) == losses(other) and len(losses(one)) == 5
+    for folder in ("checkpoints/images-000000000080", "final"):
         assert same(tensors(one / folder), tensors(other / folder))
-    kept = tensors(one / "checkpoints" / "images-000000000128")
+    kept = tensors(one / "checkpoints" / "images-000000000080")
     assert all(value.dtype == torch.float32 for value in kept.values())
     raw = {name for name in kept if name.startswith("training/raw")}
     assert raw and all(".lora_" in name for name in raw)  # the base is in no checkpoint
@@ -318,10 +318,9 @@ def test_bad_config(command, tmp_path, change, message):
 
 
 def test_dry_run_needs_no_memory_for_adapters(command, tmp_path, base):
-    for dora in (False, True):
-        asked = settings(base, lora={"dora": dora})
-        status, output = command(tree(tmp_path / "run", **asked), "--dry-run")
-        assert status == 0, output
+    asked = settings(base, lora={"dora": True})
+    status, output = command(tree(tmp_path / "run", **asked), "--dry-run")
+    assert status == 0, output
 
 
 def test_another_lora_is_another_run(command, tmp_path, base):

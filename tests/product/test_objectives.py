@@ -279,13 +279,13 @@ def test_the_memory_is_that_of_the_global_batch(tmp_path, monkeypatch, processes
     memories = {}
     for name, world, micro in (("one", 1, 16), ("parts", processes, 4)):
         file = tmp_path / f"{name}.yaml"
-        settings = dict(objective={"times": ADAPTIVE}, micro_batch_size=micro, duration="6 steps")
+        settings = dict(objective={"times": ADAPTIVE}, micro_batch_size=micro, duration="4 steps")
         file.write_text(yaml.safe_dump(tree(tmp_path / name, **settings)))
         if world == 1:
             train(tmp_path / name, **settings)
         else:
             finish(launch(TRAIN, "--config", file, processes=world))
-        last = tmp_path / name / "checkpoints" / f"images-{16 * 6:012d}"
+        last = tmp_path / name / "checkpoints" / f"images-{16 * 4:012d}"
         memories[name] = json.loads((last / "training" / "run.json").read_text())["memory"]
     for mine, theirs in zip(memories["parts"], memories["one"], strict=True):
         assert len(mine) == 2 and mine == pytest.approx(theirs, rel=1e-3)
