@@ -9,11 +9,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
 from jaxtyping import install_import_hook
 from PIL import Image
 
 import shapes_held
+
+# What a program has written outlives its kill; only a machine that goes off takes what is not on
+# its disk. Tests kill programs, and would wait for the disk a hundred times a run.
+os.fsync = lambda descriptor: None
 
 # Before anything imports them: what is called in these rooms is held to the shapes it names.
 install_import_hook(["ldm.diffusion", "ldm.guidance", "ldm.models"], "shapes_held.held")
@@ -28,13 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The longest files, which begin first: or one of two processes ends long before the other.
+# The longest files, which begin first: or one of two processes ends long before the other. Before
+# others that read emoji comes the one that renders them: or two processes render them at once.
 LONG = [
     f"test_{name}.py"
     for name in (
-        "process_samplers", "faults", "runs", "processes", "cached", "shards",
-        "schedulers_on_mixtures",
-        "chosen_parts", "going_on", "lora_run", "estimate", "bad_runs", "objectives", "evaluate",
+        "faults", "runs", "pipeline_call", "process_samplers", "emoji", "bad_runs", "shards",
+        "sdxl_runs", "lora_run", "chosen_parts", "processes", "stock_callbacks", "lora",
+        "estimate", "going_on", "objectives", "cached", "shipped_model", "pixels",
+        "schedulers_on_mixtures", "evaluate",
     )
 ]  # fmt: skip
 
@@ -55,6 +60,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _fixed_global_generator() -> None:
+    import torch  # which a process that only hands out tests can do without
+
     torch.manual_seed(0)
 
 

@@ -182,12 +182,15 @@ def main() -> None:
     import gc
     import importlib
 
+    import pyarrow
     from torch.distributed.elastic.multiprocessing import subprocess_handler
 
     SOCKET.append(sys.argv[1])
     for name in IMPORTED:
         importlib.import_module(name)
+    pyarrow.array(["a"])  # which imports pandas, where that is installed
     subprocess_handler.SubprocessHandler._popen = started_by_torchrun
+    os.fsync = lambda descriptor: None  # as in the tests' own process
     gc.collect()
     gc.freeze()
     listening = socket.socket(socket.AF_UNIX)

@@ -162,6 +162,16 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: Any, exch
     assert whole(folder) and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("make", [replaced, lambda folder: write_folder(folder, write)])
+def test_all_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: Any, make: Any) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    make(folder := tmp_path / "model")
+    inside = [path.stat().st_ino for path in folder.rglob("*")]
+    assert len(inside) >= 5 and sorted(flushed[:-2]) == sorted(inside)
+    assert flushed[-2:] == [folder.stat().st_ino, tmp_path.stat().st_ino]
+
+
 def test_where_a_folder_cannot_be_moved(tmp_path: Path, monkeypatch: Any) -> None:
     folder = put(tmp_path / "model", OLD | STAYS)
     number = folder.stat().st_ino
