@@ -11,6 +11,12 @@ from importlib import import_module
 from typing import Any
 
 
+def named(place: str) -> Any:
+    """What ``MODULE:NAME`` stands for."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
 def front(
     package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from ldm import diffusion
 from ldm.config.classifier import ClassifierConfig
 from ldm.config.schema import AutoencoderConfig, ClipConfig, RunConfig, TrainConfig
+from ldm.lazy import named
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "train": TrainConfig,
@@ -28,7 +28,6 @@ CONFIGS: dict[str, type[RunConfig]] = {
 }
 """Class of the config of each program in training/."""
 
-_MIRRORED = re.compile(r"The fields of ``(\w+)``")
 _ARGUMENT = re.compile(r"^    (\w+): (.+(?:\n        .+)*)", re.MULTILINE)
 
 
@@ -72,15 +71,15 @@ class _Documented(GenerateJsonSchema):
 
 
 def documented(cls: type) -> dict[str, str]:
-    """What the docstrings of ``cls``, of the dataclasses it extends, and of that whose fields it
-    says to have, tell of their fields.
+    """What the docstrings of ``cls``, of the dataclasses it extends, and of that which it mirrors,
+    tell of their fields.
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
             doc = inspect.cleandoc(base.__doc__ or "")
-            if mirrored := _MIRRORED.match(doc):
-                found |= documented(getattr(diffusion, mirrored[1]))
+            if mirrors := vars(base).get("mirrors"):
+                found |= documented(named(mirrors))
             arguments = doc.partition("Args:\n")[2]
             found |= {name: _line(told) for name, told in _ARGUMENT.findall(arguments)}
     return found

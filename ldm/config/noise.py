@@ -1,8 +1,12 @@
-"""The fields of ``process`` and ``objective`` in a run's YAML."""
+"""The fields of ``process`` and ``objective`` in a run's YAML.
+
+Each of these mirrors a class of ``ldm.diffusion``, which it names, tells the bounds of its numbers,
+and leaves out what the model that is fine-tuned states.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -36,6 +40,8 @@ class ProcessSettings:
     given the process is that of the model, whatever its kind.
     """
 
+    mirrors: ClassVar[str] = "ldm.diffusion.process:DiscreteVP"
+
     kind: Literal["discrete"] | None = None
     schedule: Schedule | None = None
     beta_start: OpenFraction | None = None
@@ -48,6 +54,8 @@ class ProcessSettings:
 class VpSettings:
     """The fields of ``ContinuousVP``."""
 
+    mirrors: ClassVar[str] = "ldm.diffusion.process:ContinuousVP"
+
     kind: Literal["vp"] = "vp"
     beta_min: PositiveNumber | None = None
     beta_max: PositiveNumber | None = None
@@ -58,6 +66,8 @@ class VpSettings:
 class CosineSettings:
     """The fields of ``Cosine``."""
 
+    mirrors: ClassVar[str] = "ldm.diffusion.process:Cosine"
+
     kind: Literal["cosine"] = "cosine"
     num_train_timesteps: Steps | None = None
 
@@ -65,6 +75,8 @@ class CosineSettings:
 @config_class
 class VeSettings:
     """The fields of ``VarianceExploding``."""
+
+    mirrors: ClassVar[str] = "ldm.diffusion.process:VarianceExploding"
 
     kind: Literal["ve"] = "ve"
     sigma_min: PositiveNumber | None = None
@@ -101,6 +113,8 @@ class SizeShiftSettings:
 @config_class
 class RectifiedFlowSettings:
     """The fields of ``RectifiedFlow``."""
+
+    mirrors: ClassVar[str] = "ldm.diffusion.process:RectifiedFlow"
 
     kind: Literal["rectified_flow"] = "rectified_flow"
     shift: PositiveNumber | SizeShiftSettings | None = None
@@ -141,6 +155,8 @@ TargetConfig = Annotated[
 class WeightingSettings:
     """The fields of ``Weighting``."""
 
+    mirrors: ClassVar[str] = "ldm.diffusion.objective:Weighting"
+
     kind: WeightingName
     gamma: PositiveNumber | None = None
     k: PositiveNumber = 1.0
@@ -156,6 +172,8 @@ class WeightingSettings:
 @config_class
 class ObjectiveSettings:
     """The fields of ``Objective``; None leaves one to the model, or to its default."""
+
+    mirrors: ClassVar[str] = "ldm.diffusion.objective:Objective"
 
     target: TargetConfig | None = None
     weighting: WeightingName | WeightingSettings | None = None

@@ -6,8 +6,9 @@ Told without torch, so that a config and a command line can be read before it is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from ldm.lazy import named
 
 if TYPE_CHECKING:
     from ldm.evaluation.runner import Evaluator, References
@@ -46,21 +47,16 @@ class Suite:
 
     def names(self) -> tuple[str, ...]:
         """The classes that it asks of a model that knows classes."""
-        return _found(self.classes) if self.classes else ()
+        return named(self.classes) if self.classes else ()
 
     def prepared(self, truth: References, count: int | None = None) -> None:
         """Makes what it needs."""
         if self.prepare:
-            _found(self.prepare)(truth, count or self.count)
+            named(self.prepare)(truth, count or self.count)
 
     def measured(self, evaluator: Evaluator, draw: Draw, count: int | None = None) -> Report:
         """The figures; ``count`` captions instead of its own number."""
-        return _found(self.run)(evaluator, draw, count or self.count)
-
-
-def _found(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+        return named(self.run)(evaluator, draw, count or self.count)
 
 
 def _needs(*needs: Need) -> frozenset[Need]:

@@ -9,24 +9,17 @@ from typing import Any
 from ldm.config.noise import ProcessConfig, SizeShiftSettings, WeightingSettings
 from ldm.config.schema import TrainConfig
 from ldm.diffusion import (
-    ContinuousVP,
-    Cosine,
     DiscreteVP,
     NoiseProcess,
     Objective,
-    RectifiedFlow,
     Target,
-    VarianceExploding,
     process_of,
     scheduler_config,
     target_of,
 )
 from ldm.errors import ConfigError
 from ldm.formats.integrity import check_scheduler, json_object
-
-PROCESSES: dict[str, type[Any]] = {
-    cls.kind: cls for cls in (DiscreteVP, ContinuousVP, Cosine, VarianceExploding, RectifiedFlow)
-}
+from ldm.lazy import named
 
 
 def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]:
@@ -40,7 +33,7 @@ def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]
         process, target, learned = saved(config.model)
         known = {"target": target, "learned_variance": learned}
     try:
-        process = _replaced(process, _given(config.process))
+        process = _replaced(process, config.process)
         given = _given(config.objective)
         if "times" in given:
             given["times"] = replace(given["times"])  # a state of its own, if it has any
@@ -69,14 +62,15 @@ def configured_process(settings: ProcessConfig, model: str | None) -> NoiseProce
     """The process of ``settings``; what they leave open is that of the folder ``model``, if there
     is one. ``ConfigError`` where its numbers cannot be.
     """
-    return _replaced(saved(model)[0] if model else DiscreteVP(), _given(settings))
+    return _replaced(saved(model)[0] if model else DiscreteVP(), settings)
 
 
-def _replaced(process: NoiseProcess, given: dict[str, Any]) -> NoiseProcess:
+def _replaced(process: NoiseProcess, settings: ProcessConfig) -> NoiseProcess:
+    given = _given(settings)
     if not given:
         return process  # also one that no config can state
-    kind = given.pop("kind", None) or DiscreteVP.kind
-    cls = PROCESSES[kind]
+    given.pop("kind", None)
+    cls = named(settings.mirrors)
     try:
         return replace(process, **given) if type(process) is cls else cls(**given)  # type: ignore[type-var]
     except ValueError as error:

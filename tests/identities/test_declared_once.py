@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 from typer.main import get_command
@@ -14,14 +14,16 @@ from typer.main import get_command
 from ldm.cli import app
 from ldm.cli.data import source_of
 from ldm.config import sources
-from ldm.config.fields import MayChange, may_change
-from ldm.config.json_schema import CONFIGS, text
+from ldm.config.fields import MayChange, dataclasses_in, kind_of, may_change
+from ldm.config.json_schema import CONFIGS, documented, text
 from ldm.config.loader import config_class
+from ldm.config.noise import ObjectiveSettings, ProcessConfig, WeightingSettings
 from ldm.config.schema import RunConfig
-from ldm.config.suites import SUITES, Suite, _found
+from ldm.config.suites import SUITES, Suite
 from ldm.data.place import AtPath
 from ldm.errors import DataError
 from ldm.formats.png import Parameters
+from ldm.lazy import named
 from ldm.sampling import FLOW_SAMPLERS, PROCESS_SAMPLERS, SAMPLERS
 from ldm.sampling.names import NAMES, OF_ANY_PROCESS, SCHEDULED, canonical
 from runs import ROOT
@@ -100,7 +102,7 @@ def test_a_suite_touches_two_files(monkeypatch):
     assert drawn["suites"]["propertyNames"]["enum"] == known
     assert not {"prompts", "loss", "likelihood"} & {*known} and "quality" in known
     for suite in SUITES.values():
-        assert callable(_found(suite.run)) and callable(_found(suite.prepare or suite.run))
+        assert callable(named(suite.run)) and callable(named(suite.prepare or suite.run))
 
     toy = Suite("whether a toy is one", "builtins:max", 3, frozenset({"text"}))
     monkeypatch.setitem(SUITES, "toy", toy)
@@ -128,3 +130,15 @@ def test_a_key_says_whether_it_may_change():
         tools: int = 3
 
     assert may_change(Longer) == always | {"toys"}
+
+
+def test_a_noise_process_touches_three_files():
+    """And two more, where it gets a public name."""
+    told = {"diffusion/process.py", "diffusion/schedulers.py", "config/noise.py"}
+    assert mentions("ContinuousVP") == told | {"diffusion/__init__.py", "__init__.py"}
+    of_processes = dataclasses_in(ProcessConfig)
+    assert [kind_of(cls) for cls in of_processes] == [named(c.mirrors).kind for c in of_processes]
+    for settings in (*of_processes, ObjectiveSettings, WeightingSettings):
+        mirrored = {field.name for field in fields(named(settings.mirrors))}
+        assert {field.name for field in fields(settings)} <= mirrored | {"kind"}
+        assert documented(settings).keys() >= {field.name for field in fields(settings)} - {"kind"}
