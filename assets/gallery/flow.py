@@ -2,7 +2,8 @@
 
     python assets/gallery/flow.py
 
-assets/notebooks/parts.ipynb has their equations, tests/product/test_notebooks.py what they reach.
+assets/notebooks/parts.ipynb has their equations, tests/product/pipeline/test_notebooks.py what they
+reach.
 """
 
 import re

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-import tiny_sd3
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
@@ -13,6 +12,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+import tiny_sd3
 from ldm.pipeline import LatentDiffusionPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

@@ -6,12 +6,12 @@ import struct
 import zlib
 from pathlib import Path
 
-import icc
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
+import icc
 from bad_data import ADOBE, chunk, deep, encoded, inserted, photo, put, scanned, talkative
 from ldm.cli import app
 from ldm.data import colour, picture

@@ -20,14 +20,14 @@ from forked import Forked, server
 from ldm.storage.lock import lock
 from runs import ROOT
 
-RECORDED = ROOT / "tests" / "recorded_run.py"
+RECORDED = ROOT / "tests" / "support" / "recorded_run.py"
 TRAIN = ROOT / "training" / "train.py"
 ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "ACCELERATE_USE_CPU": "true",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
 }
 
 

@@ -8,11 +8,12 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
-import icc
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image, ImageCms, ImageEnhance
+
+import icc
 
 
 def photo(seed: int, width: int = 96, height: int = 80) -> Image.Image:

@@ -1,7 +1,7 @@
 """A source of many pictures: what a row costs in memory and in time once it is indexed.
 
-``LDM_SCALE_ROWS=1000000 python -m pytest tests/product/test_scale.py --slow -s`` for a million; the
-figures are printed. Linux only: resident memory is read from ``/proc``.
+``LDM_SCALE_ROWS=1000000 python -m pytest tests/product/data/test_scale.py --slow -s`` for a
+million; the figures are printed. Linux only: resident memory is read from ``/proc``.
 """
 
 import io

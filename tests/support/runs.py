@@ -13,7 +13,7 @@ from ldm.config.schema import TrainConfig
 from ldm.engine.precision import MIXED
 from ldm.tasks import text_to_image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def program(name: str) -> ModuleType:
