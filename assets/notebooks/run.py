@@ -2,7 +2,8 @@
 
     python assets/notebooks/run.py [NAME ...]
 
-For who has no Jupyter, and for the test of notebooks. A cell is Python, or a line of a shell after "!"; its last value is shown, and so are matplotlib's figures. The cell that is tagged
+For who has no Jupyter, and for the test of notebooks. A cell is Python, or a line of a shell after
+"!"; its last value is shown, and so are matplotlib's figures. The cell that is tagged
 ``parameters`` says what may be replaced, as papermill does it. Of what is printed lines of progress
 are not stored, which tell how fast a machine was, nor where its folders lie.
 """

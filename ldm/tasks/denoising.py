@@ -198,7 +198,9 @@ class DenoisingTask(nn.Module):
             return found
         for part in learns:
             if part == self.model.family.network:
-                weights = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+                # Several of them where the network is large (10 GB in diffusers).
+                shards = sorted((folder / part).glob("diffusion_pytorch_model*.safetensors"))
+                weights = {n: x for shard in shards for n, x in load_file(shard).items()}
             else:
                 network = type(bare(self.model.networks[part]))
                 found_there = network.from_pretrained(folder / part, dtype=torch.float32)

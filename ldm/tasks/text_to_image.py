@@ -62,7 +62,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     task.place(accelerator.device)
     draws = ImageDraws(config, collection, encoder)
     accelerator.print(
-        f"U-Net of {parameters(model.network):,} parameters,"
+        f"{'U-Net' if model.family.network == 'unet' else model.family.network} of"
+        f" {parameters(model.network):,} parameters,"
         f" {sum(p.numel() for p in task.trained().values()):,} learn;"
         f" {_count(collection.epoch)} pictures, {len(collection.held_out):,} held out"
         f"{_uses(config, collection.epoch)}"
