@@ -41,14 +41,15 @@ class Lora:
         rank: r, the inner width of every update.
         alpha: the update is scaled by ``alpha / rank``; None: by 1.
         dora: learn a magnitude per output beside it (Liu et al. 2024).
-        targets: names that modules of the U-Net end in; by default all of attention.
+        targets: names that modules of the U-Net or transformer end in; None: all of attention, as
+            its family calls it.
         text_targets: the same in the text encoder.
     """
 
     rank: Annotated[int, Field(gt=0, le=2**14)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
     dora: bool = False
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     text_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "q_proj",
         "k_proj",

@@ -154,6 +154,7 @@ _CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
 )
 # The end may move as long as the learning rate has not begun to fall towards it.
 _DURATION = "duration"
+_TARGETS, _ATTENTION = "lora.targets", json.dumps(["to_q", "to_k", "to_v", "to_out.0"])
 _FALLS = (
     " images, towards the end of which the learning rate falls already; with optimizer.cooldown it"
     " is constant before, and a checkpoint of that time goes on to any end"
@@ -256,6 +257,9 @@ def _told_before(folder: Path, config: RunConfig, expected: Mapping[str, str]) -
             lines, same = f"{key.removesuffix('kind')}lines", found.get(_CONTENT)
             joined = same != expected.get(_CONTENT)
             found.setdefault(lines, '"joined"' if joined else expected.get(lines, '"joined"'))
+    # Once, a LoRA's default targets were written out.
+    if found.get(_TARGETS) == _ATTENTION and expected.get(_TARGETS) == "null":
+        found[_TARGETS] = "null"
     defaults = _defaults(config, "", found)
     # What a run from before a key was there did is what the key does by default.
     return {name: text for name, text in defaults.items() if name in expected} | found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -52,13 +52,21 @@ def _adapters(model: Model, config: TrainConfig, meta: bool) -> None:
     settings = config.lora
     assert settings is not None
     for part in learns(config, model):
-        key = "targets" if part == model.family.network else "text_targets"
+        network = _network(model, part)
+        if part not in model.family.adaptable:
+            raise ConfigError(
+                f"train: a {type(network).__name__}, {part}, can have no LoRA, which diffusers does"
+                f" not read: only {' and '.join(model.family.adaptable)} can"
+            )
+        predicts = part == model.family.network
+        key = "targets" if predicts else "text_targets"
+        given = settings.targets or model.family.targets if predicts else settings.text_targets
 
-        def make(part: str = part, key: str = key) -> None:
+        def make(network: nn.Module = network, targets: Sequence[str] = given) -> None:
             alpha = float(settings.rank) if settings.alpha is None else settings.alpha
             lora.attach(
-                _network(model, part),
-                getattr(settings, key),
+                network,
+                targets,
                 rank=settings.rank,
                 alpha=alpha,
                 dora=settings.dora,

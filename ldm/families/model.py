@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Target, scheduler_config
@@ -44,6 +44,11 @@ class Tower:
     reader: type = CLIPTokenizer
     length: int | None = None
 
+    @property
+    def clip(self) -> bool:
+        """Whether it is a CLIP, of which there may be a LoRA."""
+        return issubclass(self.network, (CLIPTextModel, CLIPTextModelWithProjection))
+
     def tokens(self, network: Any) -> int:
         """Tokens of a text as far as ``network``, this tower's, tells."""
         told = ("max_position_embeddings", "n_positions")
@@ -69,6 +74,16 @@ class Family(ABC):
     mutes: ClassVar[bool] = False
     """Whether a tower that alone is not told a text says zeros, and not what it says
     to the empty one."""
+
+    targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """What names of the network's modules end in that a LoRA adapts where no config says."""
+
+    @property
+    def adaptable(self) -> list[str]:
+        """Folders of the networks that a LoRA may have updates of: the one that predicts, and CLIP
+        text towers, as diffusers reads them.
+        """
+        return [self.network, *(tower.part for tower in self.towers if tower.clip)]
 
     def present(self, networks: Mapping[str, Any]) -> list[Tower]:
         """The towers whose network is among ``networks``, which are by folder, and is not None."""

@@ -47,6 +47,10 @@ class StableDiffusion3(Family):
     )
     flow = FLOW_EULER
     mutes = True
+    targets = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    )
     reads = SD3Transformer2DModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:

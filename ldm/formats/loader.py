@@ -10,16 +10,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.loaders import (
+    SD3LoraLoaderMixin,
     StableDiffusionLoraLoaderMixin,
     StableDiffusionXLLoraLoaderMixin,
     TextualInversionLoaderMixin,
 )
+from diffusers.loaders.lora_base import LoraBaseMixin
 from torch import Tensor
 
 from ldm.formats import lora, textual_inversion
-from ldm.formats.lora_names import FIRST, SECOND, UNET
+from ldm.formats.lora_names import FIRST, NETWORKS, SECOND, TRANSFORMER, UNET, as_in
 from ldm.models.lora import check_fit
 from ldm.models.tokenizer import folded
 from ldm.models.wrapped import bare
@@ -31,18 +34,15 @@ _ARE = ("is one", "are two")
 
 
 def _inside(name: str) -> Callable[..., Any]:
-    """Diffusers' method ``name``, that of SDXL where there is a second text encoder, on the
-    networks that ``torch.compile`` and peft have wrapped: diffusers passes those over without a
-    word.
+    """Diffusers' method ``name`` on the networks that ``torch.compile`` and peft have wrapped:
+    diffusers passes those over without a word. ``components`` are by default all that there are.
     """
 
     def method(self: LoraLoader, *arguments: Any, **named: Any) -> Any:
-        view = copy.copy(self)
-        parts = self._lora_loadable_modules
-        for part in parts:
-            vars(view)[part] = bare(getattr(self, part))
-        behind = StableDiffusionLoraLoaderMixin if SECOND in parts else LoraLoader
-        found = getattr(super(behind, view), name)(*arguments, **named)
+        view, parts = self._seen_through()
+        if name in ("fuse_lora", "unfuse_lora") and not arguments:
+            named.setdefault("components", parts)
+        found = getattr(LoraBaseMixin, name)(view, *arguments, **named)
         self._merged_adapters = view._merged_adapters
         return found
 
@@ -51,18 +51,30 @@ def _inside(name: str) -> Callable[..., Any]:
     return method
 
 
-class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin):
+class LoraLoader(
+    StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin, SD3LoraLoaderMixin
+):
     """diffusers' loader on this library's reader of files.
 
     ``unload_lora_weights``, ``fuse_lora``, ``unfuse_lora``, ``set_adapters`` and the rest are
     diffusers' own, and see through ``torch.compile``.
     """
 
+    family: Any
+
     @property
     def _lora_loadable_modules(self) -> list[str]:
-        """The parts that may be adapted: those of Stable Diffusion, and a second text encoder."""
-        second = [SECOND] if getattr(self, SECOND, None) is not None else []
-        return [UNET, FIRST, *second]
+        """The parts that may be adapted."""
+        return self.family.adaptable
+
+    def _seen_through(self) -> tuple[Any, list[str]]:
+        """The pipeline over the networks inside of wrappers, and names of those that may be
+        adapted.
+        """
+        view, parts = copy.copy(self), self._lora_loadable_modules
+        for part in parts:
+            vars(view)[part] = bare(getattr(self, part))
+        return view, parts
 
     unload_lora_weights = _inside("unload_lora_weights")
     fuse_lora = _inside("fuse_lora")
@@ -74,7 +86,13 @@ class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixi
     get_active_adapters = _inside("get_active_adapters")
     get_list_adapters = _inside("get_list_adapters")
     set_lora_device = _inside("set_lora_device")
-    _load_from_hub = _inside("load_lora_weights")
+
+    def _load_from_hub(
+        self, source: Any, adapter_name: str | None, hotswap: bool, **asked: Any
+    ) -> None:
+        view, parts = self._seen_through()
+        behind = StableDiffusionLoraLoaderMixin if SECOND in parts else LoraLoader
+        super(behind, view).load_lora_weights(source, adapter_name, hotswap, **asked)
 
     def load_lora_weights(
         self,
@@ -86,7 +104,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixi
         subfolder: str = "",
         **kwargs: Any,
     ) -> None:
-        """Puts a LoRA into U-Net and text encoders.
+        """Puts a LoRA into U-Net or transformer, and text encoders.
 
         Files of this machine are read by ``ldm.formats.lora``: diffusers' and kohya's format, with
         the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
@@ -96,7 +114,7 @@ class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixi
             pretrained_model_name_or_path_or_dict: a file, its folder, or its tensors (then alpha is
                 the rank, unless they are kohya's).
             adapter_name: by default the first of ``default_0``, ``default_1``, ... that is free.
-            hotswap: replace the adapter of that name in place (U-Net only).
+            hotswap: replace the adapter of that name in place (not in text encoders).
             weight_name: which file of the folder.
             subfolder: where in the folder.
             kwargs: of diffusers.
@@ -105,29 +123,26 @@ class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixi
             ValueError: the file is no LoRA, or one for other networks; the message is one line.
         """
         source = pretrained_model_name_or_path_or_dict
-        unet = bare(self.unet).config
+        unet = bare(self.unet)
+        config = None if unet is None else unet.config
         if isinstance(source, Mapping):
-            read, told = lora.parse(source, unet=unet), "these weights"
+            read, told = lora.parse(source, unet=config), "these weights"
         elif Path(source).exists():
-            read, told = lora.read(Path(source) / subfolder, weight_name, unet), str(source)
+            read, told = lora.read(Path(source) / subfolder, weight_name, config), str(source)
         else:
-            self._load_from_hub(
-                source,
-                adapter_name,
-                hotswap,
-                weight_name=weight_name,
-                subfolder=subfolder,
-                **kwargs,
-            )
-            return
+            where = {"weight_name": weight_name, "subfolder": subfolder}
+            if unet is not None:
+                self._load_from_hub(source, adapter_name, hotswap, **where, **kwargs)
+                return
+            stock = getattr(diffusers, self.family.stock[0])
+            found = stock.lora_state_dict(source, return_lora_metadata=True, **where, **kwargs)
+            read, told = lora.parse(*found), str(source)
+        networks = {part: bare(getattr(self, part)) for part in read}
+        read = as_in(networks, read)
         for part, updates in read.items():
-            network = bare(getattr(self, part))
-            if network is None:
-                reads = any(getattr(self, tower) is not None for tower in (FIRST, SECOND))
-                why = "this model has none" if reads else _NO_TEXT
-                raise ValueError(f"{told}: there are updates of a {part}, and {why}")
+            self._check_place(part, networks[part], told)
             try:
-                check_fit(updates, network)
+                check_fit(updates, networks[part])
             except ValueError as error:
                 raise ValueError(f"{told} is not for this {part}: {error}") from None
         taken = {name for names in self.get_list_adapters().values() for name in names}
@@ -136,18 +151,36 @@ class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixi
         numbered = (f"default_{number}" for number in range(len(taken) + 1))
         name = adapter_name or next(name for name in numbered if name not in taken)
         tensors, metadata = lora.to_diffusers(read)
+        into = {
+            UNET: self.load_lora_into_unet,
+            TRANSFORMER: lambda told, _, network, **how: self.load_lora_into_transformer(
+                told, network, **how
+            ),
+        }
         text = self.load_lora_into_text_encoder
         for part in read:  # diffusers would warn of every network that a LoRA leaves alone
-            load = self.load_lora_into_unet if part == UNET else partial(text, prefix=part)
+            load = into.get(part, partial(text, prefix=part))
             load(
                 tensors,
                 None,
-                bare(getattr(self, part)),
+                networks[part],
                 adapter_name=name,
                 metadata=metadata,
                 _pipeline=self,
                 low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", True),
                 hotswap=hotswap,
+            )
+
+    def _check_place(self, part: str, network: Any, told: str) -> None:
+        """``ValueError`` where there is no ``part``, or one that can have no adapters."""
+        if network is None:
+            reads = any(getattr(self, tower) is not None for tower in (FIRST, SECOND))
+            why = "this model has none" if reads or part in NETWORKS else _NO_TEXT
+            raise ValueError(f"{told}: there are updates of a {part}, and {why}")
+        if part not in self._lora_loadable_modules:
+            raise ValueError(
+                f"{told}: there are updates of a {part}, and this model's, a"
+                f" {type(network).__name__}, can have none"
             )
 
     @classmethod
@@ -158,7 +191,15 @@ class LoraLoader(StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixi
         text_encoder_2_lora_adapter_metadata: Any = None,
         **named: Any,
     ) -> None:
-        """As in diffusers, and for one text encoder or two."""
+        """As in diffusers, for a U-Net or a transformer, and for one text encoder or two."""
+        if "transformer_lora_layers" in named:
+            super(StableDiffusionXLLoraLoaderMixin, cls).save_lora_weights(
+                *arguments,
+                text_encoder_2_lora_layers=text_encoder_2_lora_layers,
+                text_encoder_2_lora_adapter_metadata=text_encoder_2_lora_adapter_metadata,
+                **named,
+            )
+            return
         one = inspect.signature(super().save_lora_weights).bind(*arguments, **named)
         super(StableDiffusionLoraLoaderMixin, cls).save_lora_weights(
             **one.arguments,

@@ -3,6 +3,7 @@
 diffusers, a folder with ``pytorch_lora_weights.safetensors``:
 
     unet.MODULE.lora_A.weight   .lora_B.weight   .lora_magnitude_vector
+    transformer.MODULE. ...   in place of a U-Net
     text_encoder.text_model.MODULE.lora_linear_layer.down.weight   .up.weight
 
 with peft's config of each network as JSON in the header, key ``lora_adapter_metadata``; where it is
@@ -38,13 +39,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm.formats import lora_names, pickled
-from ldm.formats.lora_names import PARTS, UNET, in_file, in_network
+from ldm.formats.lora_names import NETWORKS, PARTS, in_file, in_network
 from ldm.models.lora import Update, Updates
 from ldm.storage.tensors import write_tensors
 
 Lora = Mapping[str, Updates]
-"""Updates of ``unet``, ``text_encoder`` and ``text_encoder_2``, by the names that modules have in
-these networks."""
+"""Updates of ``unet`` or ``transformer``, ``text_encoder`` and ``text_encoder_2``, by the names
+that modules have in these networks."""
 
 Format = Literal["diffusers", "kohya"]
 
@@ -126,7 +127,8 @@ def parse(
     ``unet`` as for ``read``.
 
     Raises:
-        ValueError: a tensor is not one of a LoRA for a U-Net and CLIP text encoders.
+        ValueError: a tensor is not one of a LoRA for a U-Net or a transformer and CLIP text
+            encoders.
     """
     if tensors and all(key.startswith("lora_") for key in tensors):
         return _from_kohya(tensors, unet)
@@ -158,7 +160,7 @@ def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
             k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")
         }
         # Names of earlier versions of diffusers; those of today stay as they are.
-        if part == UNET:
+        if part in NETWORKS:
             mine = convert_unet_state_dict_to_peft(mine)
         else:
             mine = convert_state_dict_to_peft(mine, StateDictType.DIFFUSERS_OLD)
@@ -180,7 +182,7 @@ def _from_diffusers(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) 
     known = tuple(f"{part}." for part in lora)
     if not lora or not all(key.startswith(known) for key in tensors):
         other = next((key for key in tensors if not known or not key.startswith(known)), "nothing")
-        raise ValueError(f"this is no LoRA of a U-Net and CLIP text encoders: it holds {other}")
+        raise ValueError(f"this is no LoRA of a U-Net, a transformer or CLIP: it holds {other}")
     return lora
 
 
@@ -220,7 +222,7 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, Any] = {}
     for part, updates in lora.items():
-        text = part != UNET
+        text = part not in NETWORKS
         # The text encoders' under the names of diffusers' own scripts: of peft's names diffusers
         # knows only attention (a LoRA on fc1 alone would not load), and of a magnitude without
         # ".weight" transformers finds no parameter and draws a new one.

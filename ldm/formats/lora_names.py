@@ -4,25 +4,31 @@
     diffusers    text_encoder.text_model.encoder.layers.0.mlp.fc1
     kohya        lora_te_text_model_encoder_layers_0_mlp_fc1
 
-Since transformers 5.6 the first text encoder has no ``text_model.``; the second, with its
-projection, still has, and files have it for both. In kohya's every ``.`` is an ``_``. Beside a
-second text encoder, ``lora_te2_``, the first one is ``lora_te1_``, and the U-Net's modules have the
-names of ``ldm.formats.sgm``; those of diffusers are read there as well.
+Since transformers 5.6 a text encoder without a projection has no ``text_model.``; one with, the
+second of SDXL and both of SD3, still has, and files have it always. In kohya's every ``.`` is an
+``_``. Beside a second text encoder, ``lora_te2_``, the first one is ``lora_te1_``, and the U-Net's
+modules have the names of ``ldm.formats.sgm``; those of diffusers are read there as well.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ldm.formats import sgm
+from ldm.models.wrapped import bare
 
-UNET, FIRST, SECOND = PARTS = ("unet", "text_encoder", "text_encoder_2")
+T = TypeVar("T")
+
+UNET, TRANSFORMER, FIRST, SECOND = PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
 """The networks that a LoRA may have updates of, as pipelines call them."""
+NETWORKS = (UNET, TRANSFORMER)
+"""Those of them that predict."""
 
 _KOHYA = {"lora_unet_": UNET, "lora_te_": FIRST, "lora_te1_": FIRST, "lora_te2_": SECOND}
 _TOWER = "text_model."
+_PROJECTION = "text_projection"
 # In kohya's names "_" is also what stands for ".": these are the words that have one of their own.
 _WORDS = re.compile(
     "conv_norm_out|conv_shortcut|conv_in|conv_out|proj_in|proj_out|time_emb_proj|time_embedding"
@@ -34,16 +40,35 @@ _SDXL = re.compile(r".+\.transformer_blocks\.[1-9].*|add_embedding\..+")
 
 
 def in_network(part: str, name: str) -> str:
-    """The name that the module of a file has in its network."""
-    if part == UNET:
+    """The name that the module of a file has in its network, of Stable Diffusion 1, 2 or XL where
+    it is a text encoder (``as_in`` of others).
+    """
+    if part in NETWORKS:
         return name
     name = name.removeprefix(_TOWER)
-    return _TOWER + name if part == SECOND and not name.startswith("text_projection") else name
+    return _TOWER + name if part == SECOND and not name.startswith(_PROJECTION) else name
 
 
 def in_file(part: str, name: str) -> str:
     """The name that the module of a network has in files."""
-    return _TOWER + name if part == FIRST else name
+    if part in NETWORKS or name.startswith(_PROJECTION):
+        return name
+    return _TOWER + name.removeprefix(_TOWER)
+
+
+def as_in(networks: Mapping[str, Any], read: Mapping[str, Mapping[str, T]]) -> dict[str, Any]:
+    """``read``, by part and module of a file, under the names that modules have in ``networks``."""
+
+    def called(part: str, name: str) -> str:
+        if part in NETWORKS or name.startswith(_PROJECTION):
+            return name
+        inner = name.removeprefix(_TOWER)
+        return _TOWER + inner if hasattr(bare(networks.get(part)), "text_model") else inner
+
+    return {
+        part: {called(part, name): value for name, value in modules.items()}
+        for part, modules in read.items()
+    }
 
 
 def from_kohya(
@@ -85,6 +110,8 @@ def to_kohya(
     Raises:
         ValueError: a module has no name there, or one that means another module.
     """
+    if TRANSFORMER in modules:
+        raise ValueError("a LoRA of a transformer is written in diffusers' format alone")
     layers = list(modules.get(UNET, ()))
     if unet is None:
         of_sdxl = SECOND in modules or any(map(_SDXL.fullmatch, layers))

@@ -33,7 +33,7 @@ from ldm.families import reads
 from ldm.families.adapt import learn, trained
 from ldm.families.model import Model
 from ldm.families.noise import process_and_objective
-from ldm.formats import lora, textual_inversion
+from ldm.formats import lora, lora_names, textual_inversion
 from ldm.models.lora import collect, named
 from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
@@ -193,7 +193,8 @@ class DenoisingTask(nn.Module):
             rows = textual_inversion.read_towers(folder)[1]
             return dict(zip(self.trained(), rows, strict=True))
         if self.config.lora:
-            for part, updates in lora.read(folder).items():
+            read = lora_names.as_in(self.model.networks, lora.read(folder))
+            for part, updates in read.items():
                 found |= {f"{part}.{name}": value for name, value in named(updates).items()}
             return found
         for part in learns:

@@ -360,7 +360,7 @@ PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)
 @pytest.mark.parametrize(
     "tensors, told",
     [
-        ({"conv.weight": torch.ones(2)}, "this is no LoRA of a U-Net and CLIP text encoders: it"),
+        ({"conv.weight": torch.ones(2)}, "this is no LoRA of a U-Net, a transformer or CLIP: it"),
         ({"unet.a.lora_A.weight": torch.ones(2, 3)}, "unet.a lacks its up weight"),
         (
             {"unet.a.lora_A.weight": torch.ones(2, 3), "unet.a.lora_B.weight": torch.ones(4, 3)},

@@ -324,8 +324,13 @@ def test_a_key_that_a_run_is_older_than_has_its_default(tmp_path):
     assert differing(tmp_path, **dora) == ["lora.dora"]
     # Where the part was not there at all, its defaults were not either.
     wrote({k: v for k, v in whole.items() if not k.startswith("lora.")} | {"lora": "null"})
-    added = ["lora.dora", "lora.rank", "lora.targets", "lora.text_targets"]
-    assert differing(tmp_path, **changes) == added  # and alpha, which is null
+    added = ["lora.dora", "lora.rank", "lora.text_targets"]
+    assert differing(tmp_path, **changes) == added  # and alpha and targets, which are null
+    # Once the default targets were written out.
+    wrote(whole | {"lora.targets": json.dumps(["to_q", "to_k", "to_v", "to_out.0"])})
+    assert differing(tmp_path, **changes) == []
+    targets = changes | {"lora": {"targets": ["to_q"]}}
+    assert differing(tmp_path, **targets) == ["lora.targets"]
     # Once a part within a part was one text, and a folder its path.
     shape = {k: v for k, v in whole.items() if not k.startswith("images.buckets.")}
     shape["images.buckets"] = json.dumps({"step": 16})

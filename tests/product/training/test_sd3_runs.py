@@ -173,4 +173,5 @@ def test_the_lora_config_has_what_it_names():
     assert config.learns == ("transformer",) and config.lora is not None
     _, (_, model) = made()
     ends = {name.rpartition("attn.")[2] for name, _ in model.network.named_modules()}
-    assert {target.removeprefix("attn.") for target in config.lora.targets} <= ends
+    assert config.lora.targets is None and len(model.family.targets) == 8
+    assert {target.removeprefix("attn.") for target in model.family.targets} <= ends
