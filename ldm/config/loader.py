@@ -32,6 +32,7 @@ from ldm.config.yaml_tree import read
 from ldm.errors import ConfigError
 
 T = TypeVar("T")
+_LISTED = 24  # known keys in a message: all of a part, and not all of a run
 
 _short = reprlib.Repr()
 _short.maxlist = _short.maxtuple = _short.maxdict = 8
@@ -196,7 +197,9 @@ def _refuse_unknown(annotation: Any, value: Any, path: tuple[str, ...] = ()) -> 
             continue
         near = difflib.get_close_matches(str(name), fields, 1)
         other = [kind_of(c) for c in kinds if name in {f.name for f in dataclasses.fields(c)}]
-        hint = f"known keys: {', '.join(fields)}"
+        more = len(fields) - _LISTED
+        told = fields if more <= 0 else [*fields[:_LISTED], f"and {more} more (configs/README.md)"]
+        hint = f"known keys: {', '.join(told)}"
         if nested := _nested(cls, str(name)):
             hint = f"did you mean {'.'.join((*path, *nested))!r}?"
         elif near:
