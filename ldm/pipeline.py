@@ -99,8 +99,8 @@ class LatentDiffusionPipeline(
         requires_safety_checker: bool = False,
         classes: Sequence[str] | None = None,
         sampling: dict[str, Any] | None = None,
-        text_encoder_2: CLIPTextModelWithProjection | None = None,
-        tokenizer_2: CLIPTokenizer | None = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
         transformer: Any = None,
@@ -278,7 +278,8 @@ class LatentDiffusionPipeline(
             timesteps: of the scheduler, in place of a number of steps, where it takes them.
             sigmas: the same.
             guidance_scale: 1 or less is no guidance, at half the cost; by default what the folder
-                states, else 7.5, as in stock.
+                states, else 7.5, as in stock. Families whose network is told it mean it so
+                (``Family.guided``).
             negative_prompt: steered away from; one for all or one per prompt; by default "".
             num_images_per_prompt: pictures of every prompt.
             eta: of DDIM.
@@ -334,9 +335,8 @@ class LatentDiffusionPipeline(
             callback=callback,
             callback_steps=callback_steps,
         )
-        how = _AS_STOCK.but(**self.config.sampling).but(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-        )
+        how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
+        how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
         network = bare(self.network)
         if network.config.get("time_cond_proj_dim") is not None:
             raise ValueError(
@@ -351,9 +351,11 @@ class LatentDiffusionPipeline(
             callback_on_step_end_tensor_inputs,
             self.reads is None,
         )
+        family, scale = self.family, how.guidance_scale
+        scale = family.guided(scale, told, negative=pictures.steered)
         call = Call(
             self,
-            how.guidance_scale if self.reads != () else 1.0,
+            scale if self.reads != () else 1.0,
             guidance_rescale,
             guidance,
             callback_on_step_end,
@@ -373,11 +375,15 @@ class LatentDiffusionPipeline(
         )
         with running(call):
             part = arguments.part(denoising_start, denoising_end, image, latents)
-            begun, patch = latents if image is None else image, self.family.patch(network)
-            x = noise(pictures, codec, network.config, height, width, begun, device, patch)
-            stepper = stepper.seen_at(self.family.tokens(network, x))
-            steps = walk(call, stepper, device, how.num_inference_steps, timesteps, sigmas, part)
-            batches.told = self.family.told(told, self.config, codec.size(x), device)
+            x = noise(
+                pictures, codec, family.channels(network), family.side(network), height, width,
+                latents if image is None else image, device, family.patch(network),
+            )  # fmt: skip
+            stepper = stepper.seen_at(family.tokens(network, x))
+            how_many = how.num_inference_steps, timesteps, sigmas
+            steps = walk(call, stepper, device, *how_many, part, family.spaced)
+            size = codec.size(x)
+            batches.told = family.told(told, self.config, size, device, how.guidance_scale)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:
                 whole = batches.draw(x, steps, bar, latent=form == "latent")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,9 +33,11 @@ def walk(
     timesteps: Sequence[int] | None,
     sigmas: Sequence[float] | None,
     part: tuple[float, float] = (0.0, 1.0),
+    spaced: Callable[[int], Sequence[float] | None] = lambda steps: None,
 ) -> Walk:
     """The way from the noise of a batch to its latents, each time with a fresh scheduler that
-    ``call`` knows; or the ``part`` of it from one share of the noise to another.
+    ``call`` knows; or the ``part`` of it from one share of the noise to another. What ``spaced``
+    says are the sigmas of a number of steps, where a scheduler takes some.
 
     Raises:
         ValueError: the sampler cannot take these steps.
@@ -47,6 +49,9 @@ def walk(
         call.num_timesteps = stepper.evaluations(steps, **shares)
         return partial(stepper, steps=steps, **shares)
     listed = any(value is not None for value in own.values())
+    if not listed and stepper.takes("sigmas", steps):
+        own["sigmas"] = spaced(steps)
+        listed = own["sigmas"] is not None
     steps = 0 if listed else steps
     begun = stepper.start(steps, device, **own)
     call.num_timesteps = len(stepper.part(copy.deepcopy(begun), *part))
@@ -61,7 +66,8 @@ def walk(
 def noise(
     pictures: Pictures,
     codec: Codec,
-    unet: Mapping[str, Any],
+    channels: int,
+    side: int | Sequence[int] | None,
     height: int | None,
     width: int | None,
     latents: Tensor | None,
@@ -73,7 +79,8 @@ def noise(
     Args:
         pictures: which.
         codec: from latents to pixels.
-        unet: config of the denoiser, whose ``sample_size`` is the size that is not given.
+        channels: of the latents.
+        side: of latents whose size is not given, or their height and width, in cells.
         height: in pixels, or None.
         width: in pixels, or None.
         latents: noise, or None.
@@ -84,8 +91,7 @@ def noise(
         ValueError: there are no latents of this size, or ``latents`` are of another, or are not
             finite.
     """
-    side = unet["sample_size"]
-    rows, columns = side if isinstance(side, (list, tuple)) else (side, side)
+    rows, columns = (side, side) if side is None or isinstance(side, int) else side
     if latents is not None and latents.ndim == 4:
         rows, columns = latents.shape[2:]
     sizes, unit = list[int](), codec.factor * patch
@@ -96,7 +102,7 @@ def noise(
         if asked < 1 or asked % unit:
             raise ValueError(f"{name} must be a multiple of {unit} pixels, not {asked}")
         sizes.append(asked // codec.factor)
-    shape = (len(pictures), unet["in_channels"], *sizes)
+    shape = (len(pictures), channels, *sizes)
     if latents is None:
         draws = pictures.generators
         return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)

@@ -54,10 +54,12 @@ class Components:
     @property
     def sampling_defaults(self) -> SamplingDefaults:
         """How the command line, validations and evaluations draw where nothing else is asked for:
-        as the folder states, else in 30 steps of ``default_sampler`` at a guidance of 7.5.
+        as the folder states, else as its family's stock pipeline does where that has ways of its
+        own, else in 30 steps of ``default_sampler`` at a guidance of 7.5.
         """
         named = default_sampler(self._own_scheduler.config)
-        return SamplingDefaults(sampler=named).but(**self.config.sampling)
+        usual = SamplingDefaults(sampler=named).but(**self.family.drawing)
+        return usual.but(**self.config.sampling)
 
     @property
     def reads(self) -> Sequence[str] | None:

@@ -150,7 +150,7 @@ def evaluate(
         )
         once = Drawing.of(how, seed, batch)
         drawings = [replace(once, **({name: value} if name else {})) for value in values]
-        size = pipe.network.config.sample_size * pipe.codec.factor
+        size = pipe.family.side(pipe.network) * pipe.codec.factor
         judge = None
         if own and that_need("judge") & {*asked} and not any(each.judge for each in spaces):
             judge = features.space(own, device).judge

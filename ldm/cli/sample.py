@@ -197,6 +197,9 @@ def sample(
             num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
         )
         steps, guidance, sampler = how.num_inference_steps, how.guidance_scale, how.sampler
+        guided = {"guidance_scale": guidance, "guidance_rescale": guidance_rescale}
+        if interval is not None:
+            guided["guidance"] = ClassifierFree(guidance, guidance_rescale, interval)
         total = len(prompts) * count
         with (
             Progress("drawing", "pictures", total) as progress,
@@ -212,7 +215,7 @@ def sample(
                 sampler=None if sampler == "model" else sampler,
                 seed=seed,
                 batch_size=batch,
-                guidance=ClassifierFree(guidance, guidance_rescale, interval),
+                **guided,
             ).images
         if pipe.reads == ():
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by

@@ -167,8 +167,8 @@ class UNetShape:
 
 @config_class
 class MmditShape:
-    """The transformer of two streams of Stable Diffusion 3 from random init; latent and text widths
-    come from the other parts.
+    """A transformer of two streams, text and picture, from random init; latent and text widths come
+    from the other parts.
 
     Args:
         layers: transformer layers.
@@ -179,6 +179,9 @@ class MmditShape:
         dual_attention: so many of the first layers attend within the picture once more (13 in SD3.5
             medium).
         qk_norm: normalise queries and keys (SD3.5).
+        single_layers: so many further layers are of one stream, of text and picture together.
+        guidance: whether the network is told a scale of guidance, as one distilled from a guided
+            model is.
     """
 
     layers: Depth = 24
@@ -188,3 +191,5 @@ class MmditShape:
     positions: Annotated[int, Field(gt=0, le=4096)] = 192
     dual_attention: Annotated[int, Field(ge=0, le=1000)] = 0
     qk_norm: bool = False
+    single_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    guidance: bool = False

@@ -62,7 +62,7 @@ def build(
     if not meta:
         frozen = held.made_with["origin"] if held else frozen_origin(family, networks, tokenizers)
         model.origin = _origin(config, {**frozen, family.network: digest(network)})
-    network.register_to_config(sample_size=latent_side(model.codec, config.images))
+    family.state_side(network, latent_side(model.codec, config.images))
     model.stored = held and held.folder
     with described("model"):
         model.stated = stated_by(config.model) if config.model and config.network is None else {}

@@ -78,6 +78,10 @@ class Family(ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """What names of the network's modules end in that a LoRA adapts where no config says."""
 
+    drawing: ClassVar[Mapping[str, Any]] = {}
+    """How its stock pipeline draws where nothing else is asked for, by arguments of
+    ``SamplingDefaults``; {}: as Stable Diffusion's does."""
+
     @property
     def adaptable(self) -> list[str]:
         """Folders of the networks that a LoRA may have updates of: the one that predicts, and CLIP
@@ -130,6 +134,20 @@ class Family(ABC):
         """Latent cells along each side of one token of ``network``; those of a U-Net are 1."""
         return bare(network).config.get("patch_size") or 1
 
+    def channels(self, network: nn.Module) -> int:
+        """Channels of the latents that ``network`` is given."""
+        return bare(network).config.in_channels
+
+    def side(self, network: nn.Module) -> int | Sequence[int] | None:
+        """Side, or height and width, in latent cells of the pictures that ``network`` draws where
+        nothing is asked for; None: nothing says it.
+        """
+        return bare(network).config["sample_size"]
+
+    def state_side(self, network: Any, side: int) -> None:
+        """Lets ``network`` and its folder say it."""
+        network.register_to_config(sample_size=side)
+
     def tokens(self, network: nn.Module, latent: Tensor) -> int:
         """How many tokens of ``network`` a picture of ``latent``, ``... h w``, is."""
         side = self.patch(network)
@@ -148,8 +166,32 @@ class Family(ABC):
         """Keys of ``model_index.json`` that ``model`` has, by the pipeline's arguments."""
         return {}
 
+    def spaced(self, steps: int) -> list[float] | None:
+        """Sigmas, before they are shifted, of so many steps of a flow's scheduler where the stock
+        pipeline has its own; None: those of the scheduler.
+        """
+        return None
+
+    def guided(self, scale: float, asked: dict[str, Any], *, negative: bool) -> float:
+        """The scale of classifier-free guidance of a call whose ``guidance_scale`` is ``scale``.
+
+        Args:
+            scale: which may also be what the network is told (``told``).
+            asked: further arguments of the call, without those that this one takes away.
+            negative: whether there are negative prompts.
+
+        Raises:
+            ValueError: it is no scale.
+        """
+        return scale
+
     def told(
-        self, asked: dict[str, Any], keys: Mapping[str, Any], size: tuple[int, int], device: Any
+        self,
+        asked: dict[str, Any],
+        keys: Mapping[str, Any],
+        size: tuple[int, int],
+        device: Any,
+        scale: float,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the network is told beside the texts of a drawing, and beside negative prompts.
 
@@ -158,6 +200,7 @@ class Family(ABC):
             keys: of ``model_index.json``.
             size: height and width of the pictures, in pixels.
             device: where the network is.
+            scale: ``guidance_scale`` of the call.
 
         Raises:
             ValueError: it cannot be told this.
@@ -282,7 +325,7 @@ class Model:
     def drawn_with(self, asked: Validation | Score) -> SamplingDefaults:
         """What ``asked`` gives, over what the folder of the model states, over the defaults."""
         named = SamplingDefaults(sampler=default_sampler(self.scheduler_config()))
-        return named.but(**self.stated).but(**given(asked))
+        return named.but(**self.family.drawing).but(**self.stated).but(**given(asked))
 
 
 def given(asked: Validation | Score) -> dict[str, Any]:

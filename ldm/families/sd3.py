@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5Tokenizer
 
 from ldm.config.schema import TrainConfig
-from ldm.diffusion import Condition, RectifiedFlow
+from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
+from ldm.families.flow import check_run, left_out
 from ldm.families.index import OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.conditioner import Conditioner
@@ -61,7 +62,8 @@ class StableDiffusion3(Family):
         """An ``SD3Transformer2DModel`` that says 0."""
         shape = config.transformer
         assert shape is not None
-        _check_run(config, model, shape.patch_size, shape.positions)
+        left_out(shape, self.name, "single_layers", "guidance")
+        check_run(config, model, shape.patch_size, shape.positions)
         tokens, pooled = _widths(model)
         network = SD3Transformer2DModel(
             sample_size=model.codec.shape(config.images.size, config.images.size)[-1],
@@ -84,7 +86,7 @@ class StableDiffusion3(Family):
     def check(self, config: TrainConfig, model: Model, network: nn.Module) -> None:
         """Channels are those of the autoencoder, widths those of the text encoders."""
         has = network.config
-        _check_run(config, model, has.patch_size, has.pos_embed_max_size)
+        check_run(config, model, has.patch_size, has.pos_embed_max_size)
         if (channels := model.codec.channels) != has.in_channels:
             raise ConfigError(
                 f"the transformer of {config.model} takes {has.in_channels} channels, the"
@@ -147,29 +149,6 @@ class StableDiffusion3(Family):
         others = (*OF_SD, *OF_SDXL, "classes", "unet")
         kept = {key: value for key, value in index.items() if key not in others}
         return kept | {"_class_name": self.stock[0]}
-
-
-def _check_run(config: TrainConfig, model: Model, patch: int, positions: int) -> None:
-    """``ConfigError`` for a run that no network of this family can do."""
-    if not isinstance(model.process, RectifiedFlow):
-        raise ConfigError(
-            "process: a model of the family sd3 is a rectified flow: set process.kind to"
-            " rectified_flow and objective.target to velocity"
-        )
-    if config.dropout is not None:
-        raise ConfigError("dropout: the transformer of the family sd3 has none: leave it out")
-    images, unit = config.images, model.codec.factor * patch
-    buckets = images.buckets
-    key, value = ("buckets.step", buckets.step) if buckets else ("size", images.size)
-    if value % unit:
-        raise ConfigError(f"images.{key} {value} is no multiple of {unit}, the pixels of a token")
-    shapes = buckets.shapes(images.size) if buckets else [(images.size, images.size)]
-    side = max(max(shape) for shape in shapes)
-    if side > positions * unit:
-        raise ConfigError(
-            f"images: {side} pixels are more than the {positions * unit} that the transformer has"
-            " positions for: set transformer.positions, or leave out such pictures"
-        )
 
 
 def _widths(model: Model) -> tuple[int, int]:

@@ -118,7 +118,12 @@ class StableDiffusionXL(Family):
         }
 
     def told(
-        self, asked: dict[str, Any], keys: Mapping[str, Any], size: tuple[int, int], device: Any
+        self,
+        asked: dict[str, Any],
+        keys: Mapping[str, Any],
+        size: tuple[int, int],
+        device: Any,
+        scale: float,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``original_size``, ``crops_coords_top_left`` and ``target_size`` (height and width), of
         a refiner ``aesthetic_score``, each also as ``negative_...``: as in stock.
@@ -130,7 +135,7 @@ class StableDiffusionXL(Family):
         scores = {
             name: asked.pop(name, None) for name in ("aesthetic_score", "negative_aesthetic_score")
         }
-        super().told(asked, keys, size, device)
+        super().told(asked, keys, size, device, scale)
         for name, pair in given.items():
             if pair is not None and not _is_pair(pair):
                 raise ValueError(f"{name} must be two numbers, height and width, not {pair!r}")

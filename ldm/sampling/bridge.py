@@ -166,6 +166,10 @@ class SchedulerSampler:
             " EulerAncestral and UniPC know every key)"
         )
 
+    def takes(self, key: str, steps: int) -> bool:
+        """Whether there may be so many ``timesteps``, or ``sigmas``, of one's own."""
+        return _takes(self._original, key) and 1 <= steps <= self.process.num_train_timesteps
+
     def start(
         self,
         steps: int,

@@ -56,7 +56,7 @@ class Toy(Family):
     def check(self, config: TrainConfig, model: Model, network: nn.Module) -> None:
         pass
 
-    def join(self, said: Sequence[Condition]) -> Condition:
+    def join(self, said: Sequence[Condition], networks: Mapping[str, Any]) -> Condition:
         tokens = torch.cat([cond.tokens for cond in said], 1)
         return Condition(tokens, torch.cat([cond.mask for cond in said], 1), said[-1].pooled)
 
@@ -74,7 +74,7 @@ def settings(**changes: Any) -> dict[str, Any]:
             "layers": 2, "heads": 2}  # fmt: skip
     validation = {"every": "2 steps", "images": 3, "levels": 2, "steps": 2, "prompts": ["a ring"]}
     return {"family": "toy", "text": [text, text | {"max_length": 12}], "duration": "2 steps",
-            "unet": {}, "validation": validation, **changes}  # fmt: skip
+            "unet": None, "transformer": {}, "validation": validation, **changes}  # fmt: skip
 
 
 def test_it_trains_caches_resumes_validates_saves_and_draws(tmp_path):
@@ -103,7 +103,7 @@ def test_it_trains_caches_resumes_validates_saves_and_draws(tmp_path):
     assert torch.equal(again("a ring", **call).images, drawn)
 
     # Fine-tuned from its folder, and by a pattern.
-    more = settings(model=str(final), unet=None, text=None, vae=None, family=None)
+    more = settings(model=str(final), transformer=None, text=None, vae=None, family=None)
     train(tmp_path / "more", **more, train=["unet.*attn2*"])
 
 
@@ -112,11 +112,11 @@ def test_what_is_no_family_or_no_part_of_it(tmp_path):
         config = validate(TrainConfig, tree(Path("run"), **settings(**changes)))
         return build(config, ["a"], meta=True)
 
-    with pytest.raises(ConfigError, match="family: 'tey' is none of pixels, sd, sdxl, toy"):
+    with pytest.raises(ConfigError, match="family: 'tey' is none of pixels, sd, sd3, sdxl, toy"):
         made(family="tey")
     with pytest.raises(ConfigError, match="text: 3 entries, and the family toy has 2 text"):
         made(text=[{}, {}, {}])
     with pytest.raises(ConfigError, match="a model of the family sd has no text_encoder_2, but un"):
-        made(family="sd", text={"hidden_size": 32, "heads": 2}, unet={"block_out_channels": [32]},
-             train=["text_encoder_2"])  # fmt: skip
+        made(family="sd", text={"hidden_size": 32, "heads": 2}, transformer=None,
+             unet={"block_out_channels": [32]}, train=["text_encoder_2"])  # fmt: skip
     assert list(made().networks) == ["transformer", "text_encoder", "text_encoder_2", "vae"]

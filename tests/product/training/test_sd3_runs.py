@@ -158,6 +158,9 @@ WRONG = {
     "transformer: a model of the family sd has none, but a unet": {"family": None, "text": CLIP},
     "unet and transformer are two kinds": {"unet": {}},
     "dropout: the transformer": {"dropout": 0.1},
+    "transformer.single_layers: the transformer of the family sd3 has no choice of": {
+        "transformer": {"heads": 2, "head_dim": 8, "single_layers": 1}
+    },
 }  # fmt: skip
 
 
