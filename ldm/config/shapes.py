@@ -108,7 +108,7 @@ Described = Annotated[
 Text = Described | str
 """A text encoder: from random init, or that of a folder."""
 FamilyName = Annotated[
-    str, WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "sd3", "pixels"]})
+    str, WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "sd3", "flux", "pixels"]})
 ]
 """A family of models, by its name in ``ldm.families``."""
 

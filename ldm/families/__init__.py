@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.families.flux import Flux
 from ldm.families.model import Family, FamilyDenoiser, Tower
 from ldm.families.pixels import Pixels
 from ldm.families.sd import StableDiffusion
@@ -12,7 +13,8 @@ from ldm.families.sd3 import StableDiffusion3
 from ldm.families.sdxl import StableDiffusionXL
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (StableDiffusionXL(), StableDiffusion3(), StableDiffusion(), Pixels())
+    f.name: f
+    for f in (StableDiffusionXL(), StableDiffusion3(), Flux(), StableDiffusion(), Pixels())
 }
 """By the name that a config's ``family`` gives; the first that fits a pipeline is its own."""
 

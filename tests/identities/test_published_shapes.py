@@ -13,10 +13,11 @@ from ldm.families.build import build, parameters
 from runs import ROOT
 
 CLIP_L, CLIP_H, CLIP_BIG_G = 123_060_480, 340_387_840, 694_659_840
+T5_XXL = 4_762_310_656
 SD3_TOWERS = {
     "text_encoder": 123_650_304,  # with its projection
     "text_encoder_2": CLIP_BIG_G,
-    "text_encoder_3": 4_762_310_656,
+    "text_encoder_3": T5_XXL,
 }
 SDXL: dict[str, Any] = dict(
     sample_size=128,
@@ -65,13 +66,17 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
         ("sd3", {"transformer": 2_028_328_000, **SD3_TOWERS}),
         ("sd35_medium", {"transformer": 2_243_171_520, **SD3_TOWERS}),
         ("sd35_large", {"transformer": 8_056_627_520, **SD3_TOWERS}),
+        (
+            "flux_dev",
+            {"transformer": 11_901_408_320, "text_encoder": CLIP_L, "text_encoder_2": T5_XXL},
+        ),
     ],
 )
 def test_parameters_of_the_published_models(name, counts):
     config = load(TrainConfig, ROOT / "configs" / f"{name}.yaml")
     model = build(config, [], meta=True)
     found = {part: parameters(network) for part, network in model.networks.items()}
-    autoencoder = 83_819_683 if name.startswith("sd3") else 83_653_863
+    autoencoder = 83_819_683 if name.startswith(("sd3", "flux")) else 83_653_863
     assert found == counts | {"vae": autoencoder} and list(found)[0] == next(iter(counts))
     assert all(p.is_meta for p in model.network.parameters())
     published = {"sdxl": SDXL, "sdxl_refiner": REFINER}.get(name)

@@ -112,7 +112,7 @@ def test_what_is_no_family_or_no_part_of_it(tmp_path):
         config = validate(TrainConfig, tree(Path("run"), **settings(**changes)))
         return build(config, ["a"], meta=True)
 
-    with pytest.raises(ConfigError, match="family: 'tey' is none of pixels, sd, sd3, sdxl, toy"):
+    with pytest.raises(ConfigError, match="family: 'tey' is none of .*, sdxl, toy"):
         made(family="tey")
     with pytest.raises(ConfigError, match="text: 3 entries, and the family toy has 2 text"):
         made(text=[{}, {}, {}])
