@@ -108,7 +108,9 @@ class LoraLoader(
 
         Files of this machine are read by ``ldm.formats.lora``: diffusers' and kohya's format, with
         the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
-        files. What is not on this machine is a repository of the Hub and is left to diffusers.
+        files. Of a transformer, what is not in diffusers' format is read as far as its stock
+        pipeline does (kohya's and ComfyUI's files of Flux.1). What is not on this machine is a
+        repository of the Hub and is left to diffusers.
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, its folder, or its tensors (then alpha is
@@ -125,16 +127,18 @@ class LoraLoader(
         source = pretrained_model_name_or_path_or_dict
         unet = bare(self.unet)
         config = None if unet is None else unet.config
+        stock = None if unet is not None else getattr(diffusers, self.family.stock[0])
+        convert = None if stock is None else partial(_converted, stock)
         if isinstance(source, Mapping):
-            read, told = lora.parse(source, unet=config), "these weights"
+            read, told = lora.parse(source, unet=config, convert=convert), "these weights"
         elif Path(source).exists():
-            read, told = lora.read(Path(source) / subfolder, weight_name, config), str(source)
+            folder = Path(source) / subfolder
+            read, told = lora.read(folder, weight_name, config, convert), str(source)
         else:
             where = {"weight_name": weight_name, "subfolder": subfolder}
-            if unet is not None:
+            if stock is None:
                 self._load_from_hub(source, adapter_name, hotswap, **where, **kwargs)
                 return
-            stock = getattr(diffusers, self.family.stock[0])
             found = stock.lora_state_dict(source, return_lora_metadata=True, **where, **kwargs)
             read, told = lora.parse(*found), str(source)
         networks = {part: bare(getattr(self, part)) for part in read}
@@ -220,6 +224,21 @@ class LoraLoader(
             header = lora.header(asked["lora_adapter_metadata"])
             asked["save_function"] = partial(write_tensors, metadata=header)
         StableDiffusionLoraLoaderMixin.write_lora_layers(*given.args, **given.kwargs)
+
+
+def _converted(stock: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``tensors`` in diffusers' format, by the pipeline ``stock`` of it.
+
+    Raises:
+        ValueError: it cannot read them all; the message is one line.
+    """
+    if any("dora_scale" in name for name in tensors):
+        raise ValueError("DoRA in kohya's format is not read for a transformer: diffusers has none")
+    try:
+        return stock.lora_state_dict(dict(tensors))
+    except Exception as error:  # whatever it stumbles over in names that it does not know
+        line = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise ValueError(f"{stock.__name__} cannot read this LoRA: {line}") from error
 
 
 class EmbeddingLoader(TextualInversionLoaderMixin):

@@ -49,11 +49,15 @@ that modules have in these networks."""
 
 Format = Literal["diffusers", "kohya"]
 
+Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Tensors in another format -> the same in diffusers'."""
+
 FILE = "pytorch_lora_weights.safetensors"
 _METADATA = "lora_adapter_metadata"
 _LARGEST = 1e30  # an alpha
 _BASE = "base"
 _TOWER = "text_model."
+_OURS = tuple(f"{part}." for part in PARTS)
 _BARE = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
 # peft's patterns are regular expressions, and what is written are names. A name leaves matching no
 # choice; alternations and repetitions, a few of which take for ever, are not read.
@@ -62,7 +66,10 @@ _PATTERNS = 10_000  # of a network
 
 
 def read(
-    path: str | PathLike[str], file: str | None = None, unet: Mapping[str, Any] | None = None
+    path: str | PathLike[str],
+    file: str | None = None,
+    unet: Mapping[str, Any] | None = None,
+    convert: Convert | None = None,
 ) -> Lora:
     """The updates of a LoRA file in either format.
 
@@ -71,6 +78,7 @@ def read(
         file: which one of the folder; by default ``FILE``, else its only safetensors.
         unet: config of the U-Net that it is for, which says what kohya's names of SDXL mean; by
             default they are those of SDXL's base or refiner.
+        convert: what reads the formats of others for a transformer.
 
     Raises:
         ValueError: there is no such file, or it holds something else; the message is one line.
@@ -88,7 +96,7 @@ def read(
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
     try:
         _check_numbers(tensors)
-        return parse(tensors, metadata, unet)
+        return parse(tensors, metadata, unet, convert)
     except ValueError as error:
         raise ValueError(f"{chosen}: {error}") from None
 
@@ -122,14 +130,17 @@ def parse(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
+    convert: Convert | None = None,
 ) -> Lora:
     """The updates in the tensors of a file; ``metadata`` as in its header (diffusers only), and
-    ``unet`` as for ``read``.
+    ``unet`` and ``convert`` as for ``read``.
 
     Raises:
         ValueError: a tensor is not one of a LoRA for a U-Net or a transformer and CLIP text
             encoders.
     """
+    if convert is not None and not all(key.startswith(_OURS) for key in tensors):
+        tensors = convert(tensors)
     if tensors and all(key.startswith("lora_") for key in tensors):
         return _from_kohya(tensors, unet)
     return _from_diffusers(tensors, metadata or {})
