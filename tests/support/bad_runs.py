@@ -71,7 +71,7 @@ CONFIGS: dict[str, tuple[str | bytes | dict[str, Any], str]] = {
     "groups": ({"unet": {"block_out_channels": [20, 30]}}, "unet: "),
     "no levels": ({"unet": {"block_out_channels": []}}, "block_out_channels"),
     "no autoencoder": ({"vae": {"block_out_channels": []}}, "block_out_channels"),
-    "attention": ({"unet": {"attention": [True]}}, "unet.attention has 1 entries for 2"),
+    "attention": ({"unet": {"attention": [True] * 2}}, "unet.attention has 2 entries for 1"),
     "heads": ({"text": {"hidden_size": 33}}, "text: "),
     "head sizes": ({"unet": {"attention_head_dim": [2, 2, 2]}}, "unet: "),
     "few tokens": ({"text": {"vocab_size": 500}}, "key 'text.vocab_size' is 500"),

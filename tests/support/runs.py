@@ -50,7 +50,7 @@ def tree(run: Path, **changes: Any) -> dict[str, Any]:
             "heads": 2,
         },
         "unet": {
-            "block_out_channels": [16, 32],
+            "block_out_channels": [16],  # whose middle reads the caption; tiny.py has two levels
             "layers_per_block": 1,
             "attention_head_dim": 2,
             "norm_num_groups": 8,

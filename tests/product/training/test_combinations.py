@@ -117,7 +117,7 @@ def settings(codec: str, condition: str) -> dict:
         **CONDITIONS[condition],
         "data": {"count": 12, "hold_out": False},
         "images": {"size": 8},
-        "unet": {"block_out_channels": [8, 16], "norm_num_groups": 4},
+        "unet": {"block_out_channels": [8], "norm_num_groups": 4},
         "batch_size": 4,
         "text_dropout": 0.5,
         "cache_latents": False,

@@ -50,8 +50,8 @@ def going_on(run: Path, **changes) -> dict:
     ("changes", "told_of"),
     [
         (
-            {"unet": {"block_out_channels": [16, 48]}},
-            ["unet.block_out_channels was [16, 32] and is now [16, 48]"],
+            {"unet": {"block_out_channels": [16, 32]}},
+            ["unet.block_out_channels was [16] and is now [16, 32]"],
         ),
         ({"batch_size": 8}, ["batch_size was 16 and is now 8"]),
         ({"data": {"seed": 1}}, [CONTENT, "data.seed was 0 and is now 1"]),

@@ -131,7 +131,9 @@ def test_a_model_of_classes(tmp_path, coloured):
     settings = CLASSES | {"data": coloured, "text_dropout": 0.3, "objective": {"target": "x0"}}
     validation = {"every": "60 steps", "images": 4, "levels": 2, "prompts": list(COLOURS)}
     settings |= {"optimizer": {"lr": 4e-3}, "batch_size": 8, "ema": None}
-    settings["unet"] = {"scale_shift": True, "attention": [False, False]}
+    settings["unet"] = {
+        "block_out_channels": [16, 32], "scale_shift": True, "attention": [False, False]
+    }  # fmt: skip
     final = train(
         tmp_path / "run", duration="60 steps", validation={**validation, "count": 2}, **settings
     )

@@ -27,8 +27,8 @@ from runs import accelerator, train, tree
 
 TEXT = {"vocab_size": 600, "max_length": 16, "hidden_size": 32, "intermediate_size": 64,
         "layers": 2, "heads": 2}  # fmt: skip
-UNET = {"attention": [False, True], "transformer_layers": [1, 2], "use_linear_projection": True,
-        "coordinate_dim": 8}  # fmt: skip
+UNET = {"block_out_channels": [16, 32], "attention": [False, True], "transformer_layers": [1, 2],
+        "use_linear_projection": True, "coordinate_dim": 8}  # fmt: skip
 CALL: dict[str, Any] = dict(num_inference_steps=2, guidance_scale=3.0, output_type="latent")
 
 
