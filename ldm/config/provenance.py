@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,14 @@ def write_skipped(run: Path, skipped: Sequence[tuple[str, Problem]]) -> None:
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Of what is installed."""
-    return {name: importlib.metadata.version(name) for name in packages}
+    return {name: _version(name) for name in packages}
 
 
+# Asked once: what a process has imported stays what it runs.
+_version = cache(importlib.metadata.version)
+
+
+@cache
 def _revision() -> str | None:
     """Commit of the code, with ``+changes`` if the tree differs from it; None outside a
     checkout.
