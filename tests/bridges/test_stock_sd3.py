@@ -97,8 +97,11 @@ def test_without_the_t5_zeros_stand_for_it(parts):
     assert apart(ours(parts, scheduler)(generator=generator(), **asked).images, theirs) > 1e-3
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["t5", "no t5"])
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    ("late", "half"),
+    [(True, False), (True, True), (False, True)],
+    ids=["float32", "float16", "float16, no t5"],
+)
 def test_folders_go_both_ways(tmp_path, late, half):
     pipe = ours(tiny_sd3.components(late=late), SCHEDULERS["by size"])
     if half:
