@@ -196,8 +196,10 @@ def sizes() -> list[int]:
 
 @pytest.mark.parametrize("size", sizes())
 def test_a_checkpoint_for_which_there_is_no_room(command, full, tmp_path, whole, size):
-    run = tmp_path / "run"
-    full(checkpoint, "write_folder", 2, size)
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    for later in ("final", "checkpoints/images-000000000096"):
+        shutil.rmtree(run / later)
+    full(checkpoint, "write_folder", 1, size)
     message = told(*command(tree(run, **SETTINGS)))
     root = run / "checkpoints"
     assert message.startswith(
