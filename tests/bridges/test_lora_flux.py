@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-import tiny_flux
 import torch
 from diffusers import FluxPipeline
 from diffusers.loaders import lora_pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import tiny_flux
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_sd3
 import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.utils import convert_state_dict_to_diffusers
@@ -13,6 +12,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tiny_sd3
 from ldm.config.loader import load, validate
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError

@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 import pytest
-import tiny_flux
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor
 
+import tiny_flux
 from ldm.pipeline import LatentDiffusionPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")

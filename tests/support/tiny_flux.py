@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import tiny_sd3
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import tiny
+import tiny_sd3
 from ldm.models.unigram import train_unigram
 
 WIDTH, JOINT, LENGTH = 24, tiny_sd3.JOINT, tiny_sd3.LENGTH
