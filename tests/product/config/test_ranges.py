@@ -28,6 +28,7 @@ OWN_WORDS = {
     "LossSecondMoment.cells": ("objective.times={kind: loss_second_moment, cells: 100000000}",),
     "LossSecondMoment.history": ("objective.times={kind: loss_second_moment, history: 0}",),
     "ShapesData.size": ("data.size=7", "data.size=99999"),
+    "ShapesData.width": ("data.width=7", "data.width=99999"),
 }
 
 
