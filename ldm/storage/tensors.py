@@ -14,9 +14,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+_NETWORK = "diffusion_pytorch_model.safetensors"
 _LENGTH = 8  # bytes, little-endian
 _METADATA = "__metadata__"
 
@@ -33,6 +34,17 @@ def write_tensors(
     save_file(ready, file, dict(metadata) if metadata else None)
     if metadata and len(metadata) > 1:
         _sort_metadata(Path(file))
+
+
+def read_network(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a network that diffusers has saved in ``folder``: of one file, or where they
+    were more than 10 GB of several, which an index lists.
+    """
+    index = folder / f"{_NETWORK}.index.json"
+    if not index.is_file():
+        return load_file(folder / _NETWORK)
+    files = sorted({*json.loads(index.read_text())["weight_map"].values()})
+    return {name: value for file in files for name, value in load_file(folder / file).items()}
 
 
 def _sort_metadata(file: Path) -> None:

@@ -18,7 +18,6 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from diffusers.models.resnet import ResnetBlock2D
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.config.schema import TrainConfig
@@ -38,6 +37,7 @@ from ldm.models.lora import collect, named
 from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
+from ldm.storage.tensors import read_network
 from ldm.tasks.frozen import loaded, save_linked
 from ldm.tasks.previews import Previews
 from ldm.tasks.suites import Suites
@@ -199,9 +199,7 @@ class DenoisingTask(nn.Module):
             return found
         for part in learns:
             if part == self.model.family.network:
-                # Several of them where the network is large (10 GB in diffusers).
-                shards = sorted((folder / part).glob("diffusion_pytorch_model*.safetensors"))
-                weights = {n: x for shard in shards for n, x in load_file(shard).items()}
+                weights = read_network(folder / part)
             else:
                 network = type(bare(self.model.networks[part]))
                 found_there = network.from_pretrained(folder / part, dtype=torch.float32)

@@ -246,17 +246,6 @@ def test_dropout_is_of_the_training_and_not_of_the_model(base, tmp_path, command
     assert code and "dropout" in text and "less than 1" in text
 
 
-def test_a_checkpoint_of_several_files_is_read_whole(base, tmp_path):
-    """As diffusers writes a network of more than 10 GB."""
-    task = build_parts(settings(base))
-    whole = {name: value.detach() for name, value in task.trained().items()}
-    task.model.network.save_pretrained(tmp_path / "unet", max_shard_size="50KB")
-    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
-    found = task.read(tmp_path)
-    assert found.keys() == whole.keys()
-    assert all(torch.equal(found[name], whole[name]) for name in whole)
-
-
 def test_checkpointing_may_change_from_one_start_to_the_next(base, tmp_path, command):
     asked = settings(base, duration="1 step")
     train(tmp_path / "run", **asked)

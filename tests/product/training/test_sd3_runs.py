@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from safetensors.torch import load_file
 
 from launched import losses
@@ -21,6 +25,7 @@ from ldm.encoding.encoder import Encoder
 from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.storage.tensors import read_network
 from runs import ROOT, accelerator, train, tree
 
 CLIP = {"vocab_size": 600, "max_length": 16, "hidden_size": 16, "intermediate_size": 32,
@@ -83,6 +88,25 @@ def test_caches_and_going_on_change_no_bit(tmp_path):
     assert moved[0].keys() == moved[1].keys() and not torch.equal(
         moved[0]["proj_out.weight"], moved[1]["proj_out.weight"]
     )
+
+
+def test_weights_in_several_files_are_read_back(tmp_path, monkeypatch):
+    """As diffusers writes more than 10 GB."""
+    told = settings()
+    whole = train(tmp_path / "whole", **told)
+    save = SD3Transformer2DModel.save_pretrained
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            SD3Transformer2DModel,
+            "save_pretrained",
+            lambda self, *a, **k: save(self, *a, **k | {"max_shard_size": "20KB"}),
+        )
+        train(tmp_path / "parts", **told | {"duration": "2 steps"})
+        final = train(tmp_path / "parts", **told)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert len(list((final / "transformer").glob("*.safetensors"))) > 2
+    one, other = (read_network(folder / "transformer") for folder in (whole, final))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def made(**changes: Any) -> tuple[TrainConfig, Any]:
