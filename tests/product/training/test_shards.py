@@ -37,9 +37,19 @@ SETTINGS = dict(
     },
     score={"captions": 6, "steps": 2, "shown": 2},
 )  # fmt: skip
+TEXT = {"vocab_size": 600, "max_length": 16, "hidden_size": 16, "intermediate_size": 32,
+        "layers": 1, "heads": 2, "projection": 16}  # fmt: skip
 LORA = dict(
     lora={"rank": 4, "dora": True}, duration="2 steps", precision="bfloat16",
     checkpoints={"every": "2 steps"}, validation=None,
+)  # fmt: skip
+
+SD3 = dict(
+    family="sd3", unet=None, vae={"latent_channels": 16, "quant_conv": False},
+    text=[TEXT, TEXT | {"activation": "gelu"}, None],
+    transformer={"layers": 2, "heads": 2, "head_dim": 8, "positions": 8},
+    process={"kind": "rectified_flow"}, objective={"target": "velocity"},
+    optimizer={"lr": 1e-3}, duration="3 steps", micro_batch_size=4,
 )  # fmt: skip
 
 SCRIPT = """
@@ -48,7 +58,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ldm.engine import shards
@@ -63,7 +73,7 @@ from ldm.tasks import text_to_image
 from runs import accelerator, program
 
 torch.set_num_threads(1)
-held, real = [], Trainer._final
+held, units, real = [], [], Trainer._final
 
 def share(tensors):
     tensors = list(tensors)
@@ -75,6 +85,8 @@ def final(trainer):
     moments = [state[kind] for state in states for kind in ("exp_avg", "exp_avg_sq")]
     mean = trainer.ema.model.mean
     held.append([share(trainer.weights.values()), share(mean.values()), share(moments)])
+    names = {type(m).__name__ for m in trainer.task.modules() if isinstance(m, FSDPModule)}
+    units.append(sorted(names))
     return real(trainer)
 
 def overflow(processes):
@@ -105,6 +117,7 @@ accelerator()  # forgets all that
 sys.argv = ["train.py", "--config", str(root / "config.yaml")]
 program("train").main()
 (root / (os.environ["RANK"] + ".json")).write_text(json.dumps(held))
+(root / ("units-" + os.environ["RANK"] + ".json")).write_text(json.dumps(units))
 (root / ("overflow-" + os.environ["RANK"] + ".json")).write_text(json.dumps(overflowed))
 """
 
@@ -112,7 +125,8 @@ program("train").main()
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """``alone``: 5 steps by one process. ``moved``: one by one process, one by two with copies, two
-    by two with shards (started anew between them), the last by one process. ``lora``: with shards.
+    by two with shards (started anew between them), the last by one process. ``lora`` and ``sd3``:
+    with shards.
     """
     root = tmp_path_factory.mktemp("shards")
     with pytest.MonkeyPatch.context() as patch:
@@ -122,11 +136,13 @@ def runs(tmp_path_factory) -> Path:
         torch.set_num_threads(1)
         train(root / "alone", **SETTINGS, duration="5 steps")
         train(root / "lora-alone", **(SETTINGS | LORA))
+        train(root / "sd3-alone", **SD3)
         train(root / "moved", **SETTINGS, duration="1 steps")
         jobs = [
             (False, tree(root / "moved", **SETTINGS, duration="2 steps")),
             (True, tree(root / "moved", **SETTINGS, duration="3 steps")),
             (True, tree(root / "lora", **(SETTINGS | LORA))),
+            (True, tree(root / "sd3", **SD3, gradient_checkpointing=True)),
         ]
         (root / "jobs.json").write_text(json.dumps(jobs))
         config = tree(root / "moved", **SETTINGS, duration="4 steps")
@@ -219,6 +235,22 @@ def test_a_lora_in_shards(runs):
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
     pipe.load_lora_weights(shards / "final")
     assert (shards / "score.json").is_file()
+
+
+def test_a_transformer_in_shards_is_gathered_block_by_block(runs):
+    """Each of whose blocks also computes anew in the backward pass what it does not keep."""
+    for rank in (0, 1):
+        units = json.loads((runs / f"units-{rank}.json").read_text())
+        assert units[0] == [] and "FSDPJointTransformerBlock" in units[3]
+        assert "FSDPBasicTransformerBlock" in units[1]
+    for key in ("loss", "gradient_norm"):
+        shards, alone = logged(runs / "sd3", key), logged(runs / "sd3-alone", key)
+        assert len(alone) == 3 and shards == pytest.approx(alone, rel=2e-6, abs=0)
+    file = "transformer/diffusion_pytorch_model.safetensors"
+    one, other = (load_file(runs / run / "final" / file) for run in ("sd3", "sd3-alone"))
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
