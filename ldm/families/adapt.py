@@ -30,6 +30,11 @@ def adapt(model: Model, config: TrainConfig, *, meta: bool = False) -> None:
     word = config.textual_inversion
     if word is not None:
         for tower in model.family.present(model.networks):
+            if not tower.clip:
+                raise ConfigError(
+                    f"textual_inversion: {tower.part} is no CLIP, and files of new words hold those"
+                    " of CLIPs alone: train a LoRA instead"
+                )
             network = model.networks[tower.part]
             if meta:
                 width = network.get_input_embeddings().embedding_dim

@@ -219,7 +219,7 @@ def test_bfloat16_keeps_the_schedulers_maths_in_float32() -> None:
     # What is handed out is rounded; what is gone on with is not.
     assert torch.equal(found, draw(pipe, **call))
     cond = Condition(torch.zeros(2, 3, tiny.WIDTH, dtype=torch.bfloat16))
-    y = pipe._denoiser()(latents(), torch.tensor(3), cond)
+    y = pipe.denoiser(latents(), torch.tensor(3), cond)
     assert y.dtype == torch.float32  # guidance extrapolates by 7.5: not in bfloat16
     exact = draw(whole, **call)
     assert float((found - exact).abs().mean() / exact.std()) < 0.1

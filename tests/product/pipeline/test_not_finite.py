@@ -134,7 +134,7 @@ def test_the_command_line_tells_it_in_one_line(pipe: Any, tmp_path: Path) -> Non
     call = ["sample", "a", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "x.png")]
     for more, words in (
         ([], "it arose in the U-Net, at step 1 of 2, whose conv_out.bias holds nan or inf"),
-        (["--guidance", "nan"], "guidance: scale must be a finite number, not nan"),
+        (["--guidance", "nan"], "guidance_scale must be a finite number, not nan"),
     ):
         result = CliRunner().invoke(app, [*call, "--steps", "2", *more])
         assert result.exit_code == 2 and words in result.stderr

@@ -182,6 +182,9 @@ WRONG = {
     "transformer: a model of the family sd has none, but a unet": {"family": None, "text": CLIP},
     "unet and transformer are two kinds": {"unet": {}},
     "dropout: the transformer": {"dropout": 0.1},
+    "textual_inversion: text_encoder_3 is no CLIP": {
+        "textual_inversion": {"token": "<x>", "initializer": "ring"}
+    },
     "transformer.single_layers: the transformer of the family sd3 has no choice of": {
         "transformer": {"heads": 2, "head_dim": 8, "single_layers": 1}
     },

@@ -38,6 +38,7 @@ def program(benchmark, folder, ends="well"):
     return benchmark.Program("p", script, ["6", ends, str(result)], result, folder / "measured")
 
 
+@pytest.mark.slow
 def test_programs_take_turns_and_are_timed(benchmark, tmp_path):
     found = program(benchmark, tmp_path)
     try:
@@ -59,6 +60,7 @@ def test_programs_take_turns_and_are_timed(benchmark, tmp_path):
     assert found.used == sorted(found.used) and len(found.used) == 3
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_early_is_named(benchmark, tmp_path):
     found = program(benchmark, tmp_path, "fails")
     found.start(2, 2)
