@@ -47,7 +47,8 @@ def train(config: AutoencoderConfig, accelerator: Accelerator) -> Path:
     task = AutoencoderTask(config, vae, collection)
     latent_side(VaeCodec(vae), config.images)  # refuses a size that the network cannot halve
     if config.train == "all" and (vae.quant_conv is None or vae.post_quant_conv is None):
-        raise ConfigError(f"vae: {config.vae} has no quant convolutions to fold statistics into")
+        named = config.vae if isinstance(config.vae, str) else "this shape (quant_conv: false)"
+        raise ConfigError(f"vae: {named} has no quant convolutions to fold statistics into")
     draws = PictureDraws(collection, config, task.codec)
     accelerator.print(
         f"{parameters(vae):,} parameters, {len(collection.train):,} pictures,"

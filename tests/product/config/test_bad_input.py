@@ -9,11 +9,13 @@ import yaml
 from PIL import Image
 
 from ldm.config.loader import validate
-from ldm.config.schema import TrainConfig
+from ldm.config.schema import AutoencoderConfig, TrainConfig
 from ldm.data.folder import FolderData
+from ldm.errors import ConfigError
 from ldm.families.noise import process_and_objective
+from ldm.tasks import autoencoder
 from programs import own_process, told
-from runs import train, tree
+from runs import accelerator, train, tree
 
 # -- the config --
 
@@ -34,6 +36,16 @@ def test_a_key_that_stands_twice(command, tmp_path):
     file.write_text("run: a\noptimizer: {lr: 1e-4}\nseed: 1\noptimizer: {lr: 1e-3}\n")
     message = told(*command(tree(tmp_path / "run"), "--config", str(file)))
     assert message == f"config file {file} line 4 cannot be used: key 'optimizer' stands twice"
+
+
+def test_an_autoencoder_that_statistics_cannot_be_folded_into(tmp_path, own_cache):
+    whole = tree(tmp_path / "run")
+    shape = {**whole["vae"], "quant_conv": False}
+    told_by = {key: whole[key] for key in ("run", "data", "images", "batch_size", "duration")}
+    config = validate(AutoencoderConfig, told_by | {"vae": shape, "validation": None})
+    wrong = r"vae: this shape \(quant_conv: false\) has no quant convolutions"
+    with pytest.raises(ConfigError, match=wrong):
+        autoencoder.train(config, accelerator())
 
 
 @pytest.mark.parametrize(
