@@ -1,4 +1,4 @@
-"""What families of rectified flows on transformers refuse alike."""
+"""What families of rectified flows on transformers adapt and refuse alike."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from ldm.config.schema import MmditShape, TrainConfig
 from ldm.diffusion import RectifiedFlow
 from ldm.errors import ConfigError
 from ldm.families.model import Model
+
+ATTENTION = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+"""What names of modules end in that are the attention of both streams."""
 
 
 def check_run(config: TrainConfig, model: Model, patch: int, positions: int | None = None) -> None:

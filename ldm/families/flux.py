@@ -25,7 +25,7 @@ from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
-from ldm.families.flow import check_run, left_out
+from ldm.families.flow import ATTENTION, check_run, left_out
 from ldm.families.index import OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.mmdit import initialise
@@ -53,10 +53,7 @@ class Flux(Family):
         Tower(T5, "tokenizer_2", T5EncoderModel, None, None, T5Tokenizer, LENGTH),
     )
     flow = FLOW_EULER
-    targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    targets = ATTENTION
     drawing = {"num_inference_steps": 28, "guidance_scale": 3.5}
     reads = FluxTransformer2DModel
 

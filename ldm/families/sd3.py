@@ -23,7 +23,7 @@ from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
-from ldm.families.flow import check_run, left_out
+from ldm.families.flow import ATTENTION, check_run, left_out
 from ldm.families.index import OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.conditioner import Conditioner
@@ -48,10 +48,7 @@ class StableDiffusion3(Family):
     )
     flow = FLOW_EULER
     mutes = True
-    targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    targets = ATTENTION
     reads = SD3Transformer2DModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:

@@ -10,14 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny_flux
-from ldm.config.loader import load
-from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.formats import lora
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks import text_to_image
-from runs import ROOT, accelerator
+from loras import apart, short
+from runs import accelerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 CALL: dict[str, Any] = {
@@ -50,37 +49,23 @@ def effect(pipe: Any, source: Any) -> Tensor:
     return draw(pipe)
 
 
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max())
-
-
 @pytest.fixture(scope="module")
 def plain() -> Tensor:
     return draw(stock())
-
-
-def asked(base: Any, run: Any, *more: str) -> TrainConfig:
-    small = [
-        f"run={run}", f"model={base}", "data={kind: shapes, count: 24, size: 16}",
-        "images={size: 16}", "batch_size=8", "duration=2 steps",
-        "optimizer={lr: 1e-2, schedule: constant}", "validation=null", "precision=float32",
-        "lora={rank: 2, alpha: 3}",
-    ]  # fmt: skip
-    return load(TrainConfig, ROOT / "configs" / "flux_lora.yaml", [*small, *more])
 
 
 def test_the_config_trains_and_stock_draws_the_same(own_cache, tmp_path, plain):
     base = tmp_path / "base"
     ours().save_pretrained(base)
     both = "train=[transformer, text_encoder]"
-    final = text_to_image.train(asked(base, tmp_path / "run", both), accelerator())
+    final = text_to_image.train(short("flux_lora", base, tmp_path / "run", both), accelerator())
     names = load_file(final / lora.FILE)
     assert {name.partition(".")[0] for name in names} == {"transformer", "text_encoder"}
     assert any("single_transformer_blocks.0.attn.to_q" in name for name in names)
     mine, theirs = effect(ours(), final), effect(stock(), final)
     assert apart(mine, theirs) <= 1e-6 and apart(mine, plain) > 1e-3
     with pytest.raises(ConfigError, match="a T5EncoderModel, text_encoder_2, can have no LoRA"):
-        build(asked(base, tmp_path / "run", "train=[text_encoder_2]"), [], meta=True)
+        build(short("flux_lora", base, tmp_path / "run", "train=[text_encoder_2]"), [], meta=True)
     of_t5 = {f"text_encoder_2.encoder.x.lora_{half}.weight": torch.ones(2, 2) for half in "AB"}
     with pytest.raises(
         ValueError, match="a text_encoder_2, and this model's, a T5EncoderModel, ca"

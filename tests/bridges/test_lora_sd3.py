@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny_sd3
-from ldm.config.loader import load, validate
+from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
 from ldm.families.build import build
@@ -21,8 +21,8 @@ from ldm.formats import lora
 from ldm.models.lora import Update, attach, collect
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks import text_to_image
-from loras import equal, shake
-from runs import ROOT, accelerator, tree
+from loras import apart, equal, shake, short
+from runs import accelerator, tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 PARTS = ["transformer", "text_encoder", "text_encoder_2"]
@@ -49,29 +49,15 @@ def effect(pipe: Any, source: Any) -> Tensor:
     return draw(pipe)
 
 
-def apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max())
-
-
 @pytest.fixture(scope="module")
 def plain() -> Tensor:
     return draw(stock())
 
 
-def asked(base: Path, run: Path, *more: str) -> TrainConfig:
-    small = [
-        f"run={run}", f"model={base}", "data={kind: shapes, count: 24, size: 16}",
-        "images={size: 16}", "batch_size=8", "duration=2 steps",
-        "optimizer={lr: 1e-2, schedule: constant}", "validation=null", "precision=float32",
-        "lora={rank: 2, alpha: 3}",
-    ]  # fmt: skip
-    return load(TrainConfig, ROOT / "configs" / "sd3_lora.yaml", [*small, *more])
-
-
 def test_the_config_trains_saves_loads_and_draws(own_cache, tmp_path, plain):
     base = tmp_path / "base"
     ours().save_pretrained(base)
-    config = asked(base, tmp_path / "run", f"train=[{', '.join(PARTS)}]")
+    config = short("sd3_lora", base, tmp_path / "run", f"train=[{', '.join(PARTS)}]")
     final = text_to_image.train(config, accelerator())
     tensors = load_file(final / lora.FILE)
     assert {name.partition(".")[0] for name in tensors} == {*PARTS}
@@ -90,8 +76,9 @@ def test_the_config_trains_saves_loads_and_draws(own_cache, tmp_path, plain):
     mine, theirs = (effect(pipe, final) for pipe in pair)
     assert apart(mine, theirs) <= 1e-6 and apart(mine, plain) > 1e-3
     # Going on reads the file back, under the names of the networks.
-    again = text_to_image.train(asked(base, tmp_path / "run", f"train=[{', '.join(PARTS)}]",
-                                      "duration=3 steps"), accelerator())  # fmt: skip
+    both = f"train=[{', '.join(PARTS)}]"
+    longer = short("sd3_lora", base, tmp_path / "run", both, "duration=3 steps")
+    again = text_to_image.train(longer, accelerator())
     before, after = tensors, load_file(again / lora.FILE)
     assert before.keys() == after.keys() and any(
         not torch.equal(before[k], after[k]) for k in after
@@ -136,7 +123,7 @@ def test_what_has_no_place_is_told_in_one_line(tmp_path):
     told = re.escape("train: a T5EncoderModel, text_encoder_3, can have no LoRA")
     base = tmp_path / "base"
     ours().save_pretrained(base)
-    config = asked(base, tmp_path / "run", "train=[text_encoder_3]")
+    config = short("sd3_lora", base, tmp_path / "run", "train=[text_encoder_3]")
     with pytest.raises(ConfigError, match=f"^{told}.*transformer and text_encoder and text") as e:
         build(config, [], meta=True)
     assert "\n" not in str(e.value)

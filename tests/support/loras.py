@@ -1,11 +1,16 @@
-"""Low-rank updates as after a training, and when two are the same."""
+"""Low-rank updates as after a training, when two are the same, and short runs that train some."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from ldm.config.loader import load
+from ldm.config.schema import TrainConfig
 from ldm.formats.lora import Lora
+from runs import ROOT
 
 
 def shake(network: nn.Module) -> None:
@@ -29,3 +34,19 @@ def equal(one: Lora, other: Lora) -> bool:
             if update.magnitude is not None:
                 assert torch.equal(update.magnitude, theirs.magnitude), name
     return True
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference, in units of the largest number."""
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def short(config: str, base: Path, run: Path, *more: str) -> TrainConfig:
+    """``configs/CONFIG.yaml`` for two steps on tiny pictures, from the folder ``base``."""
+    small = [
+        f"run={run}", f"model={base}", "data={kind: shapes, count: 24, size: 16}",
+        "images={size: 16}", "batch_size=8", "duration=2 steps",
+        "optimizer={lr: 1e-2, schedule: constant}", "validation=null", "precision=float32",
+        "lora={rank: 2, alpha: 3}",
+    ]  # fmt: skip
+    return load(TrainConfig, ROOT / "configs" / f"{config}.yaml", [*small, *more])
