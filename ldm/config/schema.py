@@ -286,7 +286,8 @@ class TrainConfig(RunConfig):
         text_dropout: share of captions dropped for classifier-free guidance: replaced by "", or
             their tokens by zeros, as the family does. A list drops for each text encoder on its
             own: of ``sd3`` as zeros, or all as "".
-        cache_latents: encode every picture once; off with a random crop.
+        cache_latents: encode every picture once; off with a random crop, unless ``images.crops``
+            says how many there are.
         cache_text: encode every caption once; off where the text encoder learns.
         cache_dtype: in which what text encoders say is cached. ``bfloat16`` takes half the disk and
             the reading, and changes nothing in a run that computes in it; in float32 it rounds to

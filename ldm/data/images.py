@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldm.data.buckets import Buckets
 from ldm.data.depth import eight_bits
-from ldm.data.ranges import Side
+from ldm.data.ranges import Places, Side
 from ldm.errors import DataError
 
 if TYPE_CHECKING:  # the transform is its own config, which is read before torch is imported
@@ -53,6 +53,9 @@ class ImageTransform:
     Args:
         size: side of the result in pixels; with ``buckets`` that of a square of their area.
         crop: which part of a picture that does not have the shape of the result.
+        crops: a random crop is one of so many, evenly spaced from one end of the longer side to the
+            other: then every result can be cached. Odd, since evaluation sees the one in the
+            middle; None: it may lie anywhere.
         flip: mirror left and right half of the time.
         background: colour under transparent pixels and behind a shifted picture, 0 to 255.
         random_background: share of the pictures with transparency that are put onto a random colour
@@ -63,6 +66,7 @@ class ImageTransform:
 
     size: Side = 64
     crop: Literal["center", "random"] = "center"
+    crops: Places | None = None
     flip: bool = False
     background: Colour = (255, 255, 255)
     random_background: float = 0.0
@@ -72,6 +76,12 @@ class ImageTransform:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size={self.size}: a picture has at least one pixel")
+        if self.crops is not None and self.crop == "center":
+            raise ValueError(
+                f"crops={self.crops}: only crop: random has several, set it or leave this"
+            )
+        if self.crops is not None and (self.crops < 3 or self.crops % 2 == 0):
+            raise ValueError(f"crops={self.crops}: an odd number from 3 on has one in the middle")
         if not 0 <= self.random_background <= 1:
             raise ValueError(f"random_background={self.random_background} is not in [0, 1]")
         if not 0 <= self.random_shift < self.size:
@@ -83,13 +93,16 @@ class ImageTransform:
 
     @property
     def deterministic(self) -> bool:
-        """Whether every result is one of ``variants``, which is what a latent cache needs."""
-        return self.crop == "center" and not self.random_background and not self.random_shift
+        """Whether every view is one of ``views``, which is what a latent cache needs."""
+        anywhere = self.crop == "random" and self.crops is None
+        return not anywhere and not self.random_background and not self.random_shift
 
     @property
-    def variants(self) -> int:
-        """Number of results that a picture has if the transform is deterministic: 2 with flips."""
-        return 2 if self.flip else 1
+    def views(self) -> tuple[View, ...]:
+        """All views of a picture if the transform is deterministic: each as likely as any other."""
+        places = (0.5,) if self.crops is None else (n / (self.crops - 1) for n in range(self.crops))
+        sides = (False, True) if self.flip else (False,)
+        return tuple(View(mirrored=side, place=place) for place in places for side in sides)
 
     def shapes(self, sizes: np.ndarray) -> np.ndarray:
         """Width and height of the results of pictures of ``sizes`` (width and height, ``n 2``),
@@ -109,10 +122,15 @@ class ImageTransform:
         x, y = (int(u * (2 * self.random_shift + 1)) - self.random_shift for u in rest[3:])
         return View(
             mirrored=self.flip and mirror < 0.5,
-            place=where if self.crop == "random" else 0.5,
+            place=self._place(where),
             colour=(red, green, blue) if plain < self.random_background else None,
             shift=(x, y),
         )
+
+    def _place(self, where: float) -> float:
+        if self.crop == "center":
+            return 0.5
+        return where if self.crops is None else int(where * self.crops) / (self.crops - 1)
 
     def __call__(
         self, image: Image.Image, view: View = PLAIN, shape: Shape | None = None
@@ -146,6 +164,11 @@ def coordinates(size: Shape, view: View, shape: Shape) -> tuple[int, int, int, i
     scale = shape[0] / (right - left)
     hidden = size[0] - right if view.mirrored else left
     return size[1], size[0], round(top * scale), round(hidden * scale), shape[1], shape[0]
+
+
+def cuts(size: Shape, shape: Shape) -> bool:
+    """Whether anything of a picture of ``size`` is cut away for a result of ``shape``."""
+    return _box(size, shape, 0.0) != _box(size, shape, 1.0)
 
 
 def flatten(image: Image.Image, background: Colour) -> Image.Image:

@@ -14,6 +14,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Side = Annotated[int, Field(le=2**14)]
 """Pixels along one side of a picture."""
+Places = Annotated[int, Field(ge=3, le=999)]
+"""Along the side of a picture."""
 Count = Annotated[int, Field(ge=0, le=10**7)]
 """Things that are listed or drawn one by one."""
 Copies = Annotated[int, Field(ge=0, le=10**4)]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
-from ldm.data.images import View, coordinates
+from ldm.data.images import coordinates
 from ldm.data.items import Item
 from ldm.diffusion import normal, stratified, stream
 from ldm.encoding.encoder import Encoder
@@ -46,8 +46,8 @@ class ImageDraws(Dataset[dict[str, Any]]):
         seed, batch, images = self.config.seed, self.config.batch_size, self.config.images
         item = self.item(position)
         if images.deterministic:
-            variant = int(stream(seed, "flip", position).integers(images.variants))
-            view = View(mirrored=bool(variant))
+            views = images.views
+            view = views[int(stream(seed, "flip", position).integers(len(views)))]
         else:
             view = images.view(stream(seed, "transform", position))
         caption = item.caption(stream(seed, "caption", position))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
-from ldm.data.images import View, coordinates, to_pixels
+from ldm.data.images import View, coordinates, cuts, to_pixels
 from ldm.data.items import Item, Items
 from ldm.diffusion import Condition
 from ldm.encoding import long_captions
@@ -32,23 +32,22 @@ log = logging.getLogger(__name__)
 
 
 class CacheKeys:
-    """Every (item, variant) whose latent is to be cached, by one number."""
+    """Every (item, view) whose latent is to be cached, by one number."""
 
-    def __init__(self, items: Items, variants: int) -> None:
-        self.items, self.variants = items, variants
+    def __init__(self, items: Items, views: Sequence[View]) -> None:
+        self.items, self.views = items, views
 
     def __len__(self) -> int:
-        return len(self.items) * self.variants
+        return len(self.items) * len(self.views)
 
-    def at(self, row: int) -> tuple[Item, int]:
-        """Item and variant of number ``row``."""
-        item, variant = divmod(row, self.variants)
-        return self.items[item], variant
+    def at(self, row: int) -> tuple[Item, View]:
+        """Item and view of number ``row``."""
+        item, view = divmod(row, len(self.views))
+        return self.items[item], self.views[view]
 
     def key(self, row: int) -> bytes:
         """The key of the moments of number ``row``, by its content."""
-        item, variant = self.at(row)
-        return latent_key(item, variant)
+        return latent_key(*self.at(row))
 
     def keys(self) -> np.ndarray:
         """All keys, S16."""
@@ -140,7 +139,7 @@ class Encoder:
 
     def cache_latents(self, items: Items, of: str) -> None:
         """Makes what is missing of the moments of ``items``, which are told by the hash ``of``."""
-        variants = self.transform.variants
+        views = self.transform.views
         for shape, numbers in items.by_shape():
             cache = self.latents[shape] = self._latents_cache(shape)
             chosen = np.zeros(len(items), bool)
@@ -151,12 +150,12 @@ class Encoder:
                 cache: TensorCache = cache,
                 shape: tuple[int, int] = shape,
             ) -> None:
-                wanted = CacheKeys(items.where(chosen).distinct(), variants)
+                wanted = CacheKeys(items.where(chosen).distinct(), views)
                 keys = wanted.keys()
                 what = f"latents of {shape[0]}x{shape[1]}"
                 self._build(cache, keys, partial(self.encode_pictures, wanted), what, "images")
 
-            self._unless_there(cache, fingerprint(of, variants), make)
+            self._unless_there(cache, fingerprint(of, len(views)), make)
 
     def cache_text(self, captions: Sequence[str], of: str) -> None:
         """Makes what is missing of the embeddings of ``captions``, which are told by the hash
@@ -176,7 +175,7 @@ class Encoder:
         if self.folder:
             name = f"{shape[0]}x{shape[1]}"
             return TensorCache(self.folder / "latents", name, whole=whole)
-        # What a view cannot change: a flip is a second entry, a bucket a space of its own.
+        # What a view cannot change: a flip, a crop is another entry, a bucket a space of its own.
         settings = (self.transform.background, PIL.__version__, "float32")
         space = fingerprint("moments", settings, shape, self._codec_print)
         return TensorCache(cache_root() / "latents", space)
@@ -226,8 +225,7 @@ class Encoder:
     @torch.no_grad()
     def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
-        seen = ((item, View(mirrored=bool(variant))) for item, variant in map(wanted.at, rows))
-        x = torch.stack([self._pixels(item, view) for item, view in seen])
+        x = torch.stack([self._pixels(*wanted.at(row)) for row in rows])
         return self.codec.encode(x.to(self.accelerator.device))._asdict()
 
     @torch.no_grad()
@@ -261,7 +259,7 @@ class Encoder:
     def picture(self, item: Item, view: View) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of the latent, or ``pixels`` where latents are not cached."""
         if self.latents:
-            return self.latents[item.shape][latent_key(item, int(view.mirrored))]
+            return self.latents[item.shape][latent_key(item, view)]
         return {"pixels": self._pixels(item, view)}
 
     def caption(self, text: str, told: Sequence[bool] = ()) -> dict[str, Tensor]:
@@ -371,6 +369,7 @@ class Encoder:
         return said
 
 
-def latent_key(item: Item, variant: int) -> bytes:
-    """The key of the moments of a picture, by its content."""
-    return key_of(item.digest(), str(variant))
+def latent_key(item: Item, view: View) -> bytes:
+    """The key of the moments of a picture, by its content and by what is seen of it."""
+    middle = view.place == 0.5 or not cuts(item.size, item.shape)
+    return key_of(item.digest(), str(int(view.mirrored)), *([] if middle else [str(view.place)]))

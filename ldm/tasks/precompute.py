@@ -135,11 +135,13 @@ class Precompute:
             # Sets of before the key are of float32.
             was = self.held.made_with.get(name, "float32" if name == "cache_dtype" else None)
             now = made_with[name]
-            if was == now:
-                continue
-            if isinstance(was, dict):
-                key = next((key for key in now if was.get(key) != now[key]), "key")
+            if isinstance(was, dict):  # a key that an older set does not know is at None
+                key = next((key for key in {**was, **now} if was.get(key) != now.get(key)), None)
+                if key is None:
+                    continue
                 name = key if name == "fingerprints" else f"{name}.{key}"
+            elif was == now:
+                continue
             raise ConfigError(f"--out {self.folder}: its set was made with another {name}, {other}")
 
     def _complete(self) -> bool:
@@ -225,7 +227,7 @@ class Precompute:
 
     def _entries(self) -> Iterator[str]:
         held = Collection(self.held, self.config.images)
-        encoder, variants = self.encoder, self.config.images.variants
+        encoder, views = self.encoder, self.config.images.views
         encoder.prepare(held, ())
         assert encoder.text
         sources = [held.train, held.held_out]
@@ -233,7 +235,7 @@ class Precompute:
             for shape, numbers in items.by_shape():
                 chosen = np.zeros(len(items), bool)
                 chosen[numbers] = True
-                wanted = CacheKeys(items.where(chosen).distinct(), variants)
+                wanted = CacheKeys(items.where(chosen).distinct(), views)
                 if lacking := len(encoder.latents[shape].missing(wanted.keys())):
                     yield f"latents of {shape[0]}x{shape[1]}: {lacking} are missing"
         lacking = 0
@@ -251,7 +253,7 @@ class Precompute:
         for items in (collection.train, collection.held_out):
             for item in track(evenly_spaced(items, SAMPLE // 2), "encoding a sample again"):
                 one = Items([item.source], *_alone(item))
-                wanted = CacheKeys(one, self.config.images.variants)
+                wanted = CacheKeys(one, self.config.images.views)
                 for variant in range(len(wanted)):
                     stored = encoder.latents[item.shape][wanted.key(variant)]
                     if not _same(stored, encoder.encode_pictures(wanted, [variant])):
@@ -281,7 +283,8 @@ def _refuse(config: TrainConfig) -> None:
     if not config.images.deterministic:
         raise ConfigError(
             "images: a random crop, shift or background is another picture at every use and cannot"
-            " be cached; set crop to center, random_shift and random_background to 0"
+            " be cached; set crop to center, or how many crops there are (images.crops: 5),"
+            " and random_shift and random_background to 0"
         )
 
 

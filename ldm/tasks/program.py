@@ -208,4 +208,4 @@ class Program(Generic[C]):
             f"{'run':>12}: {total:>15,} images, {total // config.batch_size:,} steps,"
             f" {total / epoch:,.1f} epochs"
         )
-        return epoch, epoch * config.images.variants, len(collection.captions())
+        return epoch, epoch * len(config.images.views), len(collection.captions())

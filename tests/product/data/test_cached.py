@@ -246,6 +246,22 @@ def test_what_cannot_be_cached_is_refused(tmp_path, model):
         assert words in told(status, output)
 
 
+def test_every_counted_crop_is_cached(tmp_path, model):
+    """Of the 9 pictures 3 are wider than high: they have three crops, the others one."""
+    images = {"size": 16, "crop": "random", "crops": 3, "flip": True}
+    changes = dict(settings(tmp_path, model), images=images, duration="2 steps")
+    changes["data"] = {"path": str(tmp_path / "b"), "held_out_fraction": 0.2}
+    train(tmp_path / "ordinary", **changes)
+    train(tmp_path / "pixels", **changes, cache_latents=False)
+    assert losses(tmp_path / "pixels") == pytest.approx(losses(tmp_path / "ordinary"), rel=1e-5)
+    folder = made(tmp_path, tree(tmp_path / "none", **changes))
+    assert sum(name[0] == "1" for name in entries(folder)) == 2 * (3 * 3 + 6)  # of 16x16
+    train(tmp_path / "run", **cached(changes, folder))
+    assert equal(bits(tmp_path / "run"), bits(tmp_path / "ordinary"))
+    status, output = call(tmp_path, tree(tmp_path / "none", **changes), "--verify")
+    assert status == 0, output
+
+
 def test_two_makers_of_one_set(tmp_path):
     (tmp_path / "set").mkdir()
     config = tree(tmp_path / "none", **BATCH)

@@ -1,13 +1,15 @@
 """Pictures of every mode and shape arrive as the square RGB tensor that they should."""
 
+from collections import Counter
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ldm.data.images import ImageTransform, View, flatten, to_pixels
+from ldm.data.images import PLAIN, ImageTransform, View, coordinates, flatten, to_pixels
 from ldm.diffusion import stream
 from ldm.errors import DataError
 
@@ -138,14 +140,43 @@ def test_flip_is_one_of_two_variants() -> None:
 
 
 def test_which_transforms_a_cache_may_keep() -> None:
-    for transform, deterministic, variants in (
+    for transform, deterministic, views in (
         (ImageTransform(), True, 1),
         (ImageTransform(flip=True), True, 2),
         (ImageTransform(crop="random"), False, 1),
+        (ImageTransform(crop="random", crops=5), True, 5),
+        (ImageTransform(crop="random", crops=5, flip=True), True, 10),
         (ImageTransform(random_background=0.1), False, 1),
         (ImageTransform(random_shift=1), False, 1),
     ):
-        assert (transform.deterministic, transform.variants) == (deterministic, variants)
+        assert (transform.deterministic, len(transform.views)) == (deterministic, views)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_counted_crops_are_evenly_spaced_and_equally_often(flip: bool) -> None:
+    transform = ImageTransform(size=8, crop="random", crops=5, flip=flip)
+    counts = Counter(transform.view(draw(index)) for index in range(2000))
+    assert set(counts) == set(transform.views) and PLAIN in counts
+    assert {view.place for view in counts} == {0.0, 0.25, 0.5, 0.75, 1.0}
+    expected = 2000 / len(counts)
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 25
+    lefts = [coordinates((16, 8), view, (8, 8))[3] for view in transform.views]
+    assert sorted(set(lefts)) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("told", "crop", "crops"),
+    [
+        ("only crop: random", "center", 5),
+        ("an odd number from 3", "random", 4),
+        ("an odd", "random", 1),
+    ],
+)
+def test_counted_crops_that_are_none(
+    told: str, crop: Literal["center", "random"], crops: int
+) -> None:
+    with pytest.raises(ValueError, match=f"crops={crops}: {told}"):
+        ImageTransform(crop=crop, crops=crops)
 
 
 def test_random_background_is_for_transparent_pictures() -> None:
