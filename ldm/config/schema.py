@@ -292,6 +292,9 @@ class TrainConfig(RunConfig):
         cache_dtype: in which what text encoders say is cached. ``bfloat16`` takes half the disk and
             the reading, and changes nothing in a run that computes in it; in float32 it rounds to
             three digits.
+        frozen: in which weights that do not learn are held, but for the autoencoder's.
+            ``bfloat16`` takes half the memory: below a LoRA it changes no bit, in a run that
+            computes in it, and what text encoders say it rounds to three digits.
         attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
             ``plain`` in bfloat16 on a CPU, else ``sdpa``.
         score: draw training captions at the end and count whose nearest picture is their own.
@@ -321,6 +324,7 @@ class TrainConfig(RunConfig):
     cache_latents: MayChange[bool] = True
     cache_text: MayChange[bool] = True
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen: Literal["float32", "bfloat16"] = "float32"
     attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"
     score: MayChange[Score | None] = None
 
@@ -336,6 +340,13 @@ class TrainConfig(RunConfig):
     def network(self) -> UNetShape | MmditShape | None:
         """The network that predicts, if it is described and not that of ``model``."""
         return self.transformer if self.unet is None else self.unet
+
+    @property
+    def adds(self) -> bool:
+        """Whether adapters or a new word learn: all weights stay as they are, and no checkpoint
+        holds them.
+        """
+        return self.lora is not None or self.textual_inversion is not None
 
     @property
     def learns(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ldm.families.networks import described, digest, in_model, initialised, on_m
 from ldm.families.noise import process_and_objective, saved
 from ldm.families.text import make_tower, read_tokenizer, text_key
 from ldm.families.vae import latent_side, make_vae, read_vae
+from ldm.models.half_storage import halve
 from ldm.models.tokenizer import settings_of
 from ldm.sampling import sampler
 from ldm.sampling.defaults import stated_by
@@ -85,7 +86,26 @@ def build(
             if not classes and any(config.validation.prompts):
                 raise ValueError("this model is unconditional: it reads no prompt but ''")
     adapt(model, config, meta=meta)
+    if config.frozen == "bfloat16":
+        _halve(model, config)
     return model
+
+
+def _halve(model: Model, config: TrainConfig) -> None:
+    """Lets what does not learn be held in bfloat16; ``ConfigError`` where that cannot be."""
+    if not (config.adds or model.stored):
+        raise ConfigError(
+            "frozen: bfloat16: checkpoints of this run hold the text encoders, which would be"
+            " rounded: leave it out, train a LoRA, or train on a cached set (ldm data cache)"
+        )
+    if config.adds and config.precision != "bfloat16":
+        raise ConfigError(
+            f"frozen: bfloat16: in precision {config.precision} every weight would be turned back"
+            " for the gradient: leave it out, or set precision to bfloat16"
+        )
+    for name, network in model.networks.items():
+        if name != "vae" and (config.adds or name != model.family.network):
+            halve(network)
 
 
 def _runs(name: str | None, model: Model) -> bool:

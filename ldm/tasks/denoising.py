@@ -129,7 +129,7 @@ class DenoisingTask(nn.Module):
         pipe = self.pipeline()
         if self.model.stored:
             what = self.previews.key if self.previews else "validation.suites"
-            pipe = loaded(pipe, self.model.stored, what)
+            pipe = loaded(pipe, self.model.stored, what, half=self.config.frozen == "bfloat16")
         page = self.previews.page(pipe, accelerator) if self.previews else None
         reports = self.suites.measure(pipe, accelerator) if self.suites else {}
         # Only once all have drawn: who cannot write would leave the others waiting.

@@ -23,6 +23,7 @@ from ldm.families.build import frozen_parts
 from ldm.families.networks import read
 from ldm.families.vae import read_vae
 from ldm.formats import open_clip
+from ldm.models.half_storage import halve
 from ldm.models.strip_paths import strip_paths
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.checkpoint import sha256
@@ -75,6 +76,10 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
             raise ConfigError(
                 f"images.{key}: {where} made with {was!r}, and this config has {now!r}"
             )
+    if (was := made.get("frozen", "float32")) != config.frozen:
+        raise ConfigError(
+            f"frozen: {where} made with {was!r}, and this config has {config.frozen!r}"
+        )
     for part, asked in described(config).items():
         if asked is None or asked in (
             _without_null(made["described"].get(part)),
@@ -199,13 +204,17 @@ def save_linked(pipe: LatentDiffusionPipeline, folder: Path, source: Path) -> No
                 shutil.copyfile(file, folder / part / file.name)
 
 
-def loaded(pipe: LatentDiffusionPipeline, source: Path, what: str) -> LatentDiffusionPipeline:
-    """``pipe`` with the frozen parts of ``source`` in memory, where its network is; ``what`` asks
-    for them.
+def loaded(
+    pipe: LatentDiffusionPipeline, source: Path, what: str, *, half: bool = False
+) -> LatentDiffusionPipeline:
+    """``pipe`` with the frozen parts of ``source`` in memory, where its network is, text encoders
+    as those of ``frozen: bfloat16`` where they are ``half``; ``what`` asks for them.
     """
     log.info("%s: the autoencoder and the text encoder are loaded from %s for it", what, source)
     parts: dict[str, Any] = {"vae": read_vae(str(source / "vae"))}
     for tower in (t for t in pipe.family.towers if (source / t.part).is_dir()):
         parts[tower.part] = read(tower.network, source / tower.part, "data", False)
+        if half:
+            halve(parts[tower.part])
     whole = LatentDiffusionPipeline(**{**pipe.components, **parts})
     return whole.to(getattr(pipe, pipe.family.network).device)

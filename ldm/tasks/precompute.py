@@ -33,6 +33,7 @@ from ldm.families import reads
 from ldm.families.build import frozen_origin, frozen_parts
 from ldm.models.clip import save_text_encoder
 from ldm.models.codec import VaeCodec
+from ldm.models.half_storage import halve
 from ldm.models.strip_paths import strip_paths
 from ldm.models.tokenizer import save_tokenizer
 from ldm.progress import track
@@ -103,6 +104,7 @@ class Precompute:
             if self.accelerator.is_main_process:
                 self._begin(made_with)
             self.accelerator.wait_for_everyone()
+            self._halve()
             collection, content = self.collection, self._content
             self.encoder.cache_latents(collection.train, content[0])
             self.encoder.cache_text(self.captions, content[0])
@@ -123,7 +125,13 @@ class Precompute:
             "origin": frozen_origin(self.family, self.networks, self.tokenizers),
             "pillow": PIL.__version__,
             "cache_dtype": self.config.cache_dtype,
+            "frozen": self.config.frozen,
         }
+
+    def _halve(self) -> None:
+        """What encodes is held as ``frozen`` says; what a set keeps of it is not."""
+        for tower in self.family.present(self.networks) if self.config.frozen == "bfloat16" else ():
+            halve(self.networks[tower.part])
 
     def _refuse_folder(self, made_with: dict[str, Any]) -> None:
         if not self.folder.exists() or {file.name for file in self.folder.iterdir()} <= {LOCK}:
@@ -131,9 +139,10 @@ class Precompute:
         other = f"choose another --out, or remove {self.folder}"
         if not (self.folder / MADE_WITH).is_file():
             raise ConfigError(f"--out {self.folder}: it holds something else, {other}")
-        for name in ("format", "images", "fingerprints", "pillow", "cache_dtype"):
-            # Sets of before the key are of float32.
-            was = self.held.made_with.get(name, "float32" if name == "cache_dtype" else None)
+        dtypes = ("cache_dtype", "frozen")
+        for name in ("format", "images", "fingerprints", "pillow", *dtypes):
+            # Sets of before these keys are of float32.
+            was = self.held.made_with.get(name, "float32" if name in dtypes else None)
             now = made_with[name]
             if isinstance(was, dict):  # a key that an older set does not know is at None
                 key = next((key for key in {**was, **now} if was.get(key) != now.get(key)), None)
@@ -227,6 +236,7 @@ class Precompute:
 
     def _entries(self) -> Iterator[str]:
         held = Collection(self.held, self.config.images)
+        self._halve()
         encoder, views = self.encoder, self.config.images.views
         encoder.prepare(held, ())
         assert encoder.text

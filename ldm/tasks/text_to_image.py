@@ -18,6 +18,7 @@ from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
+from ldm.engine import shards
 from ldm.engine.precision import device_at_hand
 from ldm.engine.sampler_state import Memory
 from ldm.engine.trainer import Trainer
@@ -44,6 +45,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
     if config.score and config.score.before and config.model is None:
         raise ConfigError("score.before draws from what a run starts from: give model")
+    if config.adds and config.frozen == "bfloat16" and shards.asked_for():
+        raise ConfigError("frozen: FSDP gathers weights of one dtype: set frozen to float32")
     held = cached_set(config)
     collection = collect(config, accelerator)
     if config.textual_inversion:
@@ -71,7 +74,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     trainer = Trainer(config, task, draws, collection, accelerator)
     # What the result is used with: of a pipeline, itself.
     base = Path(config.run) / "final"
-    if config.lora or config.textual_inversion:
+    if config.adds:
         base = Path(config.model or "")
         if not is_model(config, model):
             base = Path(config.run) / "base"
@@ -142,7 +145,8 @@ def save_base(
     config: TrainConfig, captions: Sequence[str], held: CachedData | None, folder: Path
 ) -> None:
     """Writes what adapters or a new word are learnt on, where no folder is that already."""
-    bare = build(replace(config, lora=None, textual_inversion=None), captions, held=held)
+    config = replace(config, lora=None, textual_inversion=None, frozen="float32")
+    bare = build(config, captions, held=held)
     write_folder(folder, partial(save_pipeline, bare))
 
 
@@ -158,5 +162,4 @@ def step(config: TrainConfig) -> Step:
     task.memory = Memory()  # there are no losses to learn from
     # Those of a cached set are shapes alone in a run too.
     networks = {model.family.network: model.network} if model.stored else model.networks
-    alone = config.lora or config.textual_inversion
-    return Step(networks, task, None if alone else tuple(networks), encoder.entries())
+    return Step(networks, task, None if config.adds else tuple(networks), encoder.entries())

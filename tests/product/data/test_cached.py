@@ -319,6 +319,34 @@ def test_a_set_in_half_precision(tmp_path, model):
     assert status != 0 and "its set was made with another cache_dtype" in output
 
 
+def test_a_set_of_text_encoders_held_in_half_precision(tmp_path, model):
+    """A run on it is bit for bit that without it; what it keeps of the networks is exact."""
+    changes = settings(tmp_path, model)
+    exact = made(tmp_path, tree(tmp_path / "none", **changes), out="exact")
+    told = changes | {"frozen": "bfloat16"}
+    config = tree(tmp_path / "none", **told)
+    folder = made(tmp_path, config)
+    file = "text_encoder/model.safetensors"
+    assert sha256(folder / file) == sha256(exact / file)
+    exact_rows, rows = (load_file(min((at / "text").glob("*.safetensors")))["tokens"]
+                        for at in (exact, folder))  # fmt: skip
+    assert rows.dtype == exact_rows.dtype and not torch.equal(rows, exact_rows)
+    assert call(tmp_path, config, "--verify")[0] == 0
+    status, output = call(tmp_path, tree(tmp_path / "none", **changes))
+    assert status != 0 and "its set was made with another frozen" in output
+    with pytest.raises(ConfigError, match="^frozen: .*made with 'bfloat16'.*has 'float32'"):
+        train(tmp_path / "run", **cached(changes, folder))
+    adapted = told | {"lora": {"rank": 2}, "precision": "bfloat16", "duration": "2 steps"}
+    validation = {"every": "2 steps", "images": 4, "levels": 2}
+    train(tmp_path / "on", **cached(adapted, folder, validation=validation))
+    train(tmp_path / "off", **adapted | {"validation": validation})
+    assert logged(tmp_path / "on", "held_out_loss") and equal(
+        bits(tmp_path / "on"), bits(tmp_path / "off")
+    )
+    train(tmp_path / "full", **cached(told, folder, duration="1 step"))  # whose files are exact
+    assert sha256(tmp_path / "full" / "final" / file) == sha256(exact / file)
+
+
 def test_verify_names_what_is_broken_and_a_second_start_makes_it_again(tmp_path, model):
     config = tree(tmp_path / "none", **settings(tmp_path, model))
     folder = made(tmp_path, config)
