@@ -26,6 +26,7 @@ from ldm.calls.batches import Batches, noise, walk
 from ldm.calls.components import Components
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
+from ldm.calls.texts import Wording
 from ldm.calls.values import checked
 from ldm.diffusion import predictor, target_of
 from ldm.families.model import Model
@@ -34,9 +35,7 @@ from ldm.formats.pipeline_folder import opened, save
 from ldm.guidance import Guidance
 from ldm.models.lora import adapted, fused
 from ldm.models.wrapped import bare
-from ldm.sampling import (
-    SamplingDefaults,
-)
+from ldm.sampling import SamplingDefaults
 from ldm.sampling.defaults import KEY, stated, stated_by
 
 _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
@@ -228,7 +227,7 @@ class LatentDiffusionPipeline(
     @checked
     def __call__(
         self,
-        prompt: str | list[str] = "",
+        prompt: str | list[str] | None = "",
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -240,15 +239,15 @@ class LatentDiffusionPipeline(
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        prompt_embeds: None = None,
-        negative_prompt_embeds: None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
         ip_adapter_image: None = None,
         ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: None = None,
+        cross_attention_kwargs: dict[str, float] | None = None,
         guidance_rescale: float = 0.0,
-        clip_skip: None = None,
+        clip_skip: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
@@ -256,8 +255,6 @@ class LatentDiffusionPipeline(
         seed: int | Sequence[int] | None = None,
         batch_size: int | None = None,
         guidance: Guidance | None = None,
-        callback: None = None,
-        callback_steps: None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
         image: Tensor | None = None,
@@ -270,7 +267,7 @@ class LatentDiffusionPipeline(
 
         Args:
             prompt: one text or several; of a model of classes their names, of an unconditional
-                model nothing.
+                model, and beside ``prompt_embeds``, nothing.
             height: pixels; by default the U-Net's ``sample_size``.
             width: pixels.
             num_inference_steps: steps of the sampler; by default those that the folder states, else
@@ -285,16 +282,17 @@ class LatentDiffusionPipeline(
             eta: of DDIM.
             generator: one draws the batch as stock does; of a list each draws one picture.
             latents: standard normal noise ``n c h w`` instead of a draw.
-            prompt_embeds: None.
-            negative_prompt_embeds: None.
+            prompt_embeds: tokens ``n l d`` in place of texts, as the model's text towers say them.
+            negative_prompt_embeds: the same in place of negative prompts.
             ip_adapter_image: None.
             ip_adapter_image_embeds: None.
             output_type: ``pil``, ``np`` (n h w 3 in [0, 1]), ``pt`` (n 3 h w in [0, 1]) or
                 ``latent``, in the dtype of the U-Net.
             return_dict: False returns (images, nsfw flags or None).
-            cross_attention_kwargs: None; ``set_adapters`` says how strong a LoRA is.
+            cross_attention_kwargs: ``{"scale": s}``: LoRAs are s times as strong while this call
+                runs, and for other threads too.
             guidance_rescale: see ``ClassifierFree``.
-            clip_skip: None.
+            clip_skip: layers before the usual one that CLIP towers are read at, for the prompts.
             callback_on_step_end: called with (pipeline, number of the evaluation, timestep,
                 {"latents": ...}) after every evaluation; a dict that it returns may replace the
                 latents and ``prompt_embeds``, those of the negative prompts first where there is
@@ -311,14 +309,13 @@ class LatentDiffusionPipeline(
                 noise at once, but the noise of a stochastic sampler batch by batch.
             guidance: in place of ``ClassifierFree(guidance_scale, guidance_rescale)``, which a
                 ``Chain`` may hold; what it says of each picture is for all of one batch.
-            callback: None; stock's earlier versions had one.
-            callback_steps: None.
             denoising_start: share of the noise that is gone from ``image`` already (a refiner).
             denoising_end: share that is gone at the end (the base before a refiner); what is drawn
                 with ``output_type="latent"`` is then the ``image`` of the rest.
             image: latents ``n c h w`` to go on from, where ``denoising_start`` is given.
-            told: what the family of the model is told beside the text, as its stock pipeline calls
-                it (``original_size``, ``crops_coords_top_left``, ``target_size``, ...).
+            told: what the family of the model is told beside these, as its stock pipeline calls it:
+                ``prompt_2``, ``negative_prompt_2``, ``pooled_prompt_embeds``,
+                ``negative_pooled_prompt_embeds``, ``original_size``, ``true_cfg_scale``, ...
 
         Raises:
             ValueError: an argument is wrong, or what was drawn is not finite; the message is one
@@ -326,15 +323,12 @@ class LatentDiffusionPipeline(
 
         """
         arguments.refuse(
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
-            cross_attention_kwargs=cross_attention_kwargs,
-            clip_skip=clip_skip,
-            callback=callback,
-            callback_steps=callback_steps,
+            callback=told.pop("callback", None),  # of stock's earlier versions
+            callback_steps=told.pop("callback_steps", None),
         )
+        strength = arguments.strength(cross_attention_kwargs, told)
         how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
         how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
         network = bare(self.network)
@@ -343,6 +337,10 @@ class LatentDiffusionPipeline(
                 "a U-Net with an embedded guidance scale (time_cond_proj_dim) is not supported"
             )
         form = arguments.output_type(output_type)
+        wording = Wording.taken(
+            self.family, network, told, prompt_embeds, negative_prompt_embeds, clip_skip
+        )
+        prompt, negative_prompt = wording.texts(prompt, negative_prompt)
         pictures = Pictures.asked(
             prompt, negative_prompt, num_images_per_prompt, generator, seed, batch_size
         )
@@ -367,13 +365,13 @@ class LatentDiffusionPipeline(
         batches = Batches(
             call,
             pictures,
-            self._conditioner_of(pictures),
+            self._texts(pictures, wording),
             codec,
             predictor(denoiser, target_of(self._own_scheduler.config)),
             self._clip(stepper if sampler is None else None),
             device,
         )
-        with running(call):
+        with running(call), self._scaled(strength):
             part = arguments.part(denoising_start, denoising_end, image, latents)
             x = noise(
                 pictures, codec, family.channels(network), family.side(network), height, width,

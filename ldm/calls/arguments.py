@@ -8,18 +8,21 @@ from typing import Any
 
 import torch
 
+from ldm.calls.values import real, shown
+
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 """What a callback may ask for."""
 
 _OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "latent")
 _SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
 _INSTEAD = {
-    "prompt_embeds": "pass the text as prompt",
-    "negative_prompt_embeds": "pass the text as negative_prompt",
-    "cross_attention_kwargs": "the strength of a LoRA is that of set_adapters(name, strength)",
+    "ip_adapter_image": "what to draw is said in words, or as prompt_embeds",
+    "ip_adapter_image_embeds": "what to draw is said in words, or as prompt_embeds",
     "callback": "use callback_on_step_end",
     "callback_steps": "use callback_on_step_end, which is told the number of the step",
 }
+
+_ATTENTION = ("cross_attention_kwargs", "joint_attention_kwargs")
 
 Generators = torch.Generator | list[torch.Generator]
 
@@ -126,6 +129,25 @@ def tensor_inputs(callback: Any, names: Sequence[str], text: bool) -> tuple[str,
             f" {wrong}"
         )
     return names
+
+
+def strength(cross_attention_kwargs: Any, told: dict[str, Any]) -> float:
+    """How strong LoRAs are in a call: what ``{"scale": ...}`` says in ``cross_attention_kwargs``,
+    or in ``joint_attention_kwargs`` of ``told``, which it is taken out of.
+
+    Raises:
+        ValueError: one says another thing.
+    """
+    found = 1.0
+    joint = told.pop("joint_attention_kwargs", None)
+    for name, value in zip(_ATTENTION, (cross_attention_kwargs, joint), strict=True):
+        if value is not None and not (isinstance(value, dict) and set(value) <= {"scale"}):
+            raise ValueError(
+                f'{name} takes {{"scale": strength of the LoRAs}} alone, not {shown(value)}'
+            )
+        if value:
+            found = real(f"scale of {name}", value["scale"])
+    return found
 
 
 def refuse(**arguments: Any) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ldm.calls.arguments import Pictures, refuse
 from ldm.calls.running import Call, Interrupted
+from ldm.calls.texts import Texts, alike
 from ldm.diffusion import Condition, Predictor
 from ldm.guidance import Threshold
 from ldm.models.codec import Codec
-from ldm.models.conditioner import Conditioner, silent
+from ldm.models.conditioner import silent
 from ldm.models.wrapped import bare
 from ldm.sampling import Sampler, SchedulerSampler
 
@@ -125,7 +126,7 @@ class Batches:
     Args:
         call: which.
         pictures: what it draws.
-        conditioner: of their texts.
+        texts: what they are told.
         codec: from latents to pixels.
         predict: the network, not guided.
         clip: what keeps pixels within bounds, if something must.
@@ -135,7 +136,7 @@ class Batches:
 
     call: Call
     pictures: Pictures
-    conditioner: Conditioner
+    texts: Texts
     codec: Codec
     predict: Predictor
     clip: Threshold | None
@@ -158,7 +159,7 @@ class Batches:
             return call.after(*told)
 
         for part in self.pictures.batches():
-            call.begin(self._encode(part, self.pictures.prompts), partial(self._null, part))
+            call.begin(self._encode(part, self.texts.prompts), partial(self._null, part))
             guided, draws = call.guide(self.predict, self.clip), self.pictures.of(part)
             try:
                 x = walk(guided, noise[part], call.cond, generators=draws, callback=after)
@@ -177,14 +178,14 @@ class Batches:
         call.watch.check()
         return torch.cat(found)
 
-    def _encode(self, part: slice, texts: list[str]) -> Condition:
+    def _encode(self, part: slice, said: Callable[[slice], Condition]) -> Condition:
         """The condition of a batch; pictures of one text share its encoding."""
         each = self.pictures.each
         first, last = part.start // each, (part.stop - 1) // each
         skip, count = part.start - first * each, part.stop - part.start
-        cond = self.conditioner.encode(texts[first : last + 1]).to(self.device, self.call.dtype)
+        cond = said(slice(first, last + 1)).to(self.device, self.call.dtype)
         if cond.tokens is not None:
-            towers = self.conditioner.towers.values()
+            towers = self.texts.towers.values()
             network = bare(next(iter(towers)).text_encoder) if len(towers) == 1 else None
             self.call.watch.see(cond.tokens, "the text encoder", network)
         cond = cond.map(lambda x: x.repeat_interleave(each, 0)[skip : skip + count])
@@ -192,8 +193,8 @@ class Batches:
 
     def _null(self, part: slice) -> Condition:
         """What guidance steers away from in a batch."""
-        if self.pictures.steered or not self.conditioner.zeros:
-            cond = self._encode(part, self.pictures.negatives)
+        if self.pictures.steered or not self.texts.zeros:
+            cond = alike(self.call.cond, self._encode(part, self.texts.negatives))
         else:
             cond = silent(self.call.cond)  # of the same batch: of the same shape
         return _with(cond, self.told[1], part.stop - part.start)

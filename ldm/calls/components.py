@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
 from ldm.calls.arguments import Pictures
+from ldm.calls.texts import Texts, Wording
 from ldm.diffusion import Condition, Denoiser
 from ldm.families import Family, FamilyDenoiser, family_of
 from ldm.guidance import Threshold
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import Conditioner
+from ldm.models.lora import scaled
 from ldm.sampling import (
     Sampler,
     SamplingDefaults,
@@ -82,12 +85,17 @@ class Components:
             return None
         return Threshold.of(self._own_scheduler.config)
 
-    def _conditioner_of(self, pictures: Pictures) -> Conditioner:
-        """The conditioner; ``ValueError`` where there are texts that nothing reads."""
+    def _texts(self, pictures: Pictures, wording: Wording) -> Texts:
+        """What ``pictures`` are told; ``ValueError`` where there are texts that nothing reads."""
         text = "".join(pictures.prompts + pictures.negatives)
         if text and self.reads == ():
             raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
-        return self.conditioner
+        return Texts(self.conditioner, wording, pictures.prompts, pictures.negatives)
+
+    def _scaled(self, strength: float) -> AbstractContextManager[None]:
+        """Inside, LoRAs are ``strength`` times as strong."""
+        networks = [self.components.get(name) for name in self.family.adaptable]
+        return scaled([network for network in networks if network is not None], strength)
 
     @property
     def denoiser(self) -> Denoiser:

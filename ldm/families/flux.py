@@ -53,6 +53,7 @@ class Flux(Family):
         Tower(T5, "tokenizer_2", T5EncoderModel, None, None, T5Tokenizer, LENGTH),
     )
     flow = FLOW_EULER
+    pooled = True
     targets = ATTENTION
     drawing = {"num_inference_steps": 28, "guidance_scale": 3.5}
     reads = FluxTransformer2DModel

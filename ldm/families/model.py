@@ -75,6 +75,12 @@ class Family(ABC):
     """Whether a tower that alone is not told a text says zeros, and not what it says
     to the empty one."""
 
+    pooled: ClassVar[bool] = False
+    """Whether its network is told one vector of a text beside the tokens."""
+
+    skips: ClassVar[bool] = False
+    """Whether its network reads tokens of CLIP towers, which may be those of an earlier layer."""
+
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """What names of the network's modules end in that a LoRA adapts where no config says."""
 

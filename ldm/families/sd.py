@@ -27,6 +27,7 @@ class StableDiffusion(Family):
     name = "sd"
     stock = ("StableDiffusionPipeline",)
     towers = (Tower("text_encoder", "tokenizer", CLIPTextModel),)
+    skips = True
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:

@@ -47,7 +47,7 @@ class StableDiffusion3(Family):
         Tower(T5, "tokenizer_3", T5EncoderModel, None, None, T5Tokenizer, LENGTH),
     )
     flow = FLOW_EULER
-    mutes = True
+    mutes = pooled = skips = True
     targets = ATTENTION
     reads = SD3Transformer2DModel
 

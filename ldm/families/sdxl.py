@@ -47,7 +47,7 @@ class StableDiffusionXL(Family):
             "text_embeds",
         ),
     )
-    zeros = True
+    zeros = pooled = skips = True
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ classifier-free guidance is the encoding of the empty text (Ho & Salimans 2022, 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, PreTrainedTokenizerFast
 
 from ldm.diffusion import Condition
 from ldm.models.lengths import most, shortened
 from ldm.models.tokenizer import TURN, TokenizerShape, unreadable
+from ldm.models.wrapped import bare
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,10 @@ class Conditioner(Protocol):
 
     def join(self, said: Sequence[Condition]) -> Condition:
         """One condition of what all towers say."""
+        ...
+
+    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> Conditioner:
+        """The same of changed towers."""
         ...
 
 
@@ -129,7 +135,7 @@ class ClipConditioner:
             )
         self.tokenizer: Any = tokenizer
         self.text_encoder = text_encoder
-        self.name, self.layer, self.pooled = name, layer, pooled
+        self.name, self.layer, self.pooled, self.skip = name, layer, pooled, 0
         self._reported: set[str] = set()
         # Words of several vectors (textual inversion): what follows their first token, by its id.
         self._further: dict[int, str] = {}
@@ -254,12 +260,36 @@ class ClipConditioner:
         mask = self._real(ids)
         # Stock Stable Diffusion hands the mask to the tower only where its config says so.
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        return said(self.text_encoder, ids, mask, self.layer, self.pooled, masked=masked)
+        told = self.text_encoder, ids, mask, self.layer, self.pooled
+        return said(*told, masked=masked, skip=self.skip)
+
+    def skipping(self, layers: int) -> ClipConditioner:
+        """The same, read so many layers further from the end (``clip_skip`` of diffusers); a T5 is
+        read as it was.
+
+        Raises:
+            ValueError: there are no such layers.
+        """
+        config = self.text_encoder.config
+        if not issubclass(type(config), CLIPTextConfig):
+            return self
+        most = config.num_hidden_layers + 1 + (-1 if self.layer is None else self.layer)
+        if not 0 <= layers <= most:
+            raise ValueError(
+                f"clip_skip must lie in 0..{most}, as {self.name} has layers, not {layers}"
+            )
+        skipping = copy.copy(self)
+        skipping.skip = layers
+        return skipping
 
     @property
     def towers(self) -> Mapping[str, ClipConditioner]:
         """The one tower."""
         return {self.name: self}
+
+    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> Conditioner:
+        """The changed tower."""
+        return change(self)
 
     def join(self, said: Sequence[Condition]) -> Condition:
         """What this one says."""
@@ -288,6 +318,7 @@ def said(
     pooled: str | None,
     *,
     masked: bool = False,
+    skip: int = 0,
 ) -> Condition:
     """What a text tower says to ``ids``.
 
@@ -298,11 +329,22 @@ def said(
         layer: see ``ClipConditioner``.
         pooled: the same.
         masked: whether the tower is given the mask.
+        skip: layers further from the end, of a CLIP; the norm that ends one is of no layer.
     """
-    hidden = {} if layer is None else {"output_hidden_states": True}
+    hidden = {} if layer is None and not skip else {"output_hidden_states": True}
     output = network(ids, attention_mask=mask.long() if masked else None, **hidden)
-    tokens = output.last_hidden_state if layer is None else output.hidden_states[layer]
+    if layer is not None:
+        tokens = output.hidden_states[layer - skip]
+    elif skip:
+        tokens = _ended(network, output.hidden_states[-1 - skip])
+    else:
+        tokens = output.last_hidden_state
     return Condition(tokens, mask, getattr(output, pooled) if pooled else None)
+
+
+def _ended(network: Any, hidden: Tensor) -> Tensor:
+    tower = bare(network)
+    return getattr(tower, "text_model", tower).final_layer_norm(hidden)
 
 
 class Towers:
@@ -334,6 +376,11 @@ class Towers:
     def join(self, said: Sequence[Condition]) -> Condition:
         """One condition of what all towers say."""
         return self._join(said)
+
+    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> Conditioner:
+        """The same of changed towers."""
+        changed = [change(tower) for tower in self._towers.values()]
+        return Towers(changed, self._join, zeros=self.zeros, mutes=self.mutes)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Int64 ids ``b l`` on the CPU, l the lengths of all towers together."""

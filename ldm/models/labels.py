@@ -10,7 +10,7 @@ A model without classes is one whose label is always K: unconditional.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Int64
@@ -71,3 +71,7 @@ class LabelConditioner:
     def join(self, said: Sequence[Condition]) -> Condition:
         """``ValueError``: no tower says anything."""
         raise ValueError("a model without text has no text towers")
+
+    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> LabelConditioner:
+        """Itself: there is no tower to change."""
+        return self

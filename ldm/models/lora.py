@@ -9,7 +9,8 @@ are peft's own; here is what they are made of, apart from any network and any fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -166,3 +167,19 @@ def fused(network: nn.Module) -> bool:
         for module in network.modules()
         if isinstance(module, LoraLayer)
     )
+
+
+@contextmanager
+def scaled(networks: Sequence[nn.Module], scale: float) -> Iterator[None]:
+    """Inside, the updates of ``networks`` are ``scale`` times as strong; nobody else may use the
+    networks meanwhile.
+    """
+    layers = [m for n in networks for m in n.modules() if isinstance(m, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scale_layer(scale)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)

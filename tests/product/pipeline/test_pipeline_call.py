@@ -312,12 +312,14 @@ BAD = {
     "num_inference_steps must be a whole number, not 2.5": {"num_inference_steps": 2.5},
     "height must be a whole number, not '16'": {"height": "16"},
     "latents must be a tensor n c h w, not 'noise'": {"latents": "noise"},
-    "clip_skip is not supported": {"clip_skip": 1},
-    "ip_adapter_image is not supported": {"ip_adapter_image": object()},
-    "cross_attention_kwargs is not supported: the strength of a LoRA is that of set_adapters": {
-        "cross_attention_kwargs": {"scale": 0.5}
+    "clip_skip must lie in 0..2, as text_encoder has layers, not 3": {"clip_skip": 3},
+    "ip_adapter_image is not supported: what to draw is said in words": {
+        "ip_adapter_image": object()
     },
-    "prompt_embeds is not supported: pass the text as prompt": {"prompt_embeds": torch.zeros(1)},
+    "cross_attention_kwargs takes {\"scale\": strength of the LoRAs} alone, not {'gligen': 1}": {
+        "cross_attention_kwargs": {"gligen": 1}
+    },
+    "pass either prompt or prompt_embeds, not both": {"prompt_embeds": torch.zeros(1, 24, 32)},
     "callback is not supported: use callback_on_step_end": {"callback": print},
     "DDIMScheduler takes no timesteps of one's own": {"timesteps": [999, 1]},
     "timesteps is not supported": {"timesteps": [999, 1], "sampler": "ode-heun"},

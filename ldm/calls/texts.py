@@ -1,0 +1,225 @@
+"""What the pictures of a call are told: prompts and negative prompts, each as a text for all text
+towers, as a text for each of them, or as what the towers would say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from ldm.calls.values import shown, texts, whole
+from ldm.diffusion import Condition
+from ldm.families import Family
+from ldm.models.conditioner import Conditioner
+
+_ONE = "pass either {prompt} or {prompt}_embeds, not both"
+
+
+@dataclass(frozen=True)
+class Side:
+    """The prompts of a call, or its negative prompts, beside what ``prompt`` says.
+
+    Args:
+        name: of the argument.
+        further: texts for further towers, by their folders.
+        said: in place of texts, a row each.
+    """
+
+    name: str
+    further: Mapping[str, list[str]] = field(default_factory=dict)
+    said: Condition | None = None
+
+    @classmethod
+    def taken(
+        cls, name: str, embeds: Tensor | None, family: Family, network: Any, told: dict[str, Any]
+    ) -> Side:
+        """Takes its arguments out of ``told``.
+
+        Raises:
+            ValueError: the ``family`` has no such arguments, or they do not fit each other or
+                ``network``.
+        """
+        further = dict[str, list[str]]()
+        for tower in family.towers[1:]:
+            key = f"{name}{tower.part.removeprefix('text_encoder')}"
+            given = told.pop(key, None)
+            if isinstance(given, str):
+                given = [given] if given else None  # as in stock, "" is what the first is told
+            if given is not None:
+                further[tower.part] = _texts(key, given)
+        pooled = told.pop(f"{_no(name)}pooled_prompt_embeds", None) if family.pooled else None
+        if embeds is None and pooled is not None:
+            raise ValueError(f"{_no(name)}pooled_prompt_embeds needs {name}_embeds beside it")
+        if embeds is None:
+            return cls(name, further)
+        if further:
+            raise ValueError(_ONE.format(prompt=name))
+        said = [_rows(f"{name}_embeds", embeds, 3, _width(network.config))]
+        if family.pooled:
+            if pooled is None:
+                raise ValueError(
+                    f"{name}_embeds needs {_no(name)}pooled_prompt_embeds beside it, of the same"
+                    " texts"
+                )
+            wide = network.config.get("pooled_projection_dim")
+            said.append(_rows(f"{_no(name)}pooled_prompt_embeds", pooled, 2, wide))
+            if len(pooled) != len(embeds):
+                raise ValueError(
+                    f"{name}_embeds are of {len(embeds)} texts, {_no(name)}pooled_prompt_embeds of"
+                    f" {len(pooled)}"
+                )
+        return cls(name, said=Condition(said[0], None, said[1] if family.pooled else None))
+
+    def texts(self, given: Any) -> Any:
+        """``given``, the argument of this name, or as many empty texts as there is said to."""
+        if self.said is not None:
+            if given not in (None, ""):
+                raise ValueError(_ONE.format(prompt=self.name))
+            return [""] * len(self.said)
+        return given if given is not None or not self.further else ""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a call says its prompts.
+
+    Args:
+        sides: the prompts and the negative ones.
+        skip: layers of CLIP towers that the prompts are read before the usual one, as in stock not
+            the negative prompts.
+    """
+
+    sides: tuple[Side, Side]
+    skip: int | None = None
+
+    @classmethod
+    def taken(
+        cls,
+        family: Family,
+        network: Any,
+        told: dict[str, Any],
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        clip_skip: int | None = None,
+    ) -> Wording:
+        """Takes its arguments out of ``told``, those of the call that are not named.
+
+        Raises:
+            ValueError: there are no such arguments, or they do not fit each other.
+        """
+        embeds = {"prompt": prompt_embeds, "negative_prompt": negative_prompt_embeds}
+        for name, value in embeds.items():
+            if value is not None and not family.towers:
+                raise ValueError(f"{name}_embeds: this model reads no text")
+        skip = whole("clip_skip", clip_skip, optional=True)
+        if skip is not None and not family.skips:
+            raise ValueError(f"clip_skip is no argument of a model of the family {family.name}")
+        first, second = (Side.taken(n, e, family, network, told) for n, e in embeds.items())
+        return cls((first, second), skip)
+
+    def texts(self, prompt: Any, negative: Any) -> tuple[Any, Any]:
+        """The two arguments, with empty texts where something else is said in their place."""
+        first, second = self.sides
+        return first.texts(prompt), second.texts(negative)
+
+
+class Texts:
+    """The conditions of a call's prompts and negative prompts.
+
+    Args:
+        conditioner: what the model's text towers say.
+        wording: how the call says them.
+        prompts: texts.
+        negatives: as many.
+
+    Raises:
+        ValueError: some of the wording is not for so many, or for a tower that there is not.
+    """
+
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        wording: Wording,
+        prompts: list[str],
+        negatives: list[str],
+    ) -> None:
+        self.zeros, self.towers = conditioner.zeros, conditioner.towers
+        skip = wording.skip
+        ours = conditioner if skip is None else conditioner.mapped(lambda t: t.skipping(skip))
+        self._conditioners = ours, conditioner
+        self._sides, self._texts = wording.sides, (prompts, negatives)
+        for side, own in zip(self._sides, self._texts, strict=True):
+            for part, given in side.further.items():
+                name = f"{side.name}{part.removeprefix('text_encoder')}"
+                if part not in [*self.towers][1:]:
+                    raise ValueError(f"{name}: there is no further text encoder to read it")
+                if len(given) not in (1, len(own)):
+                    raise ValueError(f"{name} has {len(given)} texts for {len(own)} prompts")
+
+    def prompts(self, rows: slice) -> Condition:
+        """The condition of the prompts number ``rows``."""
+        return self._said(0, rows)
+
+    def negatives(self, rows: slice) -> Condition:
+        """The condition of the negative prompts number ``rows``."""
+        return self._said(1, rows)
+
+    def _said(self, number: int, rows: slice) -> Condition:
+        side, own = self._sides[number], self._texts[number]
+        if side.said is not None:
+            return side.said.map(lambda x: x[rows])
+        conditioner = self._conditioners[number]
+        if side.further:
+            lists = {part: side.further.get(part, own) for part in self.towers}
+            heard = {part: x * len(own) if len(x) == 1 else x for part, x in lists.items()}
+            towers = conditioner.towers.items()
+            cond = conditioner.join([tower.encode(heard[part][rows]) for part, tower in towers])
+        else:
+            cond = conditioner.encode(own[rows])
+        passed = [side.said for side in self._sides if side.said is not None]
+        if not passed:
+            return cond
+        # Nobody says which of the tokens that were passed are real.
+        return replace(cond, mask=None, pooled=None if passed[0].pooled is None else cond.pooled)
+
+
+def alike(cond: Condition, null: Condition) -> Condition:
+    """``null``; ``ValueError`` where its tokens are of another shape than those of ``cond``."""
+    one, other = cond.tokens, null.tokens
+    if one is not None and other is not None and one.shape != other.shape:
+        raise ValueError(
+            f"the prompts are {one.shape[1]} tokens and the negative prompts {other.shape[1]}: pass"
+            " both as texts, or prompt_embeds and negative_prompt_embeds of the same length"
+        )
+    return null
+
+
+def _texts(name: str, given: Any) -> list[str]:
+    if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
+        raise ValueError(f"{name} must be a text or a list of texts, not {shown(given)}")
+    return texts(name, given)
+
+
+def _rows(name: str, value: Any, dims: int, width: int | None) -> Tensor:
+    """``value``; ``ValueError`` unless it is a tensor of rows of ``width``."""
+    shape = "n tokens width" if dims == 3 else "n width"
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != dims:
+        told = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise ValueError(f"{name} must be a tensor of floating-point numbers {shape}, not {told}")
+    if not value.numel() or (width is not None and value.shape[-1] != width):
+        raise ValueError(f"{name} of shape {tuple(value.shape)}: this model reads rows of {width}")
+    return value
+
+
+def _width(config: Mapping[str, Any]) -> int | None:
+    """Of the tokens that a network with ``config`` reads."""
+    width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+    return width if isinstance(width, int) else None
+
+
+def _no(name: str) -> str:
+    """What the names of tensors begin with beside the argument ``name``."""
+    return name.removesuffix("prompt")
