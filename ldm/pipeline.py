@@ -38,6 +38,8 @@ from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults
 from ldm.sampling.defaults import KEY, stated, stated_by
 
+_KEPT = ("requires_safety_checker", "sampling", "force_zeros_for_empty_prompt",
+         "requires_aesthetics_score")  # fmt: skip
 _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
@@ -212,13 +214,7 @@ class LatentDiffusionPipeline(
             )
         if loaded:
             plain = type(self)(**{**self.components, **copy.deepcopy(loaded)})
-            kept = (
-                "requires_safety_checker",
-                "sampling",
-                "force_zeros_for_empty_prompt",
-                "requires_aesthetics_score",
-            )
-            plain.register_to_config(**{key: self.config[key] for key in kept})
+            plain.register_to_config(**{key: self.config[key] for key in _KEPT})
             plain.unload_lora_weights()
             return plain.save_pretrained(save_directory, **kwargs)
         save(self, Path(save_directory), super().save_pretrained, kwargs)
@@ -255,6 +251,7 @@ class LatentDiffusionPipeline(
         seed: int | Sequence[int] | None = None,
         batch_size: int | None = None,
         guidance: Guidance | None = None,
+        prompt_syntax: str | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
         image: Tensor | None = None,
@@ -309,6 +306,8 @@ class LatentDiffusionPipeline(
                 noise at once, but the noise of a stochastic sampler batch by batch.
             guidance: in place of ``ClassifierFree(guidance_scale, guidance_rescale)``, which a
                 ``Chain`` may hold; what it says of each picture is for all of one batch.
+            prompt_syntax: "a1111" reads ``(word:1.3)``, ``[word]`` and ``BREAK`` in all texts, and
+                what is longer than a text tower (``ldm.prompts``); by default brackets are text.
             denoising_start: share of the noise that is gone from ``image`` already (a refiner).
             denoising_end: share that is gone at the end (the base before a refiner); what is drawn
                 with ``output_type="latent"`` is then the ``image`` of the rest.
@@ -331,14 +330,16 @@ class LatentDiffusionPipeline(
         strength = arguments.strength(cross_attention_kwargs, told)
         how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
         how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-        network = bare(self.network)
-        if network.config.get("time_cond_proj_dim") is not None:
-            raise ValueError(
-                "a U-Net with an embedded guidance scale (time_cond_proj_dim) is not supported"
-            )
+        network = self._bare_network()
         form = arguments.output_type(output_type)
         wording = Wording.taken(
-            self.family, network, told, prompt_embeds, negative_prompt_embeds, clip_skip
+            self.family,
+            network,
+            told,
+            prompt_embeds,
+            negative_prompt_embeds,
+            clip_skip,
+            prompt_syntax,
         )
         prompt, negative_prompt = wording.texts(prompt, negative_prompt)
         pictures = Pictures.asked(

@@ -14,6 +14,7 @@ from ldm.calls.values import shown, texts, whole
 from ldm.diffusion import Condition
 from ldm.families import Family
 from ldm.models.conditioner import Conditioner
+from ldm.prompts.windows import SYNTAX, count, written
 
 _ONE = "pass either {prompt} or {prompt}_embeds, not both"
 
@@ -90,10 +91,12 @@ class Wording:
         sides: the prompts and the negative ones.
         skip: layers of CLIP towers that the prompts are read before the usual one, as in stock not
             the negative prompts.
+        syntax: the grammar of all texts (``ldm.prompts``); None: each is what it says.
     """
 
     sides: tuple[Side, Side]
     skip: int | None = None
+    syntax: str | None = None
 
     @classmethod
     def taken(
@@ -104,6 +107,7 @@ class Wording:
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         clip_skip: int | None = None,
+        prompt_syntax: str | None = None,
     ) -> Wording:
         """Takes its arguments out of ``told``, those of the call that are not named.
 
@@ -118,7 +122,11 @@ class Wording:
         if skip is not None and not family.skips:
             raise ValueError(f"clip_skip is no argument of a model of the family {family.name}")
         first, second = (Side.taken(n, e, family, network, told) for n, e in embeds.items())
-        return cls((first, second), skip)
+        if prompt_syntax not in (None, SYNTAX):
+            raise ValueError(
+                f"prompt_syntax must be None or {SYNTAX!r}, not {shown(prompt_syntax)}"
+            )
+        return cls((first, second), skip, prompt_syntax if family.towers else None)
 
     def texts(self, prompt: Any, negative: Any) -> tuple[Any, Any]:
         """The two arguments, with empty texts where something else is said in their place."""
@@ -159,6 +167,16 @@ class Texts:
                 if len(given) not in (1, len(own)):
                     raise ValueError(f"{name} has {len(given)} texts for {len(own)} prompts")
 
+        self._passed = [side.said for side in self._sides if side.said is not None]
+        self._syntax = syntax = wording.syntax
+        lengths = [
+            count(tower, self._heard(number, part), syntax)
+            for part, tower in self.towers.items()
+            for number in range(2)
+            if syntax is not None and self._sides[number].said is None
+        ]
+        self._windows = max(lengths, default=1)
+
     def prompts(self, rows: slice) -> Condition:
         """The condition of the prompts number ``rows``."""
         return self._said(0, rows)
@@ -168,22 +186,36 @@ class Texts:
         return self._said(1, rows)
 
     def _said(self, number: int, rows: slice) -> Condition:
-        side, own = self._sides[number], self._texts[number]
+        side = self._sides[number]
         if side.said is not None:
             return side.said.map(lambda x: x[rows])
-        conditioner = self._conditioners[number]
-        if side.further:
-            lists = {part: side.further.get(part, own) for part in self.towers}
-            heard = {part: x * len(own) if len(x) == 1 else x for part, x in lists.items()}
-            towers = conditioner.towers.items()
-            cond = conditioner.join([tower.encode(heard[part][rows]) for part, tower in towers])
-        else:
-            cond = conditioner.encode(own[rows])
-        passed = [side.said for side in self._sides if side.said is not None]
-        if not passed:
+        cond = self._encoded(number, rows, self._windows)
+        if not self._passed:
             return cond
+        (passed,) = self._passed
+        missing = passed.tokens.shape[1] - cond.tokens.shape[1]
+        if missing > 0:  # as many windows as what was passed seems to be
+            more = self._encoded(number, rows, self._windows + 1)
+            each = more.tokens.shape[1] - cond.tokens.shape[1]
+            if each and missing % each == 0:
+                cond = self._encoded(number, rows, self._windows + missing // each)
         # Nobody says which of the tokens that were passed are real.
-        return replace(cond, mask=None, pooled=None if passed[0].pooled is None else cond.pooled)
+        return replace(cond, mask=None, pooled=None if passed.pooled is None else cond.pooled)
+
+    def _heard(self, number: int, part: str) -> list[str]:
+        """What the tower ``part`` is told of a side."""
+        own = self._texts[number]
+        texts = self._sides[number].further.get(part, own)
+        return texts * len(own) if len(texts) == 1 else texts
+
+    def _encoded(self, number: int, rows: slice, windows: int) -> Condition:
+        conditioner = self._conditioners[number]
+        if self._syntax is not None or windows > 1:
+            conditioner = written(conditioner, windows, self._syntax)
+        if not self.towers:
+            return conditioner.encode(self._texts[number][rows])
+        towers = conditioner.towers.items()
+        return conditioner.join([t.encode(self._heard(number, part)[rows]) for part, t in towers])
 
 
 def alike(cond: Condition, null: Condition) -> Condition:

@@ -307,7 +307,7 @@ class Encoder:
         if "pixels" in batch:
             batch["pixels"] = torch.empty(n, 3, side, side)
         for name, tower in towers.items():
-            ids = torch.empty(1, tower.length, dtype=torch.int64)
+            ids = torch.empty(1, tower.columns, dtype=torch.int64)
             said = {"ids": ids}
             if held or name in self.text_cached:
                 here = tower.text_encoder.device

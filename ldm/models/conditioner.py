@@ -25,8 +25,8 @@ from transformers import CLIPTextConfig, PreTrainedTokenizerFast
 
 from ldm.diffusion import Condition
 from ldm.models.lengths import most, shortened
+from ldm.models.said import said
 from ldm.models.tokenizer import TURN, TokenizerShape, unreadable
-from ldm.models.wrapped import bare
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class ClipConditioner:
         for row, sample in enumerate(rows["overflow_to_sample_mapping"]):
             if sample == len(ids):
                 ids.append(rows["input_ids"][row])
-            elif self._worth_a_word(given[sample]):
+            elif self.worth_a_word(given[sample]):
                 begins = rows["input_ids"][row][0] == self.tokenizer.bos_token_id
                 first_cut = rows["offset_mapping"][row][int(begins)][0]
                 unread = max(0, len(given[sample]) - most(self.length))
@@ -190,8 +190,26 @@ class ClipConditioner:
         """How many tokens each text is before it is cut, the two specials included; a text of very
         many characters is counted as far as it is read.
         """
-        short = self._written_out([shortened(text, self.length) for text in texts])
-        return [len(ids) for ids in self._read(short, verbose=False)["input_ids"]]
+        short = [shortened(text, self.length) for text in texts]
+        return [len(ids) for ids in self.read(short, specials=True)]
+
+    def read(self, texts: Sequence[str], *, specials: bool = False) -> list[list[int]]:
+        """Ids of texts as long as they are, with or without the two specials; a word of textual
+        inversion stands for all of its tokens.
+        """
+        written = self._written_out(texts)
+        if not written:
+            return []
+        return self._read(written, add_special_tokens=specials, verbose=False)["input_ids"]
+
+    def further(self, token: int) -> int:
+        """How many tokens belong behind ``token``, the first of a word of textual inversion."""
+        return len(self._further.get(token, "").split())
+
+    @property
+    def columns(self) -> int:
+        """Numbers that the ids of a text are."""
+        return self.length
 
     def _read(self, texts: list[str], **how: Any) -> Any:
         """What the tokenizer makes of ``texts``: of one thread at a time."""
@@ -218,7 +236,7 @@ class ClipConditioner:
             found.append(text)
         return found
 
-    def _worth_a_word(self, text: str) -> bool:
+    def worth_a_word(self, text: str) -> bool:
         """Whether the end that is cut off is to be told."""
         if _unnamed.get() or text in self._reported or len(self._reported) > _NAMED:
             return False
@@ -310,43 +328,6 @@ class ClipConditioner:
         return self.encode([""]).map(lambda x: x.expand(n, *x.shape[1:]))
 
 
-def said(
-    network: Any,
-    ids: Int64[Tensor, "b l"],
-    mask: Tensor,
-    layer: int | None,
-    pooled: str | None,
-    *,
-    masked: bool = False,
-    skip: int = 0,
-) -> Condition:
-    """What a text tower says to ``ids``.
-
-    Args:
-        network: of transformers.
-        ids: ``b l``.
-        mask: bool ``b l``, true where a token is real.
-        layer: see ``ClipConditioner``.
-        pooled: the same.
-        masked: whether the tower is given the mask.
-        skip: layers further from the end, of a CLIP; the norm that ends one is of no layer.
-    """
-    hidden = {} if layer is None and not skip else {"output_hidden_states": True}
-    output = network(ids, attention_mask=mask.long() if masked else None, **hidden)
-    if layer is not None:
-        tokens = output.hidden_states[layer - skip]
-    elif skip:
-        tokens = _ended(network, output.hidden_states[-1 - skip])
-    else:
-        tokens = output.last_hidden_state
-    return Condition(tokens, mask, getattr(output, pooled) if pooled else None)
-
-
-def _ended(network: Any, hidden: Tensor) -> Tensor:
-    tower = bare(network)
-    return getattr(tower, "text_model", tower).final_layer_norm(hidden)
-
-
 class Towers:
     """A ``Conditioner`` of several text towers.
 
@@ -383,13 +364,13 @@ class Towers:
         return Towers(changed, self._join, zeros=self.zeros, mutes=self.mutes)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Int64 ids ``b l`` on the CPU, l the lengths of all towers together."""
+        """Int64 ids ``b l`` on the CPU, those of all towers side by side."""
         return torch.cat([tower.tokenize(texts) for tower in self._towers.values()], 1)
 
     def encode_ids(self, ids: Int64[Tensor, "b l"]) -> Condition:
         """The condition of ``ids`` as ``tokenize`` returns them."""
         towers = [*self._towers.values()]
-        parts = ids.split([tower.length for tower in towers], 1)
+        parts = ids.split([tower.columns for tower in towers], 1)
         return self.join([t.encode_ids(mine) for t, mine in zip(towers, parts, strict=True)])
 
     def encode(self, texts: Sequence[str]) -> Condition:

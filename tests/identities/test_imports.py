@@ -27,7 +27,7 @@ LEVELS = [
     {"ldm.demo"},
     {"ldm.evaluation"},  # of whatever draws, known by what it is asked for
     {"ldm.data"},
-    {"ldm.formats"},
+    {"ldm.formats", "ldm.prompts"},
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
     {"ldm.storage"},

@@ -1,0 +1,1 @@
+"""How people write prompts: weights in brackets, breaks, and windows of a text tower."""

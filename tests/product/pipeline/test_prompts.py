@@ -1,0 +1,221 @@
+"""Weights in brackets, breaks, and prompts longer than a text tower (``ldm.prompts``)."""
+
+import logging
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+import tiny_flux
+import tiny_sd3
+import tiny_sdxl
+from ldm.calls.texts import Side, Texts, Wording
+from ldm.families import family_of
+from ldm.prompts.grammar import DOWN, UP, Break, Weighted, Words, parse, printed, runs, weighs
+from ldm.prompts.windows import MOST, PromptTower, count, written
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+ROOM = tiny.LENGTH - 2
+
+# What AUTOMATIC1111's documentation and its own tests say of these.
+EXAMPLES: dict[str, list[list[tuple[str, float]]]] = {
+    "normal text": [[("normal text", 1)]],
+    "an (important) word": [[("an ", 1), ("important", 1.1), (" word", 1)]],
+    "(unbalanced": [[("unbalanced", 1.1)]],
+    r"\(literal\]": [[("(literal]", 1)]],
+    "(unnecessary)(parens)": [[("unnecessaryparens", 1.1)]],
+    "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).": [
+        [("a ", 1), ("house", 1.573), (" ", 1.1), ("on", 1), (" a ", 1.1), ("hill", 0.55)]
+        + [(", sun, ", 1.1), ("sky", 1.4641), (".", 1.1)]
+    ],
+    "((x))": [[("x", 1.21)]],
+    "[x]": [[("x", 1 / 1.1)]],
+    "[[x]]": [[("x", 1 / 1.21)]],
+    "(x:1.0) y": [[("x y", 1)]],
+    "(x:-.5)": [[("x", -0.5)]],
+    "(x: 2 )": [[("x", 2)]],
+    "x:2) [y:2]": [[("x:2) ", 1), ("y:2", 1 / 1.1)]],
+    "(x:1,3)": [[("x:1,3", 1.1)]],
+    "a ) b ] c": [[("a ) b ] c", 1)]],
+    "(a [b) c]": [[("a ", 1.1), ("b", 1), (" c", 1 / 1.1)]],
+    "a\\b \\\\ c": [[("ab \\ c", 1)]],
+    "a BREAK b, BREAKS": [[("a", 1)], [("b, BREAKS", 1)]],
+    "(a BREAK b:2)": [[("a", 2)], [("b", 2)]],
+    "": [[]],
+    "()": [[]],
+}
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_weights_are_those_of_the_documentation(text):
+    found = runs(parse(text))
+    assert [[word for word, _ in part] for part in found] == [
+        [word for word, _ in part] for part in EXAMPLES[text]
+    ]
+    for part, told in zip(found, EXAMPLES[text], strict=True):
+        assert [weight for _, weight in part] == pytest.approx([w for _, w in told], abs=1e-12)
+
+
+PIECES = ["(", ")", "[", "]", "\\", ":", "1.3", "BREAK", " ", "a", "red", "\n", ",", ":1.5)", "BRE",
+          "AK", "-", ".", "\\(", "x:2", "é", ":0.9090909090909091)"]  # fmt: skip
+
+
+def test_a_tree_printed_is_that_tree():
+    draw = random.Random(0)
+    for _ in range(4000):
+        text = "".join(draw.choice(PIECES) for _ in range(draw.randint(0, 14)))
+        tree = parse(text)
+        again = printed(tree)
+        assert parse(again) == tree and printed(parse(again)) == again, (text, again)
+        # No bracket, no backslash and no break: it is its characters.
+        if not set(text) & set("()[]\\") and "BREAK" not in text:
+            assert not weighs(text)
+    assert parse("[a] (b:1.5)") == (
+        Weighted((Words("a"),), DOWN), Words(" "), Weighted((Words("b"),), 1.5),
+    )  # fmt: skip
+    assert printed((Weighted((Words("a"),), UP), Break(), Words(" BREAK"))) == (
+        "(a:1.1) BREAK\\ BRE\\AK"
+    )
+    with pytest.raises(ValueError, match="opens 100 brackets and closes none"):
+        parse("(" * 101)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.pipeline()
+
+
+def draw(pipe: Any, prompt: Any = "a", **asked: Any) -> Tensor:
+    call = {"num_inference_steps": 2, "output_type": "latent", "seed": 0, **asked}
+    return pipe(prompt, **call).images
+
+
+def a1111(pipe: Any, prompt: Any, **asked: Any) -> Tensor:
+    return draw(pipe, prompt, prompt_syntax="a1111", **asked)
+
+
+@torch.no_grad()
+def test_weights_of_one_change_no_bit_in_any_family():
+    texts = ["a red, apple", "", "two dogs: 3"]
+    for parts in (
+        tiny.components(),
+        tiny_sdxl.components(published=False),
+        tiny_sd3.components(),
+        tiny_flux.components(),
+    ):
+        plain = family_of(parts).conditioner(parts, parts)
+        said = plain.encode(texts)
+        ones = ["a (red:1.0), apple", "(:3)", "two ([dogs]): 3"]
+        again = written(plain, 1).encode([ones[0], ones[1], "two (dogs:1): 3"])
+        for name, x in said.tensors().items():
+            assert torch.equal(again.tensors()[name], x), name
+        heavy = written(plain, 1).encode([texts[0], texts[1], ones[2]])
+        assert torch.equal(heavy.tokens[:2], said.tokens[:2])
+        other = written(plain, 1).encode(["a (red:1.5), apple", "", ""]).tokens[0]
+        assert float((other - said.tokens[0]).abs().max()) > 1e-3
+        escaped = written(plain, 1).encode([r"a \(red\) apple"])
+        assert torch.equal(escaped.tokens, plain.encode(["a (red) apple"]).tokens)
+
+
+@torch.no_grad()
+def test_tokens_are_multiplied_and_the_mean_restored(pipe: Any) -> None:
+    tower = pipe.conditioner
+    z = tower.encode(["ab cd"]).tokens[0]
+    w = torch.ones(tiny.LENGTH)
+    w[3:5] = 1.5  # a byte a token, behind the one that begins
+    assert tower.read(["cd"]) == [tower.tokenize(["ab cd"])[0, 3:5].tolist()]
+    want = z * w[:, None] * z.mean() / (z * w[:, None]).mean()
+    found = PromptTower(tower, 1).encode(["ab (cd:1.5)", "ab cd"])
+    assert float((found.tokens[0] - want).abs().max()) < 1e-6
+    assert torch.equal(found.tokens[1], z)
+
+
+def windows(tower: Any, text: str) -> list[str]:
+    """What each window says."""
+    number = count(tower, [text])
+    ids = PromptTower(tower, number).tokenize([text])[0].unflatten(0, (2, number, -1))[0]
+    said = [tower.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    return [text.replace(" ", "") for text in said]
+
+
+def test_windows_are_cut_as_the_web_ui_does(pipe: Any, caplog: Any) -> None:
+    tower = pipe.conditioner
+    full = "x" * ROOM
+    assert windows(tower, full) == [full]
+    assert windows(tower, full + "y") == [full, "y"]
+    # A comma among the last 20 tokens counts, and one before does not.
+    assert windows(tower, "xxx," + "y" * 19) == ["xxx,", "y" * 19]
+    assert windows(tower, "xx," + "y" * 19) == ["xx," + "y" * 19]
+    assert windows(tower, "x," + "y" * 21) == ["x," + "y" * 20, "y"]
+    assert windows(tower, "xx," + "y" * 20) == ["xx,", "y" * 20]
+    assert windows(tower, "a BREAK b") == ["a", "b"] and windows(tower, "a BREAK") == ["a"]
+    assert windows(tower, "BREAK a BREAK BREAK b") == ["", "a", "", "b"]
+    assert count(tower, [""]) == 1 and count(tower, ["a", full * 3]) == 3
+    with pytest.raises(ValueError, match=f"longer than {MOST} windows of 24 tokens"):
+        count(tower, ["x" * ROOM * (MOST + 1)])
+    with caplog.at_level(logging.WARNING):
+        PromptTower(tower, 2).tokenize([full + full + "zzz"])
+    assert "longer than 2 windows of 24 tokens, its end is not seen" in caplog.text
+
+
+@torch.no_grad()
+def test_each_window_is_read_alone_and_both_sides_have_as_many(pipe: Any) -> None:
+    tower = pipe.conditioner
+    long = "a red heart, BREAK on (paper:1.2)"
+    texts = Texts(tower, Wording((Side("prompt"), Side("n")), None, "a1111"), [long], ["blue"])
+    said, null = texts.prompts(slice(0, 1)), texts.negatives(slice(0, 1))
+    one = written(tower, 1)
+    first, second = one.encode(["a red heart,"]), one.encode(["on (paper:1.2)"])
+    assert torch.equal(said.tokens, torch.cat([first.tokens, second.tokens], 1))
+    assert torch.equal(said.pooled, first.pooled)
+    assert torch.equal(null.tokens, tower.encode(["blue", ""]).tokens.flatten(0, 1)[None])
+    drawn = a1111(pipe, [long, "a"], negative_prompt="blue")
+    split = a1111(pipe, [long, "a"], negative_prompt="blue", batch_size=1)
+    assert float((drawn - split).abs().max()) < 1e-4
+    long_negative = a1111(pipe, "a", negative_prompt=long)
+    assert float((long_negative - a1111(pipe, "a", negative_prompt="a red")).abs().max()) > 1e-3
+    # What others have encoded may be of several windows too.
+    embeds = written(tower, 2).encode([long]).tokens
+    nothing = tower.encode(["", ""]).tokens.flatten(0, 1)[None]
+    with_text = draw(pipe, "", prompt_embeds=embeds)
+    assert torch.equal(
+        with_text, draw(pipe, "", prompt_embeds=embeds, negative_prompt_embeds=nothing)
+    )
+    assert torch.equal(with_text, a1111(pipe, long))
+
+
+def test_the_grammar_is_off_unless_asked_for(pipe: Any) -> None:
+    text = "a (red:1.5) heart"
+    plain = draw(pipe, text)
+    assert torch.equal(plain, a1111(pipe, r"a \(red:1.5\) heart"))
+    assert float((plain - a1111(pipe, text)).abs().max()) > 1e-3
+    with pytest.raises(ValueError, match="prompt_syntax must be None or 'a1111', not 'compel'"):
+        draw(pipe, text, prompt_syntax="compel")
+
+
+def test_prompts_of_several_towers_have_as_many_windows():
+    parts = tiny_sd3.components()
+    conditioner = family_of(parts).conditioner(parts, parts)
+    wording = Wording((Side("prompt", {"text_encoder_2": ["a BREAK b"]}), Side("n")), None, "a1111")
+    texts = Texts(conditioner, wording, ["a"], ["b"])
+    with torch.no_grad():
+        said, null = texts.prompts(slice(0, 1)), texts.negatives(slice(0, 1))
+    assert said.tokens.shape == null.tokens.shape == (1, 2 * tiny.LENGTH + 20, tiny_sd3.JOINT)
+
+
+def test_words_of_several_vectors_stay_together(tmp_path: Any) -> None:
+    from ldm.formats import textual_inversion
+
+    pipe = tiny.pipeline()
+    textual_inversion.write("<cat>", torch.randn(3, tiny.WIDTH), tmp_path / "cat")
+    pipe.load_textual_inversion(tmp_path / "cat")
+    tower = pipe.conditioner
+    (first,) = tower.read(["<cat>"])
+    assert len(first) == 3 and tower.further(first[0]) == 2
+    rows = PromptTower(tower, 2).tokenize(["x" * (ROOM - 2) + " (<cat>:1.5)"])[0]
+    ids, weights = rows.unflatten(0, (2, 2, -1))
+    assert ids[1, 1:4].tolist() == first and first[0] not in ids[0].tolist()
+    assert weights.contiguous().view(torch.float64)[1].tolist()[:5] == [1, 1.5, 1.5, 1.5, 1]
