@@ -14,8 +14,6 @@ from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
-from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
-from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import Tensor
 
 from ldm.diffusion import (
@@ -30,6 +28,14 @@ from ldm.diffusion import (
 )
 from ldm.diffusion.shift import SizeShift
 from ldm.sampling.levels import FLOW, level_of
+from ldm.sampling.parts import (
+    FROM_THE_FIRST,
+    begun,
+    check_begin,
+    check_part,
+    noised,
+    nothing_between,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,30 +44,6 @@ Callback: TypeAlias = Callable[[int, Tensor, Tensor], Tensor | None]
 """(number of the evaluation from 0, timestep, latent after the step) -> a latent to go on with
 instead, or None.
 """
-
-
-# Their steps weigh what the network said at the steps before, which they count from the first one.
-_FROM_THE_FIRST = (PNDMScheduler, LMSDiscreteScheduler)
-
-
-def check_part(denoising_start: float, denoising_end: float) -> None:
-    """``ValueError`` unless 0 <= ``denoising_start`` < ``denoising_end`` <= 1."""
-    if not 0 <= denoising_start < 1:
-        raise ValueError(f"denoising_start must lie in [0, 1), not {denoising_start}")
-    if not 0 < denoising_end <= 1:
-        raise ValueError(f"denoising_end must lie in (0, 1], not {denoising_end}")
-    if denoising_start >= denoising_end:
-        raise ValueError(
-            f"denoising_start ({denoising_start}) must be less than denoising_end ({denoising_end})"
-        )
-
-
-def nothing_between(steps: int, denoising_start: float, denoising_end: float) -> ValueError:
-    """The error of a part of the way on which the network is never asked."""
-    return ValueError(
-        f"nothing to do between denoising_start {denoising_start} and denoising_end"
-        f" {denoising_end}: none of the {steps} evaluations lies there; use more steps"
-    )
 
 
 @dataclass(frozen=True)
@@ -229,7 +211,11 @@ class SchedulerSampler:
         return scheduler
 
     def part(
-        self, scheduler: Any, denoising_start: float = 0.0, denoising_end: float = 1.0
+        self,
+        scheduler: Any,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
+        begin: int = 0,
     ) -> Tensor:
         """The timesteps on a part of the way, at the first of which ``scheduler``, which ``start``
         has set, is told to begin.
@@ -237,7 +223,8 @@ class SchedulerSampler:
         With N timesteps of training it is those below N - ``denoising_start`` N and not below N -
         ``denoising_end`` N (both rounded), as in stock ``StableDiffusionXLImg2ImgPipeline`` and
         ``StableDiffusionXLPipeline``. A scheduler that asks twice a step begins with a step's first
-        evaluation, also as in stock: with that of the step whose second one lies below.
+        evaluation, also as in stock: with that of the step whose second one lies below. ``begin``
+        is the number of the first step in their place.
 
         Raises:
             ValueError: the shares are none, nothing is left to do, or the scheduler cannot begin or
@@ -245,9 +232,12 @@ class SchedulerSampler:
         """
         check_part(denoising_start, denoising_end)
         timesteps: Tensor = scheduler.timesteps
+        check_begin(begin, -(-len(timesteps) // scheduler.order), (denoising_start, denoising_end))
+        if begin:
+            return begun(scheduler, begin)
         if denoising_start == 0 and denoising_end == 1:
             return timesteps
-        if isinstance(scheduler, _FROM_THE_FIRST):
+        if isinstance(scheduler, FROM_THE_FIRST):
             raise ValueError(
                 f"{type(scheduler).__name__} knows no denoising_start or denoising_end: its steps"
                 " need what was said at those before; use another scheduler (DDIM,"
@@ -271,12 +261,21 @@ class SchedulerSampler:
         return timesteps
 
     def evaluations(
-        self, steps: int, *, denoising_start: float = 0.0, denoising_end: float = 1.0
+        self,
+        steps: int,
+        *,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
+        begin: int = 0,
     ) -> int:
         """Times that the network is called (and the callback after it): more than ``steps`` for
         Heun or PNDM.
         """
-        return len(self.part(self.start(steps), denoising_start, denoising_end))
+        return len(self.part(self.start(steps), denoising_start, denoising_end, begin))
+
+    def noised(self, x0: Tensor, eps: Tensor, *, steps: int, begin: int) -> Tensor:
+        """``x0`` with noise ``eps`` where step ``begin`` of so many sets out: its ``x``."""
+        return noised(self.start(steps, x0.device), x0, eps, begin)
 
     level = staticmethod(level_of)
 
@@ -289,6 +288,7 @@ class SchedulerSampler:
         steps: int,
         denoising_start: float = 0.0,
         denoising_end: float = 1.0,
+        begin: int = 0,
         generators: Generators | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -306,6 +306,8 @@ class SchedulerSampler:
             denoising_start: share of the timesteps of training that is gone already, in [0, 1).
             denoising_end: share of them that is gone at the end, in (0, 1]; below 1 the samples are
                 x_t there, in the scheduler's coordinate.
+            begin: in their place the number of the first step that is taken: ``x`` is then what
+                ``noised`` makes, and with ``steps`` the sample.
             generators: of the noise of stochastic schedulers: one for the batch, or one per sample.
             callback: called after every evaluation.
 
@@ -319,6 +321,7 @@ class SchedulerSampler:
             callback,
             denoising_start=denoising_start,
             denoising_end=denoising_end,
+            begin=begin,
         )
 
     def run(
@@ -332,9 +335,10 @@ class SchedulerSampler:
         *,
         denoising_start: float = 0.0,
         denoising_end: float = 1.0,
+        begin: int = 0,
     ) -> Tensor:
         """What a call does, with a ``scheduler`` that ``start`` has set; it runs once."""
-        timesteps = self.part(scheduler, denoising_start, denoising_end)
+        timesteps = self.part(scheduler, denoising_start, denoising_end, begin)
         accepted = inspect.signature(scheduler.step).parameters
         extra: dict[str, Any] = {"return_dict": False}
         if "eta" in accepted:
@@ -343,7 +347,7 @@ class SchedulerSampler:
             many = isinstance(generators, Sequence)
             extra["generator"] = list(generators) if many else generators
         flow = isinstance(scheduler, FLOW)
-        if denoising_start == 0 and not flow:
+        if denoising_start == 0 and begin == 0 and not flow:
             x = x * scheduler.init_noise_sigma
         learned = getattr(scheduler.config, "variance_type", None) == "learned_range"
         refused: Target | None = self.target

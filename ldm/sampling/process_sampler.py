@@ -18,7 +18,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ldm.diffusion import Condition, Level, NoiseProcess, Prediction, Predictor, Target
-from ldm.sampling.bridge import Callback, Generators, check_part, nothing_between
+from ldm.sampling.bridge import Callback, Generators
+from ldm.sampling.parts import check_begin, check_part, nothing_between
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,37 @@ class ProcessSampler(ABC):
         return x
 
     def evaluations(
-        self, steps: int, *, denoising_start: float = 0.0, denoising_end: float = 1.0
+        self,
+        steps: int,
+        *,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
+        begin: int = 0,
     ) -> int:
         """Times that the callback is called: once a step, whatever a step costs."""
-        return len(self._part(steps, denoising_start, denoising_end))
+        return len(self._part(steps, denoising_start, denoising_end, begin))
 
-    def _part(self, steps: int, denoising_start: float, denoising_end: float) -> range:
+    def noised(self, x0: Tensor, eps: Tensor, *, steps: int, begin: int) -> Tensor:
+        """``x0`` with noise ``eps`` where step ``begin`` of so many sets out: its ``x``."""
+        if begin == steps:
+            return x0
+        level = self.process.level(self.process.grid(steps)[begin]).like(x0)
+        x_t = level.alpha * x0 + level.sigma * eps
+        return x_t / self.process.prior_std() if begin == 0 else x_t
+
+    def _part(
+        self, steps: int, denoising_start: float, denoising_end: float, first: int = 0
+    ) -> range:
         """Which of the ``steps`` steps from noise to data are taken: step i sets out at the share
-        i / (steps - 1) of the clock, and as in stock one at ``denoising_end`` is taken.
+        i / (steps - 1) of the clock, and as in stock one at ``denoising_end`` is taken. Or those
+        from the step ``first`` on.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         check_part(denoising_start, denoising_end)
+        check_begin(first, steps, (denoising_start, denoising_end))
+        if first:
+            return range(first, steps)
         # 1e-9 is for rounding: 0.29 of 100 are 28.999999999999996.
         begin, end = (
             int((share + 1e-9) * (steps - 1)) + 1 for share in (denoising_start, denoising_end)
@@ -118,6 +138,7 @@ class ProcessSampler(ABC):
         stop: float | None = None,
         denoising_start: float = 0.0,
         denoising_end: float = 1.0,
+        begin: int = 0,
         generators: Generators | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -125,8 +146,8 @@ class ProcessSampler(ABC):
 
         Args:
             predict: called with a scalar level and a scalar timestep.
-            x: standard normal noise ``b ...``; if ``start`` or ``denoising_start`` is given, x_t
-                there.
+            x: standard normal noise ``b ...``; if ``start``, ``denoising_start`` or ``begin`` is
+                given, x_t there.
             cond: condition of the batch.
             steps: steps, the last of which is the jump to x0_hat if ``stop`` is None.
             start: where on the clock ``process.time`` the run begins: 1 is noise, 0 the first node.
@@ -135,6 +156,8 @@ class ProcessSampler(ABC):
                 to data those are left out that set out before this share of the clock, in [0, 1).
             denoising_end: the same, those after it, in (0, 1]; below 1 the run ends with x_t where
                 one with that ``denoising_start`` begins.
+            begin: in place of the shares the number of the first step that is taken: ``x`` is then
+                what ``noised`` makes, and with ``steps`` the sample.
             generators: of the noise of stochastic samplers: one for the batch, or one per sample.
             callback: called after every step.
 
@@ -142,10 +165,12 @@ class ProcessSampler(ABC):
             ValueError: ``steps``, ``start`` or ``stop`` are out of range, so are the shares, or
                 they are given beside ``start`` or ``stop``.
         """
-        part = self._part(steps, denoising_start, denoising_end)
+        part = self._part(steps, denoising_start, denoising_end, begin)
         shares = denoising_start, denoising_end
-        if shares != (0, 1) and (start, stop) != (None, None):
+        if (begin or shares != (0, 1)) and (start, stop) != (None, None):
             raise ValueError("pass either start and stop or denoising_start and denoising_end")
+        if not part:
+            return x
         first, last = 1.0 if start is None else start, 0.0 if stop is None else stop
         if not (0 <= first <= 1 and 0 <= last <= 1):
             raise ValueError(f"start and stop must lie in [0, 1], not {first} and {last}")
@@ -164,7 +189,7 @@ class ProcessSampler(ABC):
         run = Run(self.process, checked, cond, generators, callback)
         times = self.process.grid(steps if stop is None else steps + 1, first, last)
         times = times[part.start : part.stop + 1]
-        if start is None and denoising_start == 0:
+        if start is None and denoising_start == 0 and begin == 0:
             x = x * self.process.prior_std()
         x = self.walk(run, x, times)
         if stop is not None or part.stop < steps:

@@ -65,9 +65,20 @@ class Sampler(Protocol):
         ...
 
     def evaluations(
-        self, steps: int, *, denoising_start: float = 0.0, denoising_end: float = 1.0
+        self,
+        steps: int,
+        *,
+        denoising_start: float = 0.0,
+        denoising_end: float = 1.0,
+        begin: int = 0,
     ) -> int:
         """Times that the callback is called."""
+        ...
+
+    def noised(self, x0: Tensor, eps: Tensor, *, steps: int, begin: int) -> Tensor:
+        """``x0`` with noise ``eps`` where step ``begin`` of so many sets out: the ``x`` of a run
+        that begins there.
+        """
         ...
 
     def __call__(
@@ -79,11 +90,13 @@ class Sampler(Protocol):
         steps: int,
         denoising_start: float = 0.0,
         denoising_end: float = 1.0,
+        begin: int = 0,
         generators: Generators | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """Samples of standard normal noise ``x``, ``b ...``, or of and to what lies between: shares
-        of the noise that is gone, in the words of stock SDXL.
+        of the noise that is gone, in the words of stock SDXL. Or of what is ``noised`` for the step
+        ``begin``, from there on.
         """
         ...
 
