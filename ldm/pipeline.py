@@ -330,7 +330,7 @@ class LatentDiffusionPipeline(
         strength = arguments.strength(cross_attention_kwargs, told)
         how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
         how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-        network = self._bare_network()
+        network = bare(self.network)
         form = arguments.output_type(output_type)
         wording = Wording.taken(
             self.family,
@@ -351,7 +351,8 @@ class LatentDiffusionPipeline(
             self.reads is None,
         )
         family, scale = self.family, how.guidance_scale
-        scale = family.guided(scale, told, negative=pictures.steered)
+        heard = family.hears(network)
+        scale = family.guided(scale, told, negative=pictures.steered, heard=heard)
         call = Call(
             self,
             scale if self.reads != () else 1.0,
@@ -382,7 +383,8 @@ class LatentDiffusionPipeline(
             how_many = how.num_inference_steps, timesteps, sigmas
             steps = walk(call, stepper, device, *how_many, part, family.spaced)
             size = codec.size(x)
-            batches.told = family.told(told, self.config, size, device, how.guidance_scale)
+            hears = how.guidance_scale if heard else None
+            batches.told = family.told(told, self.config, size, device, hears)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:
                 whole = batches.draw(x, steps, bar, latent=form == "latent")

@@ -16,7 +16,6 @@ from ldm.guidance import Threshold
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import Conditioner
 from ldm.models.lora import scaled
-from ldm.models.wrapped import bare
 from ldm.sampling import (
     Sampler,
     SamplingDefaults,
@@ -43,15 +42,6 @@ class Components:
     def network(self) -> Any:
         """The network that predicts."""
         return getattr(self, self.family.network)
-
-    def _bare_network(self) -> Any:
-        """The same without wrappers; ``ValueError`` where it cannot be drawn by."""
-        network = bare(self.network)
-        if network.config.get("time_cond_proj_dim") is not None:
-            raise ValueError(
-                "a U-Net with an embedded guidance scale (time_cond_proj_dim) is not supported"
-            )
-        return network
 
     @property
     def codec(self) -> Codec:

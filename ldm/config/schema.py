@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ldm.config import learning
+from ldm.config import distil, learning
+from ldm.config.distil import AnyDistil
 from ldm.config.ema import Ema, TextToImageEma
 from ldm.config.fields import MayChange
 from ldm.config.learning import Learning, Lora, TextualInversion
@@ -273,6 +274,7 @@ class TrainConfig(RunConfig):
             (``unet.*attn2*`` is cross-attention).
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
         textual_inversion: a new word learns in their place.
+        distil: a teacher makes what is learnt; None: the data does.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them: less memory, more time, the same gradients.
         optimizer: AdamW and its schedule.
@@ -311,6 +313,7 @@ class TrainConfig(RunConfig):
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
     textual_inversion: TextualInversion | None = None
+    distil: AnyDistil | None = None
     gradient_checkpointing: MayChange[bool] = False
     optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
     ema: TextToImageEma | None = field(default_factory=TextToImageEma)
@@ -331,6 +334,7 @@ class TrainConfig(RunConfig):
     def __post_init__(self) -> None:
         word, rate = self.textual_inversion, self.optimizer.text_encoder_lr
         learning.refuse(self.train, self.lora, word, rate)
+        distil.refuse(self)
         if self.unet is not None and self.transformer is not None:
             raise ValueError("unet and transformer are two kinds of networks: leave one out")
         if self.text_layers is not None and isinstance(self.text, (TextShape, T5Shape)):

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 Schedule = Literal["linear", "scaled_linear", "cosine"]
 TargetName = Literal["x0", "eps", "v", "score", "velocity"]
-WeightingName: TypeAlias = Literal["uniform", "sigma2", "min_snr", "soft_min_snr", "p2", "elbo"]
+WeightingName: TypeAlias = Literal[
+    "uniform", "sigma2", "min_snr", "soft_min_snr", "p2", "elbo", "truncated_snr"
+]
 
 
 @dataclass(frozen=True)

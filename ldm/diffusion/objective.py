@@ -10,6 +10,7 @@ where it is well conditioned.
     soft_min_snr   snr gamma / (snr + gamma) (Crowson et al. 2024)
     p2             snr / (k + snr)^gamma (Choi et al. 2022)
     elbo           -snr'(t) / 2, the continuous bound (Kingma et al. 2021, eq. 17)
+    truncated_snr  max(snr, 1) (Salimans & Ho 2022, section 4)
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Weighting:
         snr = level.snr
         if self.kind == "sigma2":
             return snr
+        if self.kind == "truncated_snr":
+            return snr.clamp(min=1)
         if self.kind == "p2":
             return snr / (self.k + snr) ** (1.0 if self.gamma is None else self.gamma)
         gamma = 5.0 if self.gamma is None else self.gamma

@@ -20,6 +20,7 @@ from ldm.data.images import coordinates
 from ldm.data.items import Item
 from ldm.diffusion import normal, stratified, stream
 from ldm.encoding.encoder import Encoder
+from ldm.guidance.told import SCALE
 
 
 @lru_cache(maxsize=8)
@@ -60,7 +61,15 @@ class ImageDraws(Dataset[dict[str, Any]]):
             "posterior": normal(seed, "posterior", position, shape),
             "noise": normal(seed, "noise", position, shape),
             "u": _times(seed, position // batch, batch)[position % batch],
+            **self._scale(position),
         }
+
+    def _scale(self, position: int) -> dict[str, float]:
+        """At what a teacher is guided, if there is one."""
+        if self.config.distil is None:
+            return {}
+        low, high = self.config.distil.scales
+        return {SCALE: low + (high - low) * stream(self.config.seed, "guidance", position).random()}
 
     def _told(self, position: int) -> list[bool]:
         """Whether each text tower is told the caption: all of them or none where ``text_dropout``

@@ -23,6 +23,7 @@ from ldm.diffusion import Condition
 from ldm.encoding import long_captions
 from ldm.errors import ConfigError, DataError
 from ldm.families.text import text_key
+from ldm.guidance.told import SCALE
 from ldm.models.codec import Codec, Moments
 from ldm.models.conditioner import Conditioner, silent, unnamed
 from ldm.storage.cache_root import cache_root
@@ -94,6 +95,7 @@ class Encoder:
             )
         self.dtype = getattr(torch, config.cache_dtype)
         self.listed = False  # captions that are too long, once and for all
+        self._null: Condition | None = None
 
     @property
     def accelerator(self) -> Accelerator:
@@ -242,6 +244,8 @@ class Encoder:
         captions, device = [item.caption(None) for item in items], self.accelerator.device
         seen = [coordinates(item.size, View(), item.shape) for item in items]
         told = {"coordinates": torch.tensor(seen, device=device)}
+        if distil := self.config.distil:
+            told[SCALE] = torch.full((len(items),), distil.middle, dtype=torch.float64).to(device)
         if self.folder:
             both = zip(items, captions, strict=True)
             rows = [{**self.picture(i, View()), **self.caption(c)} for i, c in both]
@@ -317,6 +321,8 @@ class Encoder:
             batch["ids"] = torch.empty(n, 1, dtype=torch.int64)
         if self.conditioner.zeros or self.conditioner.mutes:
             batch["told"] = torch.empty(n, len(towers), dtype=torch.bool)
+        if self.config.distil:
+            batch[SCALE] = torch.empty(n, dtype=torch.float64)
         batch["coordinates"] = torch.empty(n, 6, dtype=torch.int64)
         batch["position"] = torch.empty(n, dtype=torch.int64)
         return batch | {"u": torch.empty(n, dtype=torch.float64)}
@@ -351,7 +357,22 @@ class Encoder:
             cond = conditioner.join([self._said(name, batch) for name in conditioner.towers])
         else:
             cond = conditioner.encode_ids(batch["ids"])
-        return replace(cond, extra=cond.extra | {"coordinates": batch["coordinates"]})
+        told = {name: batch[name] for name in ("coordinates", SCALE) if name in batch}
+        return replace(cond, extra=cond.extra | told)
+
+    def null(self, cond: Condition) -> Condition:
+        """What guidance steers away from, of length 1; beside shapes alone it is one of ``cond``'s.
+
+        Args:
+            cond: of a batch.
+        """
+        if self._accelerator is None:
+            return Condition.of({name: x[:1] for name, x in cond.tensors().items()})
+        if self._null is None:
+            row = self.caption("", [False] * max(1, len(self.conditioner.towers)))
+            device = self.accelerator.device
+            self._null = self.condition({name: x[None].to(device) for name, x in row.items()})
+        return self._null
 
     def _said(self, name: str, batch: dict[str, Tensor]) -> Condition:
         """What a tower says to the captions of ``batch``."""

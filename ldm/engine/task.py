@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm.data.items import Item
+from ldm.engine.ema import Averages
 from ldm.engine.sampler_state import Memory
 
 
@@ -21,6 +22,9 @@ class Task(Protocol):
 
     memory: Memory
     """What is learnt from every step beside the weights."""
+
+    average: Averages | None
+    """The moving averages of the weights, handed over by the trainer, if it keeps some."""
 
     @property
     def origin(self) -> Mapping[str, Any]:

@@ -81,7 +81,7 @@ class Trainer:
         self.optimizer = adamw(task.trained(), config.optimizer)
         self.model, self.stepper = shards.prepare(accelerator, task, self.optimizer)  # type: ignore
         self.weights = task.trained()
-        self.ema = averages(config, self.weights, collection)
+        self.ema = task.average = averages(config, self.weights, collection)
         self.scale = LossScale(accelerator.scaler, self.optimizer)
         # Reading a number every step makes the host wait for a GPU, and costs a CPU nothing.
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -17,6 +18,7 @@ from ldm.families.adapt import adapt
 from ldm.families.model import Model, given
 from ldm.families.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.families.noise import process_and_objective, saved
+from ldm.families.teacher import student, teacher_of
 from ldm.families.text import make_tower, read_tokenizer, text_key
 from ldm.families.vae import latent_side, make_vae, read_vae
 from ldm.models.half_storage import halve
@@ -65,8 +67,13 @@ def build(
         model.origin = _origin(config, {**frozen, family.network: digest(network)})
     family.state_side(network, latent_side(model.codec, config.images))
     model.stored = held and held.folder
+    if config.distil is not None:
+        check = partial(_same_parts, {} if meta else frozen)
+        model.teacher = teacher_of(config, model, check, meta=meta)
     with described("model"):
         model.stated = stated_by(config.model) if config.model and config.network is None else {}
+    if config.distil is not None:
+        student(config.distil, model)
     if not _runs(model.stated.get("sampler"), model):  # the run has another process
         del model.stated["sampler"]
     model.sampling = model.stated.copy()
@@ -182,6 +189,15 @@ def frozen_origin(
         beside = settings_of(words) if words else ""
         found[text_key(tower.part)] = digest(networks[tower.part], beside)
     return found
+
+
+def _same_parts(frozen: dict[str, str], there: TrainConfig) -> None:
+    """``ConfigError`` where the parts ``there`` have other fingerprints than ``frozen``."""
+    theirs = frozen_origin(reads.family(there), *frozen_parts(there, ()))
+    for name in sorted(theirs.keys() | frozen.keys()):
+        if theirs.get(name) != frozen.get(name):
+            what = "autoencoder" if name == "vae" else "text encoder or tokenizer"
+            raise ConfigError(f"it has another {what} than this run ({name})")
 
 
 def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:

@@ -154,7 +154,11 @@ class Flux(Family):
         """From 1 to one step above 0 by equal steps, before they are shifted."""
         return torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
 
-    def guided(self, scale: float, asked: dict[str, Any], *, negative: bool) -> float:
+    def hears(self, network: nn.Module) -> bool:
+        """Whether it is dev, or distilled as that is."""
+        return bool(bare(network).config.guidance_embeds)
+
+    def guided(self, scale: float, asked: dict[str, Any], *, negative: bool, heard: bool) -> float:
         """``true_cfg_scale`` where there is a negative prompt: ``guidance_scale`` is what the
         network is told.
         """
@@ -162,19 +166,6 @@ class Flux(Family):
         if isinstance(true, bool) or not isinstance(true, (int, float)) or not math.isfinite(true):
             raise ValueError(f"true_cfg_scale must be a finite number, not {true!r}")
         return float(true) if negative else 1.0
-
-    def told(
-        self,
-        asked: dict[str, Any],
-        keys: Mapping[str, Any],
-        size: tuple[int, int],
-        device: Any,
-        scale: float,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The scale of guidance, beside both texts."""
-        super().told(asked, keys, size, device, scale)
-        told = {"guidance": torch.tensor([scale], device=device)}
-        return told, told
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``FluxPipeline``."""

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.config.schema import Score, TrainConfig, Validation
-from ldm.diffusion import Condition, NoiseProcess, Target, scheduler_config
+from ldm.diffusion import Condition, NoiseProcess, Predictor, Target, scheduler_config
+from ldm.guidance.told import SCALE
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import ClipConditioner, Conditioner, Towers
 from ldm.models.wrapped import bare
@@ -178,18 +180,28 @@ class Family(ABC):
         """
         return None
 
-    def guided(self, scale: float, asked: dict[str, Any], *, negative: bool) -> float:
+    def hears(self, network: nn.Module) -> bool:
+        """Whether ``network`` is told the scale of guidance, as one distilled from a guided one."""
+        return bare(network).config.get("time_cond_proj_dim") is not None
+
+    def guided(self, scale: float, asked: dict[str, Any], *, negative: bool, heard: bool) -> float:
         """The scale of classifier-free guidance of a call whose ``guidance_scale`` is ``scale``.
 
         Args:
             scale: which may also be what the network is told (``told``).
             asked: further arguments of the call, without those that this one takes away.
             negative: whether there are negative prompts.
+            heard: whether the network ``hears`` it.
 
         Raises:
-            ValueError: it is no scale.
+            ValueError: it is no scale, or there is nothing to steer away from.
         """
-        return scale
+        if heard and negative:
+            raise ValueError(
+                "negative_prompt: this network is told its guidance and steers away from no text:"
+                " leave it out"
+            )
+        return 1.0 if heard else scale
 
     def told(
         self,
@@ -197,7 +209,7 @@ class Family(ABC):
         keys: Mapping[str, Any],
         size: tuple[int, int],
         device: Any,
-        scale: float,
+        scale: float | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the network is told beside the texts of a drawing, and beside negative prompts.
 
@@ -206,14 +218,17 @@ class Family(ABC):
             keys: of ``model_index.json``.
             size: height and width of the pictures, in pixels.
             device: where the network is.
-            scale: ``guidance_scale`` of the call.
+            scale: ``guidance_scale`` of the call; None: the network does not hear it.
 
         Raises:
             ValueError: it cannot be told this.
         """
         for name in asked:
             raise ValueError(f"{name} is no argument of a model of the family {self.name}")
-        return {}, {}
+        if scale is None:
+            return {}, {}
+        told = {SCALE: torch.tensor([scale], dtype=torch.float64, device=device)}
+        return told, told
 
     def conditioner(
         self,
@@ -265,6 +280,23 @@ class FamilyDenoiser(nn.Module):
         return self.family.call(self.network, x_t, timestep.float(), cond)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """What a student learns of.
+
+    Args:
+        predict: its network, not guided, frozen.
+        network: it, where it is one of its own; None: it is the student's without adapters.
+        heard: whether it is told the scale of guidance itself.
+        fingerprint: of its weights; of shapes alone "".
+    """
+
+    predict: Predictor
+    network: nn.Module | None
+    heard: bool
+    fingerprint: str
+
+
 @dataclass
 class Model:
     """Networks and tokenizers by the names of their folders, with the noise they know.
@@ -283,6 +315,8 @@ class Model:
         zeros: whether no text is zeros to it, and not the encoding of the empty one.
         stored: folder with all of its networks but the one that predicts, where those are shapes
             alone, on the meta device.
+        teacher: of a student.
+        scheduler: what its folder states of the scheduler beside noise and target.
     """
 
     family: Family
@@ -297,6 +331,8 @@ class Model:
     origin: dict[str, Any] = field(default_factory=dict)
     zeros: bool = False
     stored: Path | None = None
+    teacher: Teacher | None = None
+    scheduler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> Any:
@@ -326,7 +362,8 @@ class Model:
     def scheduler_config(self) -> dict[str, Any]:
         """What a saved folder says of noise and target."""
         learned, flow = self.learned_variance, self.family.flow
-        return scheduler_config(self.process, self.target, learned_variance=learned, flow=flow)
+        config = scheduler_config(self.process, self.target, learned_variance=learned, flow=flow)
+        return config | self.scheduler
 
     def drawn_with(self, asked: Validation | Score) -> SamplingDefaults:
         """What ``asked`` gives, over what the folder of the model states, over the defaults."""

@@ -25,7 +25,7 @@ from ldm.diffusion import Condition
 from ldm.errors import ConfigError
 from ldm.families.index import OF_SD, OF_SD3
 from ldm.families.model import Family, Model, Tower
-from ldm.families.unet import check_channels, described_unet
+from ldm.families.unet import check_channels, described_unet, guidance_told
 from ldm.models.wrapped import bare
 
 SCORE, LOW_SCORE = 6.0, 2.5
@@ -105,8 +105,9 @@ class StableDiffusionXL(Family):
                 scores = numbers.new_full((len(numbers), 1), SCORE)
             numbers = torch.cat([numbers[:, :4], scores.to(numbers)], 1)
         added = {"text_embeds": cond.pooled, "time_ids": numbers}
+        told = guidance_told(network, x_t, cond)
         return network(
-            x_t, timestep, encoder_hidden_states=cond.tokens, added_cond_kwargs=added
+            x_t, timestep, encoder_hidden_states=cond.tokens, added_cond_kwargs=added, **told
         ).sample
 
     def keys(self, model: Model) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class StableDiffusionXL(Family):
         scores = {
             name: asked.pop(name, None) for name in ("aesthetic_score", "negative_aesthetic_score")
         }
-        super().told(asked, keys, size, device, scale)
+        heard, _ = super().told(asked, keys, size, device, scale)
         for name, pair in given.items():
             if pair is not None and not _is_pair(pair):
                 raise ValueError(f"{name} must be two numbers, height and width, not {pair!r}")
@@ -157,7 +158,7 @@ class StableDiffusionXL(Family):
             (against, "negative_aesthetic_score", LOW_SCORE),
         ):
             row = [float(value) for pair in pairs for value in numbers[pair]]
-            extra = {"coordinates": torch.tensor([row], device=device)}
+            extra = heard | {"coordinates": torch.tensor([row], device=device)}
             if refines:
                 score = default if scores[name] is None else float(scores[name])
                 extra["aesthetic_score"] = torch.tensor([[score]], device=device)

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.config.schema import TrainConfig
 from ldm.config.shapes import UNetShape
+from ldm.diffusion import Condition
 from ldm.errors import ConfigError
 from ldm.families.model import Model
+from ldm.guidance.told import SCALE
+from ldm.models.wrapped import bare
 
 
 def described_unet(
@@ -89,6 +92,56 @@ def make_unet(
         use_linear_projection=shape.use_linear_projection,
         transformer_layers_per_block=shape.transformer_layers,
     )
+
+
+def hears_guidance(unet: Any, width: int) -> None:
+    """Lets ``unet`` be told a scale of guidance by an embedding of ``width``, of which it makes
+    nothing yet (``cond_proj`` is 0); one that is told it already stays as it is.
+
+    Raises:
+        ConfigError: it has no place for it, or one of another width.
+    """
+    if not isinstance(unet, UNet2DConditionModel):
+        kind = type(unet).__name__
+        raise ConfigError(f"distil.embedding: a {kind} cannot be told a scale: leave it out")
+    if (there := unet.config.time_cond_proj_dim) is not None:
+        if there != width:
+            raise ConfigError(
+                f"distil.embedding {width}: that of the folder is {there} wide: leave this out"
+            )
+        return
+    first = unet.time_embedding.linear_1
+    told = nn.Linear(width, first.in_features, bias=False, device=first.weight.device)
+    nn.init.zeros_(told.weight)
+    unet.time_embedding.cond_proj = told
+    unet.register_to_config(time_cond_proj_dim=width)
+
+
+def guidance_told(unet: nn.Module, x_t: Tensor, cond: Condition) -> dict[str, Tensor]:
+    """What ``unet`` is told of guidance beside the rest: nothing, unless it hears it. A condition
+    that tells no scale is 1, none.
+    """
+    width = bare(unet).config.get("time_cond_proj_dim")
+    if width is None:
+        return {}
+    scale = cond.extra.get(SCALE)
+    scale = x_t.new_ones(len(x_t), dtype=torch.float64) if scale is None else scale
+    return {"timestep_cond": guidance_embedding(scale, width).to(x_t.dtype)}
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """Sinusoids of 1,000 w, w = scale - 1, as stock pipelines tell a U-Net of it: ``b`` -> ``b
+    width``, float32 (Meng et al. 2023; Luo et al. 2023, section 4.2).
+
+    Args:
+        scale: of guidance, float64: in float32 a thousandth of w would be another embedding.
+        width: of the embedding.
+    """
+    w = (scale - 1).float() * 1000
+    half = width // 2
+    step = torch.tensor(10000.0, device=w.device).log() / (half - 1)
+    angles = w[:, None] * torch.exp(torch.arange(half, device=w.device) * -step)[None]
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
 
 
 def check_channels(config: TrainConfig, model: Model, unet: nn.Module) -> None:

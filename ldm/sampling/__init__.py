@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ldm.sampling.ode import Adaptive, Heun, slerp
     from ldm.sampling.process_sampler import ProcessSampler
     from ldm.sampling.samplers import (
+        CONSISTENCY_SAMPLERS,
         FLOW_SAMPLERS,
         PROCESS_SAMPLERS,
         SAMPLERS,
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
         own_sampler,
         sampler,
     )
-    from ldm.sampling.sde import Ddim, Langevin, ReverseSde
+    from ldm.sampling.sde import Consistency, Ddim, Langevin, ReverseSde
 
 __all__ = [
-    "FLOW_SAMPLERS", "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive", "Ddim", "Heun", "Langevin",
-    "Named", "ProcessSampler", "ReverseSde", "Sampler", "SamplingDefaults", "SchedulerSampler",
+    "CONSISTENCY_SAMPLERS", "FLOW_SAMPLERS", "PROCESS_SAMPLERS", "SAMPLERS", "Adaptive",
+    "Consistency", "Ddim", "Heun", "Langevin", "Named",
+    "ProcessSampler", "ReverseSde", "Sampler", "SamplingDefaults", "SchedulerSampler",
     "default_sampler", "own_sampler", "sampler", "slerp",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
@@ -33,8 +35,8 @@ __getattr__, __dir__ = front(
         "ldm.sampling.defaults": "SamplingDefaults",
         "ldm.sampling.ode": "Adaptive Heun slerp",
         "ldm.sampling.process_sampler": "ProcessSampler",
-        "ldm.sampling.samplers": "FLOW_SAMPLERS PROCESS_SAMPLERS SAMPLERS Named Sampler"
-        " default_sampler own_sampler sampler",
-        "ldm.sampling.sde": "Ddim Langevin ReverseSde",
+        "ldm.sampling.samplers": "CONSISTENCY_SAMPLERS FLOW_SAMPLERS PROCESS_SAMPLERS SAMPLERS"
+        " Named Sampler default_sampler own_sampler sampler",
+        "ldm.sampling.sde": "Consistency Ddim Langevin ReverseSde",
     },
 )

@@ -50,6 +50,8 @@ SCHEDULED: dict[str, Known] = {
     "flow-heun": Known(
         "FlowMatch Heun", "flowmatchheun flowmatchheundiscrete flowmatchheundiscretescheduler"
     ),
+    "lcm": Known("LCM", "lcmscheduler k_lcm"),
+    "tcd": Known("TCD", "tcdscheduler"),
 }
 """The samplers that are schedulers of diffusers."""
 OF_ANY_PROCESS = ("ode-euler", "ode-heun", "ode-adaptive", "sde", "ancestral", "langevin", "pc")

@@ -80,6 +80,13 @@ class ProcessSampler(ABC):
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """``x`` at time ``t`` brought to time ``s``."""
 
+    def times(self, steps: int, start: float, stop: float | None) -> Tensor:
+        """The times of ``steps`` steps, the last of which is the jump to x0 if ``stop`` is None,
+        and else ends at the last of them.
+        """
+        count = steps if stop is None else steps + 1
+        return self.process.grid(count, start, 0.0 if stop is None else stop)
+
     def walk(self, run: Run, x: Tensor, times: Tensor) -> Tensor:
         """``x`` at the first time brought to the last."""
         for index, (t, s) in enumerate(itertools.pairwise(times)):
@@ -187,7 +194,7 @@ class ProcessSampler(ABC):
             return found
 
         run = Run(self.process, checked, cond, generators, callback)
-        times = self.process.grid(steps if stop is None else steps + 1, first, last)
+        times = self.times(steps, first, stop)
         times = times[part.start : part.stop + 1]
         if start is None and denoising_start == 0 and begin == 0:
             x = x * self.process.prior_std()

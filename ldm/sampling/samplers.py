@@ -5,7 +5,8 @@ ddim: Song et al. 2021a, eq. 12.   ddpm: Ho et al. 2020, eqs. 6 and 7.   dpm++: 
 algorithm 2 (2M). heun: Karras et al. 2022, algorithm 1; euler: without its second-order step;
 euler-a: with the noise split of ancestral sampling. dpm2: Lu et al. 2022a, algorithm 1. unipc: Zhao
 et al. 2023. pndm: Liu et al. 2022, its multistep part. flow-euler, flow-heun: the same
-along a rectified flow (Liu et al. 2023). The others: ``ode`` and ``sde`` beside this.
+along a rectified flow (Liu et al. 2023). lcm: Luo et al. 2023, algorithm 3; tcd: Zheng et al. 2024,
+algorithm 4. The others: ``ode`` and ``sde`` beside this.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
@@ -49,7 +52,7 @@ from ldm.sampling.levels import FLOW
 from ldm.sampling.names import canonical
 from ldm.sampling.ode import Adaptive, Heun
 from ldm.sampling.process_sampler import ProcessSampler
-from ldm.sampling.sde import Ddim, Langevin, ReverseSde
+from ldm.sampling.sde import Consistency, Ddim, Langevin, ReverseSde
 
 
 class Sampler(Protocol):
@@ -260,6 +263,15 @@ FLOW_SAMPLERS: dict[str, Named] = {
     "flow-heun": Named(FlowMatchHeunDiscreteScheduler, order=2, speaks=("velocity",)),
 }
 """Schedulers of rectified flows, which have no settings but the shift of the process."""
+_ORIGINAL = "original_inference_steps"  # of the grid that a student was distilled on
+_OF_A_GRID = {_ORIGINAL: 50, "clip_sample": False, "thresholding": False, "timestep_scaling": 10.0}
+CONSISTENCY_SAMPLERS: dict[str, Named] = {
+    "lcm": Named(LCMScheduler, order=0, pins=_OF_A_GRID, stochastic=True),
+    "tcd": Named(TCDScheduler, order=0, pins=_OF_A_GRID, stochastic=True),
+}
+"""Schedulers of students that tell from anywhere where the way ends (``ldm.diffusion.distil``). A
+denoiser tells a mean instead, and by these its samples come to no end, whatever the steps: they
+have no order. Steps are taken from the grid that a folder states, else from one of 50."""
 PROCESS_SAMPLERS: dict[str, Callable[[NoiseProcess, Target, float], ProcessSampler]] = {
     "ode-euler": lambda process, target, eta: Ddim(process, target),
     "ode-heun": lambda process, target, eta: Heun(process, target),
@@ -276,6 +288,7 @@ _AS_SCHEDULERS: dict[str, Callable[[NoiseProcess, Target, float], ProcessSampler
     "ddpm": PROCESS_SAMPLERS["ancestral"],
     "euler": PROCESS_SAMPLERS["ode-euler"],
     "heun": PROCESS_SAMPLERS["ode-heun"],
+    "lcm": lambda process, target, eta: Consistency(process, target),
 }
 
 
@@ -306,8 +319,10 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
             f"sampler {name!r} runs variance preserving processes, not {process.kind!r}: use one of"
             f" {', '.join([*flow, *_AS_SCHEDULERS, *PROCESS_SAMPLERS])}"
         )
-    row = SAMPLERS[name]
+    row = SAMPLERS.get(name) or CONSISTENCY_SAMPLERS[name]
     pins = dict(row.pins)
+    if _ORIGINAL in pins:
+        pins[_ORIGINAL] = config.get(_ORIGINAL, pins[_ORIGINAL])
     if name == "ddpm" and config.get("variance_type") == "learned_range":
         pins["variance_type"] = "learned_range"
     if target not in row.speaks:
@@ -316,11 +331,11 @@ def sampler(name: str, config: Mapping[str, Any], eta: float = 0.0) -> Sampler:
 
 
 def default_sampler(config: Mapping[str, Any]) -> str:
-    """The name for who has no wish: ``dpm++``; of a flow matching scheduler its own; or
-    ``ode-heun`` where no scheduler is run.
+    """The name for who has no wish: ``dpm++``, or ``lcm`` of one distilled for it; of a flow
+    matching scheduler its own; or ``ode-heun`` where no scheduler is run.
     """
     if isinstance(process_of(config), VariancePreserving):
-        return "dpm++"
+        return "lcm" if _ORIGINAL in config else "dpm++"
     own = flow_scheduler(config)
     named = (name for name, row in FLOW_SAMPLERS.items() if row.scheduler.__name__ == own)
     return next(named, "ode-heun")

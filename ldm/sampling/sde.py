@@ -5,6 +5,7 @@ ddim        x_s = alpha_s x0_hat + sqrt(sigma_s^2 - w^2) eps_hat + w z,
             w^2 = eta^2 beta_tilde                            Song et al. 2021a, eq. 12 and 16
 sde         x_s = x_t - (f x_t - g^2 score) dt + g sqrt(dt) z Song et al. 2021b, eq. 6
 langevin    x <- x + a / 2 score + sqrt(a) z                  Song & Ermon 2019, algorithm 1
+consistency x_s = alpha_s x0_hat + sigma_s z                  Song et al. 2023, algorithm 1
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ldm.diffusion.variance import Posterior
@@ -58,6 +60,27 @@ class Ddim(ProcessSampler):
         log_variance = posterior.log_variance(variance, x, posterior.beta_tilde)
         noise = self.eta * (log_variance / 2).exp() * run.noise(x)
         return (float(before.alpha) * found.x0 + float(kept) * found.eps + noise).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Consistency(ProcessSampler):
+    """The end of the way, and noise anew: for students that tell the end from anywhere. The times
+    are 1, 1 - 1/n, ..., 1/n, those that a grid of a multiple of n steps was distilled at.
+    """
+
+    stochastic: ClassVar[bool] = True
+
+    def times(self, steps: int, start: float, stop: float | None) -> Tensor:
+        """From ``start`` to ``stop``, or to one step above data."""
+        count = steps + 1
+        u = torch.linspace(start, stop or 0.0, count, dtype=torch.float64)
+        return self.process.time(u if stop is not None else u[:-1])
+
+    def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """See the module."""
+        before = self.process.level(s)
+        x0, noise = run.at(x, t).x0, run.noise(x)
+        return (float(before.alpha) * x0 + float(before.sigma) * noise).to(x.dtype)
 
 
 @dataclass(frozen=True)

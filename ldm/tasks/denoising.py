@@ -24,6 +24,7 @@ from ldm.config.schema import TrainConfig
 from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion.times import LossSecondMoment
 from ldm.encoding.encoder import Encoder
+from ldm.engine.ema import Averages
 from ldm.engine.sampler_state import LossMemory, Memory
 from ldm.evaluation import sheets
 from ldm.evaluation.heldout import errors_by_level
@@ -38,6 +39,7 @@ from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
 from ldm.storage.tensors import read_network
+from ldm.tasks.distilling import of_a_teacher
 from ldm.tasks.frozen import loaded, save_linked
 from ldm.tasks.previews import Previews
 from ldm.tasks.suites import Suites
@@ -78,6 +80,11 @@ class DenoisingTask(nn.Module):
                 if isinstance(module, ResnetBlock2D):
                     module.dropout.p = config.dropout
         self.origin = model.origin
+        self.average: Averages | None = None
+        if config.distil is not None:
+            self.objective = of_a_teacher(config.distil, self.objective, self)
+            if model.teacher is not None:
+                self.origin = {**model.origin, "distil.teacher": model.teacher.fingerprint}
 
     def example(self, n: int) -> dict[str, Tensor]:
         """A micro-batch of ``n`` images without values."""
@@ -88,6 +95,8 @@ class DenoisingTask(nn.Module):
         model = self.model
         for network in [model.network] if model.stored else model.networks.values():
             network.to(device)
+        if model.teacher is not None and model.teacher.network is not None:
+            model.teacher.network.to(device)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, as ``PART.NAME``."""
@@ -176,10 +185,10 @@ class DenoisingTask(nn.Module):
         networks, word = self.model.networks, self.config.textual_inversion
         if self.config.lora:
             updates = {part: collect(networks[part]) for part in self.learns}
-            lora.write(updates, folder, base=self.origin)
+            lora.write(updates, folder, base=self.model.origin)
         elif word is not None:
             rows = [*self.trained().values()]  # of each text encoder
-            textual_inversion.write(word.token, rows, folder, self.origin)
+            textual_inversion.write(word.token, rows, folder, self.model.origin)
         else:
             save_pipeline(self.model, folder)
 

@@ -55,7 +55,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     prompt = collection.prompt()
     model = build(config, captions, held=held)
     bfloat16 = config.precision == "bfloat16"
-    set_attention(model.network, config.attention, accelerator.device, bfloat16=bfloat16)
+    for network in (model.network, model.teacher and model.teacher.network):
+        if network is not None:
+            set_attention(network, config.attention, accelerator.device, bfloat16=bfloat16)
     encoder = Encoder(config, model.codec, model.conditioner, accelerator, model.stored)
     suites = None
     if config.validation and config.validation.suites:
@@ -156,10 +158,16 @@ def step(config: TrainConfig) -> Step:
     model = build(config, [], meta=True, held=held)
     here = "sdpa" if config.attention == "xformers" else config.attention  # which needs a GPU
     bfloat16 = config.precision == "bfloat16"
-    set_attention(model.network, here, device_at_hand(), bfloat16=bfloat16)
+    teacher = model.teacher and model.teacher.network
+    for network in (model.network, teacher):
+        if network is not None:
+            set_attention(network, here, device_at_hand(), bfloat16=bfloat16)
     encoder = Encoder(config, model.codec, model.conditioner, None, model.stored)
     task = DenoisingTask(config, model, [], encoder)
     task.memory = Memory()  # there are no losses to learn from
     # Those of a cached set are shapes alone in a run too.
     networks = {model.family.network: model.network} if model.stored else model.networks
-    return Step(networks, task, None if config.adds else tuple(networks), encoder.entries())
+    saved = tuple(networks)
+    if teacher is not None:
+        networks = {**networks, "teacher": teacher}
+    return Step(networks, task, None if config.adds else saved, encoder.entries())

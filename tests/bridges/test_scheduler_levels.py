@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, scheduler_config
 from ldm.sampling import (
+    CONSISTENCY_SAMPLERS,
     FLOW_SAMPLERS,
     PROCESS_SAMPLERS,
     SAMPLERS,
@@ -320,7 +321,7 @@ def test_callback_sees_and_replaces() -> None:
 
 THERE_ARE = (
     "There are ddim, ddpm, dpm++, euler, euler-a, heun, dpm2, unipc, pndm, flow-euler, flow-heun,"
-    " ode-euler, ode-heun, ode-adaptive, sde, ancestral, langevin, pc"
+    " lcm, tcd, ode-euler, ode-heun, ode-adaptive, sde, ancestral, langevin, pc"
 )
 # As A1111, ComfyUI, k-diffusion, CompVis and diffusers write them.
 OTHERS = {
@@ -340,7 +341,8 @@ OTHERS = {
 
 
 def test_names_of_others() -> None:
-    assert (*SAMPLERS, *FLOW_SAMPLERS, *PROCESS_SAMPLERS) == NAMES
+    every = (*SAMPLERS, *FLOW_SAMPLERS, *CONSISTENCY_SAMPLERS, *PROCESS_SAMPLERS)
+    assert every == NAMES
     assert {name: canonical(name) for name in NAMES} == dict(zip(NAMES, NAMES, strict=True))
     for name, aliases in OTHERS.items():
         assert {alias: canonical(alias) for alias in aliases} == dict.fromkeys(aliases, name)

@@ -24,7 +24,7 @@ from ldm.data.place import AtPath
 from ldm.errors import DataError
 from ldm.formats.png import Parameters
 from ldm.lazy import named
-from ldm.sampling import FLOW_SAMPLERS, PROCESS_SAMPLERS, SAMPLERS
+from ldm.sampling import CONSISTENCY_SAMPLERS, FLOW_SAMPLERS, PROCESS_SAMPLERS, SAMPLERS
 from ldm.sampling.names import NAMES, OF_ANY_PROCESS, SCHEDULED, canonical
 from runs import ROOT
 
@@ -44,7 +44,7 @@ def option(command: str, name: str):
 def test_a_sampler_touches_two_files():
     told = {"sampling/names.py", "sampling/samplers.py"}
     assert [mentions(name) for name in ("dpm2", "unipc", "ode-adaptive")] == [told] * 3
-    stepped = (*SAMPLERS, *FLOW_SAMPLERS)
+    stepped = (*SAMPLERS, *FLOW_SAMPLERS, *CONSISTENCY_SAMPLERS)
     assert (stepped, tuple(PROCESS_SAMPLERS)) == (tuple(SCHEDULED), OF_ANY_PROCESS)
     words = re.findall(r"[\w+-]+", option("sample", "sampler").help)
     assert [word for word in words if word in NAMES][: len(NAMES)] == [*NAMES]
