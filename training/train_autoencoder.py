@@ -8,7 +8,7 @@ per channel, and ``scaling_factor`` is 1. The result is ``RUN/final``.
 
 from __future__ import annotations
 
-from ldm.config.schema import AutoencoderConfig
+from ldm.config.autoencoder import AutoencoderConfig
 from ldm.tasks.command import Command
 
 

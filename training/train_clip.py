@@ -11,7 +11,7 @@ is there already and a picture tower learns to meet it (configs/clip_picture_tow
 
 from __future__ import annotations
 
-from ldm.config.schema import ClipConfig
+from ldm.config.clip import ClipConfig
 from ldm.tasks.command import Command
 
 

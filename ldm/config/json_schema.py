@@ -16,8 +16,10 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
+from ldm.config.autoencoder import AutoencoderConfig
 from ldm.config.classifier import ClassifierConfig
-from ldm.config.schema import AutoencoderConfig, ClipConfig, RunConfig, TrainConfig
+from ldm.config.clip import ClipConfig
+from ldm.config.schema import RunConfig, TrainConfig
 from ldm.lazy import named
 
 CONFIGS: dict[str, type[RunConfig]] = {

@@ -23,17 +23,14 @@ from ldm.config.shapes import (
     MmditShape,
     T5Shape,
     Text,
-    TextLength,
     TextShape,
     UNetShape,
     VaeShape,
-    Vocabulary,
 )
 from ldm.config.sources import DataConfig
 from ldm.config.suites import SUITES
 from ldm.data.images import ImageTransform
 from ldm.data.ranges import Count, Seed, Share
-from ldm.models.clip_size import ClipSize
 from ldm.sampling.names import canonical
 
 Batch = Annotated[int, Field(gt=0, le=2**20)]
@@ -356,49 +353,3 @@ class TrainConfig(RunConfig):
     def learns(self) -> tuple[str, ...]:
         """The parts in which something learns, in order."""
         return learning.parts(self.train, self.textual_inversion)
-
-
-@config_class
-class AutoencoderConfig(RunConfig):
-    """Training of a KL autoencoder: L1 + gradient-L1 + KL.
-
-    Args:
-        vae: a shape for random init, or a folder to go on from.
-        train: ``all``, or only the ``decoder`` (no latent changes).
-        gradient: weight of the L1 distance between horizontal and vertical differences.
-        kl: weight of the KL divergence to N(0, 1), in nats per latent number.
-        fold_images: training pictures over which latent statistics are measured at the end.
-    """
-
-    vae: VaeShape | str
-    train: Literal["all", "decoder"] = "all"
-    gradient: Annotated[float, Field(ge=0)] = 0.5
-    kl: Annotated[float, Field(ge=0)] = 1e-4
-    fold_images: Pictures = 8192
-
-
-@config_class
-class ClipConfig(RunConfig):
-    """Contrastive training of a small CLIP, and of its tokenizer on the captions.
-
-    Args:
-        clip: both towers and the joint space.
-        model: pipeline folder with a CLIP, of which all that reads text stays as it is: the picture
-            tower learns to see the latents of its autoencoder, of side ``clip.size``, under its
-            noise. None: both towers learn, from pictures.
-        text: folder with a text_encoder and a tokenizer that stay as they are, as a denoiser knows
-            them: a picture tower learns to meet them, and both projections (LiT with the towers
-            exchanged: Zhai et al. 2022). None: the text tower learns too.
-        vocab_size: tokens of the tokenizer; of ``model`` or ``text`` there is one.
-        max_length: tokens of a text, start and end included; the same.
-        contraries: weight of a second softmax, of a picture's caption against a text in nearly the
-            same words that is false of it (NegCLIP: Yuksekgonul et al. 2023), where the source
-            knows one (``shapes``: of two things); the mean over all pictures, 0 without one.
-    """
-
-    clip: ClipSize = field(default_factory=ClipSize)
-    model: str | None = None
-    text: str | None = None
-    vocab_size: Vocabulary = 4096
-    max_length: TextLength = 32
-    contraries: Annotated[float, Field(ge=0)] = 0.0

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldm.config.schema import AutoencoderConfig
+from ldm.config.autoencoder import AutoencoderConfig
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.data.items import Item, Items, evenly_spaced

@@ -27,7 +27,7 @@ from torch.nn.functional import softplus
 from torch.utils.data import Dataset, default_collate
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ldm.config.schema import ClipConfig
+from ldm.config.clip import ClipConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_pixels
 from ldm.data.items import Item, Items, evenly_spaced

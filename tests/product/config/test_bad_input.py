@@ -8,8 +8,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from ldm.config.autoencoder import AutoencoderConfig
 from ldm.config.loader import validate
-from ldm.config.schema import AutoencoderConfig, TrainConfig
+from ldm.config.schema import TrainConfig
 from ldm.data.folder import FolderData
 from ldm.errors import ConfigError
 from ldm.families.noise import process_and_objective

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ldm.config.autoencoder import AutoencoderConfig
 from ldm.config.classifier import ClassifierConfig
+from ldm.config.clip import ClipConfig
 from ldm.config.loader import images, load, plain, validate
 from ldm.config.schema import (
-    AutoencoderConfig,
-    ClipConfig,
     ProcessSettings,
     TrainConfig,
     VaeShape,

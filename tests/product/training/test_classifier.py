@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import tiny
 from ldm.cli import app
 from ldm.config.classifier import ClassifierConfig
+from ldm.config.clip import ClipConfig
 from ldm.config.loader import validate
-from ldm.config.schema import ClipConfig
 from ldm.demo.shapes import ShapesData
 from ldm.diffusion import Condition, DiscreteVP
 from ldm.engine.state import OtherRunError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ldm.config.clip import ClipConfig
 from ldm.config.loader import validate
-from ldm.config.schema import ClipConfig
 from ldm.data.collection import Collection
 from ldm.data.fixed_captions import FixedCaptions
 from ldm.data.images import ImageTransform
