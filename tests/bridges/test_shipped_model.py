@@ -37,9 +37,15 @@ def pipes():
     return ours, stock
 
 
+# The others are slow: test_stock_pipeline asks the same of each, of a smaller model.
 @pytest.mark.parametrize(
     "scheduler",
-    [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler],
+    [
+        DDIMScheduler,
+        pytest.param(DPMSolverMultistepScheduler, marks=pytest.mark.slow),
+        pytest.param(EulerDiscreteScheduler, marks=pytest.mark.slow),
+        pytest.param(PNDMScheduler, marks=pytest.mark.slow),
+    ],
 )
 def test_same_latents_same_pictures_as_stock(pipes, scheduler):
     ours, stock = pipes
@@ -51,7 +57,7 @@ def test_same_latents_same_pictures_as_stock(pipes, scheduler):
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         pictures = pipe(
             PROMPTS,
-            num_inference_steps=10,
+            num_inference_steps=5,
             guidance_scale=7.5,
             latents=latents.clone(),
             output_type="np",
@@ -116,9 +122,9 @@ def test_its_autoencoder_leaves_shapes_readable(pipes):
     def reconstruct(x):
         return codec.decode(codec.encode(x).mean).clamp(-1, 1)
 
-    asked = scenes(40, held_out=True)
+    asked = scenes(20, held_out=True)
     found = readable(asked, ImageTransform(size=64), reconstruct)
-    assert found.value >= 39 / 40
+    assert found.value == 1
 
 
 def test_it_draws_what_the_words_say(pipes):
@@ -129,7 +135,7 @@ def test_it_draws_what_the_words_say(pipes):
                 "a large red circle on a white background",
                 "a large green circle on a white background",
             ],
-            num_inference_steps=20,
+            num_inference_steps=8,
             guidance_scale=3.0,
             sampler="ddim",
             seed=0,

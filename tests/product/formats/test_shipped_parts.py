@@ -33,11 +33,11 @@ def held_out():
 @torch.no_grad()
 def test_autoencoder_on_held_out_pictures(held_out):
     codec = VaeCodec(read_vae(str(FOLDER / "vae")))
-    pixels, _ = held_out
+    pixels = held_out[0][::2]
     moments = codec.encode(pixels)
     z = codec.sample(moments, torch.randn_like(moments.mean))
     assert codec.vae.config.scaling_factor == 1
-    # Mean 0 and std 1 per channel over all training pictures; these are 64 others.
+    # Mean 0 and std 1 per channel over all training pictures; these are 32 others.
     assert z.mean((0, 2, 3)).abs().max() < 0.3
     assert (z.std((0, 2, 3)) - 1).abs().max() < 0.3
     drawn = codec.decode(codec.sample(moments, torch.zeros_like(moments.mean))).clamp(-1, 1)
