@@ -47,14 +47,15 @@ def test_caches_and_going_on_change_no_bit(tmp_path, dropout):
     told = settings(text_dropout=dropout, duration="2 steps")
     final = train(tmp_path / "whole", **told)
     train(tmp_path / "bare", **told, cache_text=False)
-    train(tmp_path / "pixels", **told, cache_latents=False)  # in batches of another size
     train(tmp_path / "parts", **told | {"duration": "1 steps"})
     train(tmp_path / "parts", **told)
-    train(tmp_path / "micro", **told, micro_batch_size=4)
     assert losses(tmp_path / "bare") == losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    whole = losses(tmp_path / "whole")
-    for other in ("micro", "pixels"):
-        assert losses(tmp_path / other) == pytest.approx(whole, rel=1e-5)
+    if isinstance(dropout, list):  # these know nothing of it
+        train(tmp_path / "pixels", **told, cache_latents=False)  # in batches of another size
+        train(tmp_path / "micro", **told, micro_batch_size=4)
+        for other in ("micro", "pixels"):
+            whole = losses(tmp_path / "whole")
+            assert losses(tmp_path / other) == pytest.approx(whole, rel=1e-5)
     for file in ("unet/diffusion_pytorch_model.safetensors", "model_index.json"):
         written = [(tmp_path / run / "final" / file).read_bytes() for run in ("whole", "parts")]
         assert written[0] == written[1]
@@ -77,6 +78,7 @@ def test_text_is_cached_in_half_precision(tmp_path, monkeypatch):
         monkeypatch.setenv("LDM_CACHE", str(tmp_path / f"cache-{precision}-{dtype}"))
         run = tmp_path / f"{precision}-{dtype}"
         changes = settings(duration="2 steps", precision=precision, cache_dtype=dtype)
+        changes |= {"batch_size": 4, "data": {"count": 24}}  # bfloat16 is slow on many a CPU
         train(run, **changes, text_dropout=[0.3, 0.3])
         lines[precision, dtype] = losses(run)
         shards = (tmp_path / f"cache-{precision}-{dtype}" / "text").rglob("*.safetensors")
@@ -195,7 +197,7 @@ def test_a_new_word_in_both_text_encoders(tmp_path):
 
 def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
-    told = settings(text_dropout=[0.3, 0.3], duration="15 steps", batch_size=8)
+    told = settings(text_dropout=[0.3, 0.3], duration="9 steps", batch_size=8)
     told |= {"checkpoints": {"every": "3 steps", "keep": 2}}
     finish(start(tree(tmp_path / "whole", **told), tmp_path / "a"))
     config, run = tree(tmp_path / "killed", **told), tmp_path / "killed"
@@ -203,10 +205,10 @@ def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     wait_for(lambda: steps(run) >= 4, process)
     process.kill()
     process.wait()
-    assert steps(run) < 15
+    assert steps(run) < 9
     assert "going on from" in finish(start(config, tmp_path / "b"))
-    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 15
-    last = "checkpoints/images-000000000120"
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 9
+    last = "checkpoints/images-000000000072"
     assert digests(run / last) == digests(tmp_path / "whole" / last)
     finish(start(tree(tmp_path / "two", **told), tmp_path / "c", processes=2))
     # Sums over two halves are rounded in another order.
