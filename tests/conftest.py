@@ -12,7 +12,10 @@ import pytest
 from jaxtyping import install_import_hook
 from PIL import Image
 
+import forked
 import shapes_held
+
+gc.disable()  # until all is imported: none of it is garbage
 
 # What a program has written outlives its kill; only a machine that goes off takes what is not on
 # its disk. Tests kill programs, and would wait for the disk a hundred times a run.
@@ -29,6 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Where the tests are started in the background Ctrl-C is ignored, by what they start as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):  # one of the processes of pytest-xdist
+        forked.join()
+    else:
+        forked.meet()
 
 
 # The longest files, which begin first: or one of two processes ends long before the other. Before
@@ -36,10 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 LONG = [
     f"test_{name}.py"
     for name in (
-        "faults", "runs", "pipeline_call", "process_samplers", "emoji", "bad_runs", "shards",
-        "sdxl_runs", "lora_run", "chosen_parts", "processes", "stock_callbacks", "lora",
-        "estimate", "going_on", "objectives", "cached", "shipped_model", "pixels",
-        "schedulers_on_mixtures", "evaluate",
+        "faults", "runs", "shards", "sdxl_runs", "emoji", "pipeline_call", "bad_runs", "notebooks",
+        "process_samplers", "cached", "evaluate", "processes", "lora_run", "chosen_parts", "lora",
+        "estimate", "going_on", "objectives", "stock_callbacks", "lora_sdxl", "pixels",
+        "textual_inversion", "suites_in_runs", "averages", "emoji_suites", "shipped_model",
+        "schedulers_on_mixtures", "watch",
     )
 ]  # fmt: skip
 
@@ -54,6 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
+    gc.enable()
     gc.collect()
     gc.freeze()  # a million objects of what is imported, which no collection need look through
 

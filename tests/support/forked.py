@@ -1,15 +1,17 @@
 """Programs as ``python PROGRAM`` starts them, without the ten seconds in which it imports torch.
 
-A server, started once, imports what a training imports and does nothing else. Each program is a
-fork of it with its own arguments, environment and output, runs as ``__main__`` and ends as the
-interpreter ends. What ``torchrun`` starts from such a program is forked as well. Not a
-fork's own are its parent, which is the server, its name in the list of processes, and what an
-interpreter draws when it starts: the seed of hashes, and that of numpy's global generator.
+A server, started once for all processes of a run of tests, imports what a training imports and does
+nothing else. Each program is a fork of it with its own arguments, environment and output, runs as
+``__main__`` and ends as the interpreter ends. What ``torchrun`` starts from such a program is
+forked as well. Not a fork's own are its parent, which is the server, its name in the list of
+processes, and what an interpreter draws when it starts: the seed of hashes, and that of numpy's
+global generator.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import json
 import os
 import runpy
@@ -31,6 +33,8 @@ IMPORTED = (
     "torch.distributed.run",
 )
 SOCKET: list[str] = []  # of the server; here, once it is started, and in every fork
+HOME = "LDM_TESTS_FORKED"  # names the folder in which processes find their server
+ALIVE: list[int] = []  # what this one holds open; the server ends where nobody does
 
 
 class Forked:
@@ -101,25 +105,45 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def meet() -> None:
+    """Makes the folder in which this process and those it starts find one server."""
+    folder = tempfile.TemporaryDirectory(prefix="ldm-forked-")
+    os.environ[HOME] = folder.name
+    os.mkfifo(os.path.join(folder.name, "alive"))
+    atexit.register(folder.cleanup)
+
+
+def join() -> None:
+    """The server, once there is one, ends no sooner than this process."""
+    if not ALIVE:
+        ALIVE.append(os.open(os.path.join(os.environ[HOME], "alive"), os.O_RDWR))
+
+
 def server(environment: Mapping[str, str]) -> None:
-    """Starts it in ``environment``, unless it runs. It ends with this process."""
+    """Starts it in ``environment``, unless it runs. It ends with the last that has joined."""
     if SOCKET:
         return
-    folder = tempfile.TemporaryDirectory(prefix="ldm-forked-")
-    name = os.path.join(folder.name, "socket")
-    process = subprocess.Popen(
-        [sys.executable, __file__, name], env=environment, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin and process.stdout
-    assert process.stdout.readline() == b"ready\n"
+    join()
+    name = os.path.join(os.environ[HOME], "socket")
+    with open(os.path.join(os.environ[HOME], "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(name):
+            _started(name, environment)
     SOCKET.append(name)
 
+
+def _started(name: str, environment: Mapping[str, str]) -> None:
+    with open(os.path.join(os.environ[HOME], "alive")) as alive:
+        process = subprocess.Popen(
+            [sys.executable, __file__, name], env=environment, stdin=alive, stdout=subprocess.PIPE
+        )
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+
     def end() -> None:
-        process.stdin.close()
+        os.close(ALIVE.pop())
         process.wait()
         process.stdout.close()
-        folder.cleanup()
 
     atexit.register(end)
 

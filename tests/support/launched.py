@@ -107,7 +107,7 @@ def wait_for(happened, process: Forked | subprocess.Popen) -> None:
     while not happened():
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 @contextmanager
