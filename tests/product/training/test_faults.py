@@ -29,6 +29,7 @@ from runs import ROOT, program, train, tree
 
 SETTINGS = dict(
     duration="6 steps",
+    data={"count": 24},
     validation={"every": "2 steps", "images": 4, "levels": 2, "prompts": ["a circle"], "steps": 2},
     checkpoints={"every": "3 steps", "keep": 2},
 )
