@@ -140,7 +140,11 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("steps", "share"), [(10, 0.8), (7, 0.5)])
+@pytest.mark.parametrize(
+    ("steps", "share"),
+    # Slow is what test_stock_sdxl asks of the pipelines.
+    [pytest.param(10, 0.8, marks=pytest.mark.slow), (7, 0.5)],
+)
 def test_base_and_refiner_are_stocks(unet, kind: type[Any], steps: int, share: float) -> None:
     base = stock(unet, kind, steps, NOISE, denoising_end=share)
     mine = ours(unet, kind, steps, NOISE, denoising_end=share)
