@@ -87,7 +87,7 @@ def one_step(x_t: Tensor, x_s: Tensor, level: Level, after: Level) -> Tensor:
 
 def boundary(process: NoiseProcess, t: Tensor) -> tuple[Tensor, Tensor]:
     """(c_skip, c_out) at times ``t``, float64: (1, 0) at the first node, where the way has ended,
-    and next to (0, 1) elsewhere (Luo et al. 2023, section 4.2, as diffusers' ``LCMScheduler``
+    and next to (0, 1) elsewhere (Luo et al. 2023, section 4.1, as diffusers' ``LCMScheduler``
     scales it).
     """
     number = _SCALING * (t.double() * process.num_train_timesteps - 1)

@@ -1,5 +1,6 @@
 """The configs of papers: each is whole, states what it reproduces, and trains two steps."""
 
+import json
 import re
 from pathlib import Path
 
@@ -18,9 +19,20 @@ from runs import ROOT, accelerator
 FOLDER = ROOT / "configs" / "papers"
 NAMED = {
     "ddpm", "improved_ddpm", "ncsn", "score_sde_vp", "score_sde_ve", "ddim", "guided_diffusion",
-    "cfg", "ldm", "flow_matching", "edm",
+    "cfg", "ldm", "flow_matching", "edm", "progressive_distillation", "consistency_models",
+    "latent_consistency",
 }  # fmt: skip
 FILES = sorted(FOLDER.glob("*.yaml"))
+TAUGHT = [file for file in FILES if "\ndistil:" in file.read_text()]
+# What the header of each makes its teacher by.
+TEACHERS = {
+    "consistency_models": ["edm"],
+    "progressive_distillation": ["ddpm", "process={kind: cosine}", "objective.target=v"],
+}
+QUICK = [
+    "duration=2 steps", "batch_size=2", "cache_latents=false", "validation=null", "score=null",
+    "optimizer.warmup=0 steps", "images.size=16",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,7 @@ def test_the_header_states_paper_equations_figure_and_command(file):
     assert load(TrainConfig, file, []).run == f"runs/papers/{file.stem}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f not in TAUGHT], ids=lambda file: file.stem)
 def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # where assets are
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
@@ -57,16 +69,38 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     assert told and float(told[1]) == round(parameters(whole.network) / 1e6, 1)
     # The same processes and targets; a narrow network, and pictures that are there.
     overrides = [
-        f"run={tmp_path / 'run'}", "duration=2 steps", "batch_size=2", "cache_latents=false",
-        f"data={{path: {digits}}}", "validation=null", "score=null", "optimizer.warmup=0 steps",
+        *QUICK, f"run={tmp_path / 'run'}", f"data={{path: {digits}}}",
         f"unet.block_out_channels={[16] * len(config.unet.block_out_channels)}",
-        "unet.attention_head_dim=4", "images.size=16",
+        "unet.attention_head_dim=4",
     ]  # fmt: skip
     small = load(TrainConfig, file, overrides)
     assert process_and_objective(small)[0] == whole.process
     final = text_to_image.train(small, accelerator())
     assert (final / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert (final / "vae").exists() == (file.stem == "ldm")
+
+
+@pytest.mark.parametrize("file", TAUGHT, ids=lambda file: file.stem)
+def test_it_learns_of_its_teacher(file, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    asked = [*QUICK, f"data={{path: {digits}}}"]
+    if file.stem in TEACHERS:
+        paper, *other = TEACHERS[file.stem]
+        assert all(part in file.read_text() for part in (f"papers/{paper}.yaml", *other))
+        narrow = ["unet.block_out_channels=[16, 16]", "unet.attention_head_dim=4"]
+        teacher = load(
+            TrainConfig,
+            FOLDER / f"{paper}.yaml",
+            [*asked, *other, *narrow, f"run={tmp_path / 'teacher'}"],
+        )
+        asked.append(f"model={text_to_image.train(teacher, accelerator())}")
+    config = load(TrainConfig, file, [*asked, f"run={tmp_path / 'run'}"])
+    final = text_to_image.train(config, accelerator())
+    index = json.loads((final / "model_index.json").read_text())["_sampling"]
+    steps = {"progressive_distillation": 8}.get(file.stem, 4)
+    assert index["num_inference_steps"] == steps
+    assert index["sampler"] == ("ddim" if steps == 8 else "lcm")
 
 
 def test_ddim_is_ddpm_drawn_otherwise():
