@@ -126,6 +126,7 @@ def evaluate(
     from ldm.evaluation import charts, features
     from ldm.evaluation.report import Drawing, heads, rows, show, write
     from ldm.evaluation.runner import Evaluator, References, draw_with
+    from ldm.evaluation.suites import Spent
     from ldm.families.noise import saved
     from ldm.pipeline import LatentDiffusionPipeline
 
@@ -168,8 +169,10 @@ def evaluate(
             several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
-                draw = draw_with(pipe, drawing, told)
-                several.append(SUITES[chosen].measured(measurer, draw, count))
+                spent = Spent()
+                draw = draw_with(pipe, drawing, told, spent)
+                report = SUITES[chosen].measured(measurer, draw, count)
+                several.append(replace(report, spent=spent))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
             write(out, model, data, reports, drawings, name, environment())

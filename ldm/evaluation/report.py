@@ -62,6 +62,7 @@ def write(
                 "suite": suite,
                 "drawing": asdict(drawing),
                 "figures": {k: v._asdict() for k, v in report.figures.items()},
+                "spent": asdict(report.spent),
             }
             for suite, several in reports.items()
             for drawing, report in zip(drawings, several, strict=True)
@@ -105,11 +106,19 @@ def flat(reports: Mapping[str, Report]) -> dict[str, float]:
 
 
 def rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
-    """Name, sample size, and the value of every drawing with its interval, of each figure."""
-    return [
+    """Name, sample size, and the value of every drawing with its interval, of each figure; and
+    what a picture has cost.
+    """
+    figures = [
         (key, str(figure.n), *(_short(report.figures[key]) for report in reports))
         for key, figure in reports[0].figures.items()
     ]
+    costs = [
+        (f"{key} a picture", str(first.pictures), *(f"{r.spent.each[key]:.4g}" for r in reports))
+        for first in [reports[0].spent]
+        for key in first.each
+    ]
+    return figures + costs
 
 
 def heads(drawings: Sequence[Drawing], swept: str) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from ldm.evaluation.pipe import Pipe
 from ldm.evaluation.reference import of_items
 from ldm.evaluation.report import Drawing
 from ldm.evaluation.sheets import counted
-from ldm.evaluation.suites import Draw, Report
+from ldm.evaluation.suites import Draw, Report, Spent
 from ldm.progress import Progress
 
 T = TypeVar("T")
@@ -28,11 +30,32 @@ FEWEST = 8
 """Pictures that are compared as a set, one of which is left out at a time."""
 
 
-def draw_with(pipe: Pipe, drawing: Drawing, what: str = "captions") -> Draw:
-    """Draws captions as ``drawing`` says; ``what`` is told to people who wait."""
+@contextmanager
+def counting(pipe: Pipe, spent: Spent, pictures: int) -> Iterator[None]:
+    """Inside, ``pipe`` draws ``pictures``, and what it costs is added to ``spent``."""
+
+    def passed(_: Any, inputs: tuple[Any, ...]) -> None:
+        spent.evaluations += len(inputs[0])
+
+    hook, begin = pipe.network.register_forward_pre_hook(passed), time.perf_counter()
+    try:
+        yield
+    finally:
+        hook.remove()
+        spent.seconds += time.perf_counter() - begin
+        spent.pictures += pictures
+
+
+def draw_with(
+    pipe: Pipe, drawing: Drawing, what: str = "captions", spent: Spent | None = None
+) -> Draw:
+    """Draws captions as ``drawing`` says; ``what`` is told to people who wait, and what it costs is
+    added to ``spent``.
+    """
 
     def draw(captions: Sequence[str]) -> Tensor:
         with (
+            counting(pipe, spent or Spent(), len(captions)),
             Progress(f"drawing {what}", "pictures", len(captions)) as progress,
             counted(pipe, progress, len(captions)),
         ):

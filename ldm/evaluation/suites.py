@@ -11,7 +11,7 @@ those of pictures that come with the code stand beside these (``ldm.demo``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -33,6 +33,30 @@ Draw = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass
+class Spent:
+    """What drawing has cost so far.
+
+    Args:
+        pictures: that were drawn.
+        evaluations: pictures that passed through the network; two of one with guidance.
+        seconds: of the whole: texts, network and decoder.
+    """
+
+    pictures: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    @property
+    def each(self) -> dict[str, float]:
+        """Of one picture, by name; nothing where none was drawn."""
+        count = self.pictures
+        milliseconds = 1000 * self.seconds / count if count else 0.0
+        evaluations = self.evaluations / count if count else 0.0
+        found = {"evaluations": evaluations, "milliseconds": milliseconds}
+        return found if count else {}
+
+
+@dataclass
 class Report:
     """Figures by name, and what was drawn.
 
@@ -41,12 +65,14 @@ class Report:
         captions: of the pictures.
         drawn: ``n 3 h w`` in [-1, 1]; None where nothing is.
         all_shown: whether a sheet shows all pictures; else some.
+        spent: what drawing them has cost, where it was counted.
     """
 
     figures: dict[str, Figure | Proportion]
     captions: list[str]
     drawn: Tensor | None
     all_shown: bool = False
+    spent: Spent = field(default_factory=Spent)
 
 
 def prompts(

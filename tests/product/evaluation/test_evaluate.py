@@ -160,6 +160,11 @@ def test_the_command_writes_figures_a_table_and_sheets(model: Path, tmp_path: Pa
     lines = (out / "table.md").read_text().splitlines()
     assert lines[0] == "| suite | figure | n | steps 1 | steps 2 |"
     assert sum(line.startswith("| shapes | everything | 8 | ") for line in lines) == 1
+    # Two evaluations a step with guidance, and the time of all of it.
+    assert "| shapes | evaluations a picture | 8 | 2 | 4 |" in lines
+    assert sum(line.startswith("| shapes | milliseconds a picture | 8 | ") for line in lines) == 1
+    spent = record["measured"][1]["spent"]
+    assert (spent["pictures"], spent["evaluations"]) == (8, 32) and spent["seconds"] > 0
     assert sorted(f.name for f in out.glob("*.png")) == [
         "shapes-new-steps.png", "shapes-new.png", "shapes-steps.png", "shapes.png",
     ]  # fmt: skip
