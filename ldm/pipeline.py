@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ldm.calls import arguments
 from ldm.calls.arguments import TENSORS, Pictures
-from ldm.calls.batches import Batches, noise, walk
+from ldm.calls.batches import Batches, walk
+from ldm.calls.begin import Asked, begun
 from ldm.calls.components import Components
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
@@ -254,7 +256,11 @@ class LatentDiffusionPipeline(
         prompt_syntax: str | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
-        image: Tensor | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: float | None = None,
+        feather: int | None = None,
+        variation: tuple[Any, Any] | None = None,
         **told: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draws ``len(prompt) * num_images_per_prompt`` pictures, the pictures of one prompt side
@@ -265,7 +271,7 @@ class LatentDiffusionPipeline(
         Args:
             prompt: one text or several; of a model of classes their names, of an unconditional
                 model, and beside ``prompt_embeds``, nothing.
-            height: pixels; by default the U-Net's ``sample_size``.
+            height: pixels; by default that of ``image``, else the U-Net's ``sample_size``.
             width: pixels.
             num_inference_steps: steps of the sampler; by default those that the folder states, else
                 50, as in stock.
@@ -311,7 +317,17 @@ class LatentDiffusionPipeline(
             denoising_start: share of the noise that is gone from ``image`` already (a refiner).
             denoising_end: share that is gone at the end (the base before a refiner); what is drawn
                 with ``output_type="latent"`` is then the ``image`` of the rest.
-            image: latents ``n c h w`` to go on from, where ``denoising_start`` is given.
+            image: a picture to set out from, or one a prompt, or one for each: PIL, arrays ``h w
+                3``, tensors ``3 h w`` in [0, 1], or latents ``n c h w``; with ``denoising_start``
+                latents to go on from.
+            mask_image: likewise; what is white is drawn, the rest of ``image`` stays as it is.
+            strength: share of the steps that is taken from ``image``, of stock's count: at 0 the
+                autoencoder's reconstruction, at 1 drawn without it; by default 0.75, or with a mask
+                1.
+            feather: pixels outside the mask on which what is drawn fades into ``image``; by default
+                the side of a latent cell.
+            variation: (seed, strength), each also one a picture: noise between that of ``seed`` and
+                that of another seed, which it is at 1.
             told: what the family of the model is told beside these, as its stock pipeline calls it:
                 ``prompt_2``, ``negative_prompt_2``, ``pooled_prompt_embeds``,
                 ``negative_pooled_prompt_embeds``, ``original_size``, ``true_cfg_scale``, ...
@@ -319,7 +335,6 @@ class LatentDiffusionPipeline(
         Raises:
             ValueError: an argument is wrong, or what was drawn is not finite; the message is one
                 line.
-
         """
         arguments.refuse(
             ip_adapter_image=ip_adapter_image,
@@ -327,7 +342,7 @@ class LatentDiffusionPipeline(
             callback=told.pop("callback", None),  # of stock's earlier versions
             callback_steps=told.pop("callback_steps", None),
         )
-        strength = arguments.strength(cross_attention_kwargs, told)
+        adapters = arguments.strength(cross_attention_kwargs, told)
         how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
         how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
         network = bare(self.network)
@@ -343,25 +358,18 @@ class LatentDiffusionPipeline(
         )
         prompt, negative_prompt = wording.texts(prompt, negative_prompt)
         pictures = Pictures.asked(
-            prompt, negative_prompt, num_images_per_prompt, generator, seed, batch_size
+            prompt, negative_prompt, num_images_per_prompt, generator, seed, batch_size, variation
         )
         named = arguments.tensor_inputs(
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-            self.reads is None,
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self.reads is None
         )
         family, scale = self.family, how.guidance_scale
         heard = family.hears(network)
         scale = family.guided(scale, told, negative=pictures.steered, heard=heard)
         call = Call(
-            self,
-            scale if self.reads != () else 1.0,
-            guidance_rescale,
-            guidance,
-            callback_on_step_end,
-            named,
-            self.network.dtype,
-        )
+            self, scale if self.reads != () else 1.0, guidance_rescale, guidance,
+            callback_on_step_end, named, self.network.dtype,
+        )  # fmt: skip
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
         denoiser = call.watched(self.denoiser, network)
         batches = Batches(
@@ -373,26 +381,20 @@ class LatentDiffusionPipeline(
             self._clip(stepper if sampler is None else None),
             device,
         )
-        with running(call), self._scaled(strength):
-            part = arguments.part(denoising_start, denoising_end, image, latents)
-            x = noise(
-                pictures, codec, family.channels(network), family.side(network), height, width,
-                latents if image is None else image, device, family.patch(network),
-            )  # fmt: skip
-            stepper = stepper.seen_at(family.tokens(network, x))
+        with running(call), self._scaled(adapters):
+            edit = image, mask_image, strength, feather
+            asked = Asked(height, width, latents, *edit, denoising_start, denoising_end)
+            begin = begun(pictures, family, network, codec, device, asked)
+            stepper = stepper.seen_at(family.tokens(network, begin.noise))
             how_many = how.num_inference_steps, timesteps, sigmas
-            steps = walk(call, stepper, device, *how_many, part, family.spaced)
-            size = codec.size(x)
+            taken = partial(begin.edit.taken, family.taken)
+            steps = walk(call, stepper, device, *how_many, begin.shares, family.spaced, taken)
             hears = how.guidance_scale if heard else None
-            batches.told = family.told(told, self.config, size, device, hears)
+            batches.told = family.told(told, self.config, codec.size(begin.noise), device, hears)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:
-                whole = batches.draw(x, steps, bar, latent=form == "latent")
-        flagged = None
-        if form != "latent":
-            whole, flagged = self._check_safety(whole)
-        shown = [True] * len(whole) if flagged is None else [not flag for flag in flagged]
-        images = self.image_processor.postprocess(whole, output_type=form, do_denormalize=shown)
+                whole = batches.draw(begin, steps, bar, latent=form == "latent")
+        images, flagged = self._finished(whole, form)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, flagged

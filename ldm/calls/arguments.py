@@ -38,6 +38,7 @@ class Pictures:
         generators: one for all, one a picture, or None.
         batch: pictures at a time.
         steered: whether a negative prompt was given.
+        varied: generators of other noise, one a picture, and how far to it each goes, if it does.
     """
 
     prompts: list[str]
@@ -46,6 +47,7 @@ class Pictures:
     generators: Generators | None
     batch: int
     steered: bool = False
+    varied: tuple[list[torch.Generator], list[float]] | None = None
 
     @classmethod
     def asked(
@@ -56,6 +58,7 @@ class Pictures:
         generator: Generators | None,
         seed: int | list[int] | None,
         batch_size: int | None,
+        variation: tuple[Any, Any] | None = None,
     ) -> Pictures:
         """Those of the arguments of these names, whose kinds ``ldm.calls.values`` has checked.
 
@@ -74,7 +77,20 @@ class Pictures:
         count = len(prompts) * each
         batch = count if batch_size is None else _positive("batch_size", batch_size)
         draws = _generators(generator, seed, count)
-        return cls(prompts, negatives, each, draws, batch, negative_prompt is not None)
+        steered = negative_prompt is not None
+        if variation is None:
+            return cls(prompts, negatives, each, draws, batch, steered)
+        other = _generators(None, variation[0], count)
+        assert isinstance(other, list)
+        strengths = [variation[1]] * count if isinstance(variation[1], float) else variation[1]
+        if len(strengths) != count:
+            raise ValueError(f"variation: {len(strengths)} strengths for {count} images")
+        if isinstance(draws, list):  # those that are another's are, whatever else is drawn by them
+            again = _generators(None, variation[0], count)
+            assert isinstance(again, list)
+            pairs = zip(draws, again, strengths, strict=True)
+            draws = [theirs if strength == 1 else own for own, theirs, strength in pairs]
+        return cls(prompts, negatives, each, draws, batch, steered, (other, strengths))
 
     def __len__(self) -> int:
         return len(self.prompts) * self.each
@@ -96,21 +112,30 @@ def output_type(value: Any) -> str:
 
 
 def part(
-    start: float | None, end: float | None, image: torch.Tensor | None, latents: torch.Tensor | None
-) -> tuple[float, float]:
-    """The shares of the noise between which a call draws: ``denoising_start`` and
-    ``denoising_end``.
+    start: float | None, end: float | None, image: Any, latents: torch.Tensor | None, **edit: Any
+) -> tuple[tuple[float, float], torch.Tensor | None]:
+    """The shares of the noise between which a call draws, ``denoising_start`` and
+    ``denoising_end``, and what it goes on from in place of noise: ``image``, of a start.
 
     Raises:
-        ValueError: it is to go on from nothing, or from two things.
+        ValueError: it is to go on from nothing, or from two things, or there are arguments of an
+            ``edit`` beside it.
     """
-    if (start is None) != (image is None):
+    shares = start or 0.0, 1.0 if end is None else end
+    if start is None:
+        if end is not None and image is not None:
+            raise ValueError("denoising_end: a picture is edited to the end; leave it out")
+        return shares, latents
+    if not isinstance(image, torch.Tensor) or image.ndim != 4:
         raise ValueError(
             "image and denoising_start belong together: latents to go on from, and how far they are"
         )
-    if image is not None and latents is not None:
+    if latents is not None:
         raise ValueError("pass either image or latents, not both")
-    return start or 0.0, 1.0 if end is None else end
+    for name, value in edit.items():
+        if value is not None:
+            raise ValueError(f"{name} edits a picture: it does not go with denoising_start")
+    return shares, image
 
 
 def tensor_inputs(callback: Any, names: Sequence[str], text: bool) -> tuple[str, ...]:

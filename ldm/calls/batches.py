@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ldm.calls.arguments import Pictures, refuse
+from ldm.calls.begin import Begin
 from ldm.calls.running import Call, Interrupted
 from ldm.calls.texts import Texts, alike
 from ldm.diffusion import Condition, Predictor
@@ -21,9 +21,20 @@ from ldm.models.codec import Codec
 from ldm.models.conditioner import silent
 from ldm.models.wrapped import bare
 from ldm.sampling import Sampler, SchedulerSampler
+from ldm.sampling.parts import noised as noised_by
 
-Walk = Callable[..., Tensor]
-"""A sampler whose steps are set: (predict, noise, condition, generators, callback) -> latents."""
+
+@dataclass(frozen=True)
+class Walk:
+    """A sampler whose steps are set.
+
+    Args:
+        run: (predict, noise, condition, generators, callback) -> latents.
+        noised: (latents, noise) -> where it sets out from them, in place of noise.
+    """
+
+    run: Callable[..., Tensor]
+    noised: Callable[[Tensor, Tensor], Tensor]
 
 
 def walk(
@@ -35,84 +46,41 @@ def walk(
     sigmas: Sequence[float] | None,
     part: tuple[float, float] = (0.0, 1.0),
     spaced: Callable[[int], Sequence[float] | None] = lambda steps: None,
+    taken: Callable[[int], int] = lambda steps: steps,
 ) -> Walk:
     """The way from the noise of a batch to its latents, each time with a fresh scheduler that
-    ``call`` knows; or the ``part`` of it from one share of the noise to another. What ``spaced``
-    says are the sigmas of a number of steps, where a scheduler takes some.
+    ``call`` knows; or the ``part`` of it from one share of the noise to another, or as many of its
+    last steps as ``taken`` says of all. What ``spaced`` says are the sigmas of a number of steps,
+    where a scheduler takes some.
 
     Raises:
         ValueError: the sampler cannot take these steps.
     """
     own = {"timesteps": timesteps, "sigmas": sigmas}
-    shares = dict(zip(("denoising_start", "denoising_end"), part, strict=True))
+    shares: dict[str, Any] = dict(zip(("denoising_start", "denoising_end"), part, strict=True))
     if not isinstance(stepper, SchedulerSampler):
         refuse(**own)
+        begin = steps - taken(steps)
+        shares["begin"] = begin
         call.num_timesteps = stepper.evaluations(steps, **shares)
-        return partial(stepper, steps=steps, **shares)
+        noised = partial(stepper.noised, steps=steps, begin=begin)
+        return Walk(partial(stepper, steps=steps, **shares), noised)
     listed = any(value is not None for value in own.values())
     if not listed and stepper.takes("sigmas", steps):
         own["sigmas"] = spaced(steps)
         listed = own["sigmas"] is not None
     steps = 0 if listed else steps
     begun = stepper.start(steps, device, **own)
-    call.num_timesteps = len(stepper.part(copy.deepcopy(begun), *part))
+    count = -(-len(begun.timesteps) // begun.order) if listed else steps
+    begin = count - taken(count)
+    shares["begin"] = begin
+    call.num_timesteps = len(stepper.part(copy.deepcopy(begun), **shares))
 
     def walked(*told: Any, **named: Any) -> Tensor:
         call.scheduler = copy.deepcopy(begun)
         return stepper.run(call.scheduler, *told, **named, **shares)
 
-    return walked
-
-
-def noise(
-    pictures: Pictures,
-    codec: Codec,
-    channels: int,
-    side: int | Sequence[int] | None,
-    height: int | None,
-    width: int | None,
-    latents: Tensor | None,
-    device: torch.device,
-    patch: int = 1,
-) -> Tensor:
-    """Standard normal noise ``n c h w``: ``latents``, or a draw for pictures of this size.
-
-    Args:
-        pictures: which.
-        codec: from latents to pixels.
-        channels: of the latents.
-        side: of latents whose size is not given, or their height and width, in cells.
-        height: in pixels, or None.
-        width: in pixels, or None.
-        latents: noise, or None.
-        device: where it is to lie.
-        patch: side of a token of the denoiser, in latent cells.
-
-    Raises:
-        ValueError: there are no latents of this size, or ``latents`` are of another, or are not
-            finite.
-    """
-    rows, columns = (side, side) if side is None or isinstance(side, int) else side
-    if latents is not None and latents.ndim == 4:
-        rows, columns = latents.shape[2:]
-    sizes, unit = list[int](), codec.factor * patch
-    for name, pixels, cells in (("height", height, rows), ("width", width, columns)):
-        if pixels is None and cells is None:
-            raise ValueError("this U-Net states no sample_size: pass both height and width")
-        asked = cells * codec.factor if pixels is None else pixels
-        if asked < 1 or asked % unit:
-            raise ValueError(f"{name} must be a multiple of {unit} pixels, not {asked}")
-        sizes.append(asked // codec.factor)
-    shape = (len(pictures), channels, *sizes)
-    if latents is None:
-        draws = pictures.generators
-        return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
-    x = latents.to(device, torch.float32)
-    if not bool(x.isfinite().all()):
-        raise ValueError("latents hold nan or inf: pass standard normal noise")
-    return x
+    return Walk(walked, lambda x0, eps: noised_by(copy.deepcopy(begun), x0, eps, begin))
 
 
 Told = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -132,6 +100,7 @@ class Batches:
         clip: what keeps pixels within bounds, if something must.
         device: where the network is.
         told: beside the texts.
+        beside: the same, of every picture by itself, ``n ...``.
     """
 
     call: Call
@@ -142,17 +111,19 @@ class Batches:
     clip: Threshold | None
     device: torch.device
     told: Told = field(default_factory=lambda: ({}, {}))
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
-    def draw(self, noise: Tensor, walk: Walk, bar: Any, *, latent: bool) -> Tensor:
+    def draw(self, begin: Begin, walk: Walk, bar: Any, *, latent: bool) -> Tensor:
         """Pixels of all pictures, or their latents; of the batches that nobody interrupted.
 
         Args:
-            noise: of all.
+            begin: of all.
             walk: to the latents of a batch.
             bar: of progress, an evaluation a step.
             latent: latents, in the dtype of the pipeline.
         """
-        call, found = self.call, []
+        call, found, first = self.call, [], begin.x(walk.noised)
+        self.beside = begin.beside
 
         def after(*told: Any) -> Tensor:
             bar.update()
@@ -160,9 +131,10 @@ class Batches:
 
         for part in self.pictures.batches():
             call.begin(self._encode(part, self.texts.prompts), partial(self._null, part))
-            guided, draws = call.guide(self.predict, self.clip), self.pictures.of(part)
+            guided = call.guide(self.predict, self.clip, begin.kept(part))
+            draws = self.pictures.of(part)
             try:
-                x = walk(guided, noise[part], call.cond, generators=draws, callback=after)
+                x = walk.run(guided, first[part], call.cond, generators=draws, callback=after)
             except Interrupted as interrupted:
                 x = interrupted.latent
             except ValueError:
@@ -173,6 +145,7 @@ class Batches:
             else:
                 found.append(self.codec.decode(x, draws).float())
                 call.watch.see(found[-1], "the decoder", bare(getattr(self.codec, "vae", None)))
+                found[-1] = begin.pasted(found[-1], part)
             if call.interrupt:
                 break
         call.watch.check()
@@ -189,7 +162,7 @@ class Batches:
             network = bare(next(iter(towers)).text_encoder) if len(towers) == 1 else None
             self.call.watch.see(cond.tokens, "the text encoder", network)
         cond = cond.map(lambda x: x.repeat_interleave(each, 0)[skip : skip + count])
-        return _with(cond, self.told[0], count)
+        return self._with(cond, self.told[0], part)
 
     def _null(self, part: slice) -> Condition:
         """What guidance steers away from in a batch."""
@@ -197,10 +170,11 @@ class Batches:
             cond = alike(self.call.cond, self._encode(part, self.texts.negatives))
         else:
             cond = silent(self.call.cond)  # of the same batch: of the same shape
-        return _with(cond, self.told[1], part.stop - part.start)
+        return self._with(cond, self.told[1], part)
 
-
-def _with(cond: Condition, told: dict[str, Tensor], count: int) -> Condition:
-    """``cond``, each sample told the same beside it."""
-    beside = {name: value.expand(count, *value.shape[1:]) for name, value in told.items()}
-    return replace(cond, extra=cond.extra | beside)
+    def _with(self, cond: Condition, told: dict[str, Tensor], part: slice) -> Condition:
+        """``cond`` of a batch, each sample told the same beside it, and what is its own."""
+        count = part.stop - part.start
+        beside = {name: value.expand(count, *value.shape[1:]) for name, value in told.items()}
+        beside |= {name: value[part] for name, value in self.beside.items()}
+        return replace(cond, extra=cond.extra | beside)

@@ -109,6 +109,17 @@ class Components:
 
         return denoise
 
+    def _finished(self, whole: Tensor, form: str) -> tuple[Any, list[bool] | None]:
+        """Pictures of pixels, or latents, ``whole``, in their ``form``, those black that must not
+        be seen; and which these are, if that is asked.
+        """
+        flagged = None
+        if form != "latent":
+            whole, flagged = self._check_safety(whole)
+        shown = [True] * len(whole) if flagged is None else [not flag for flag in flagged]
+        made = self.image_processor.postprocess(whole, output_type=form, do_denormalize=shown)
+        return made, flagged
+
     def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
         checker = self.components.get("safety_checker")
         if checker is None:

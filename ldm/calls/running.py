@@ -119,13 +119,15 @@ class Call:
         """The next batch, told ``cond``; ``null`` encodes what guidance calls nothing."""
         self.cond, self.null, self._encode_null, self._done = cond, None, null, 0
 
-    def guide(self, predict: Predictor, clip: Guidance | None) -> Predictor:
-        """``predict`` guided, asked with the batch's condition and as the call is set then."""
+    def guide(self, predict: Predictor, *behind: Guidance | None) -> Predictor:
+        """``predict`` guided, also by what is ``behind``, asked with the batch's condition and as
+        the call is set then.
+        """
         guide = self._classifier_free if self.guidance is None else self.guidance
         if self.guided or self.guidance is not None:
             self.null = self._encode_null()
         null = self.cond if self.null is None else self.null
-        guided = (guide if clip is None else Chain((guide, clip)))(predict, null)
+        guided = Chain((guide, *(each for each in behind if each)))(predict, null)
         return lambda x_t, level, timestep, cond: guided(x_t, level, timestep, self.cond)
 
     def _classifier_free(self, predict: Predictor, null: Condition) -> Predictor:

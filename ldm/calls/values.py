@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ldm.editing.pictures import KINDS, is_picture
 from ldm.models.tokenizer import unreadable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -114,6 +115,28 @@ def _function(name: str, value: Any) -> Any:
     return value
 
 
+def _picture(name: str, value: Any) -> Any:
+    if value is not None and not is_picture(value):
+        raise ValueError(f"{name} must be {KINDS}, not {shown(value)}")
+    return value
+
+
+def _variation(name: str, value: Any) -> Any:
+    """``value`` as (seeds, strength or strengths); ``ValueError`` if it is no such pair."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be (seed, strength), not {shown(value)}")
+    strength = value[1]
+    many = isinstance(strength, (tuple, list))
+    found = _listed(f"{name}'s strength", strength, least=1) if many else [real(name, strength)]
+    if not all(0 <= each <= 1 for each in found):
+        raise ValueError(f"{name}: a strength must lie in [0, 1], not {shown(strength)}")
+    if value[0] is None:
+        raise ValueError(f"{name} must be (seed, strength), not {shown(value)}")
+    return seeds(name, value[0]), [float(each) for each in found] if many else float(found[0])
+
+
 def _generators(name: str, value: Any) -> Any:
     many = list(value) if isinstance(value, (list, tuple)) else [value]
     told = "a torch.Generator or a list of them"
@@ -146,7 +169,11 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "eta": real,
     "denoising_start": partial(real, optional=True),
     "denoising_end": partial(real, optional=True),
-    "image": partial(_is_a, kind=torch.Tensor, told="latents n c h w, of denoising_end"),
+    "image": _picture,
+    "mask_image": _picture,
+    "strength": partial(real, optional=True),
+    "variation": _variation,
+    "feather": partial(whole, most=_SIDE, optional=True),
     "callback_on_step_end": _function,
     "batch_size": partial(whole, optional=True),
 }

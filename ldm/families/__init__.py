@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.families.flux import Flux
-from ldm.families.model import Family, FamilyDenoiser, Tower
+from ldm.families.model import INPAINTED, Family, FamilyDenoiser, Tower
 from ldm.families.pixels import Pixels
 from ldm.families.sd import StableDiffusion
 from ldm.families.sd3 import StableDiffusion3
@@ -24,4 +24,4 @@ def family_of(parts: Mapping[str, Any]) -> Family:
     return next(family for family in FAMILIES.values() if family.fits(parts))
 
 
-__all__ = ["FAMILIES", "Family", "FamilyDenoiser", "Tower", "family_of"]
+__all__ = ["FAMILIES", "INPAINTED", "Family", "FamilyDenoiser", "Tower", "family_of"]

@@ -57,3 +57,10 @@ def left_out(shape: MmditShape, name: str, *keys: str) -> None:
                 f"transformer.{field.name}: the transformer of the family {name} has no choice of"
                 " it: leave it out"
             )
+
+
+def taken(steps: int, strength: float) -> int:
+    """How many of so many steps the stock pipelines of both take from a picture: ``steps *
+    strength``, rounded up.
+    """
+    return steps - int(steps - steps * strength)

@@ -25,7 +25,7 @@ from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
-from ldm.families.flow import ATTENTION, check_run, left_out
+from ldm.families.flow import ATTENTION, check_run, left_out, taken
 from ldm.families.index import OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.mmdit import initialise
@@ -166,6 +166,10 @@ class Flux(Family):
         if isinstance(true, bool) or not isinstance(true, (int, float)) or not math.isfinite(true):
             raise ValueError(f"true_cfg_scale must be a finite number, not {true!r}")
         return float(true) if negative else 1.0
+
+    def taken(self, steps: int, strength: float) -> int:
+        """As in stock rounded up."""
+        return taken(steps, strength)
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``FluxPipeline``."""

@@ -22,6 +22,10 @@ from ldm.models.conditioner import ClipConditioner, Conditioner, Towers
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults, default_sampler
 
+INPAINTED = "inpainted"
+"""``Condition.extra`` of networks that inpaint: the mask, and latents of what is not behind it,
+``b 1 + c h w``."""
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -144,7 +148,18 @@ class Family(ABC):
 
     def channels(self, network: nn.Module) -> int:
         """Channels of the latents that ``network`` is given."""
-        return bare(network).config.in_channels
+        config = bare(network).config
+        return min(config.in_channels, config.get("out_channels") or config.in_channels)
+
+    def inpaints(self, network: nn.Module) -> bool:
+        """Whether ``network`` is told a mask and the rest of the picture (``INPAINTED``)."""
+        return bare(network).config.in_channels == 2 * self.channels(network) + 1
+
+    def taken(self, steps: int, strength: float) -> int:
+        """How many of so many steps its stock pipeline takes from a picture: ``steps *
+        strength``, rounded down.
+        """
+        return int(steps * strength)
 
     def side(self, network: nn.Module) -> int | Sequence[int] | None:
         """Side, or height and width, in latent cells of the pictures that ``network`` draws where

@@ -15,7 +15,7 @@ from ldm.diffusion import Condition
 from ldm.errors import ConfigError
 from ldm.families.index import OF_OTHERS
 from ldm.families.model import Family, Model, Tower
-from ldm.families.unet import check_channels, described_unet, guidance_told
+from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
 
 
 class StableDiffusion(Family):
@@ -57,8 +57,8 @@ class StableDiffusion(Family):
         cond: Condition,
     ) -> Float[Tensor, "b y h w"]:
         """Tokens reach cross-attention."""
-        told = guidance_told(network, x_t, cond)
-        return network(x_t, timestep, encoder_hidden_states=cond.tokens, **told).sample
+        x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
+        return network(x, timestep, encoder_hidden_states=cond.tokens, **told).sample
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``StableDiffusionPipeline``; a model of text and pixels has no stock pipeline."""

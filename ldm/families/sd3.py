@@ -23,7 +23,7 @@ from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
-from ldm.families.flow import ATTENTION, check_run, left_out
+from ldm.families.flow import ATTENTION, check_run, left_out, taken
 from ldm.families.index import OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.conditioner import Conditioner
@@ -140,6 +140,10 @@ class StableDiffusion3(Family):
     ) -> Conditioner:
         """The towers; no text is what they say to the empty one, as in stock."""
         return super().conditioner(networks, tokenizers, classes, zeros=False)
+
+    def taken(self, steps: int, strength: float) -> int:
+        """As in stock rounded up."""
+        return taken(steps, strength)
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``StableDiffusion3Pipeline``."""

@@ -25,7 +25,7 @@ from ldm.diffusion import Condition
 from ldm.errors import ConfigError
 from ldm.families.index import OF_SD, OF_SD3
 from ldm.families.model import Family, Model, Tower
-from ldm.families.unet import check_channels, described_unet, guidance_told
+from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
 from ldm.models.wrapped import bare
 
 SCORE, LOW_SCORE = 6.0, 2.5
@@ -105,9 +105,9 @@ class StableDiffusionXL(Family):
                 scores = numbers.new_full((len(numbers), 1), SCORE)
             numbers = torch.cat([numbers[:, :4], scores.to(numbers)], 1)
         added = {"text_embeds": cond.pooled, "time_ids": numbers}
-        told = guidance_told(network, x_t, cond)
+        x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
         return network(
-            x_t, timestep, encoder_hidden_states=cond.tokens, added_cond_kwargs=added, **told
+            x, timestep, encoder_hidden_states=cond.tokens, added_cond_kwargs=added, **told
         ).sample
 
     def keys(self, model: Model) -> dict[str, Any]:

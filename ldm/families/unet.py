@@ -12,7 +12,7 @@ from ldm.config.schema import TrainConfig
 from ldm.config.shapes import UNetShape
 from ldm.diffusion import Condition
 from ldm.errors import ConfigError
-from ldm.families.model import Model
+from ldm.families.model import INPAINTED, Model
 from ldm.guidance.told import SCALE
 from ldm.models.wrapped import bare
 
@@ -157,3 +157,11 @@ def check_channels(config: TrainConfig, model: Model, unet: nn.Module) -> None:
             f"the U-Net of {config.model} takes {unet.config.in_channels} channels and returns"
             f" {unet.config.out_channels}, {has} channels{told}"
         )
+
+
+def inpainting(x_t: Tensor, cond: Condition) -> Tensor:
+    """``x_t``, behind it what an inpainting U-Net is told of the picture (Rombach et al. 2022,
+    section 4.5).
+    """
+    told = cond.extra.get(INPAINTED)
+    return x_t if told is None else torch.cat([x_t, told.to(x_t)], 1)

@@ -28,6 +28,7 @@ LEVELS = [
     {"ldm.evaluation"},  # of whatever draws, known by what it is asked for
     {"ldm.data"},
     {"ldm.formats", "ldm.prompts"},
+    {"ldm.editing"},  # pictures that a call sets out from
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
     {"ldm.storage"},

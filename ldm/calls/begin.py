@@ -1,0 +1,197 @@
+"""What a call draws from: noise, or pictures with as much of it as is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ldm.calls.arguments import Pictures, part
+from ldm.editing.edit import Edit, encoded
+from ldm.editing.masks import cells, nearest_cells
+from ldm.editing.seeds import varied
+from ldm.families import INPAINTED, Family
+from ldm.guidance import Replacement
+from ldm.models.codec import Codec
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The beginning of a call, of all of its pictures.
+
+    Args:
+        noise: standard normal, or latents to go on from, ``n c h w``.
+        shares: between which of the noise it draws, ``denoising_start`` and ``denoising_end``.
+        edit: pictures that it sets out from.
+        numbers: which of those each is of.
+        known: their latents, ``n c h w``, where they are needed.
+        drawn: 1 of cells that are drawn, where some are kept, ``n 1 h w``.
+        beside: what an inpainting network is told of every picture.
+    """
+
+    noise: Tensor
+    shares: tuple[float, float] = (0.0, 1.0)
+    edit: Edit = field(default_factory=Edit)
+    numbers: Sequence[int] = ()
+    known: Tensor | None = None
+    drawn: Tensor | None = None
+    beside: dict[str, Tensor] = field(default_factory=dict)
+
+    def x(self, noised: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Where a walk sets out that has made (latents, noise) ``noised``. From noise alone that is
+        what it is without a picture, to the bit; what is kept has its mean there too, unlike in
+        stock.
+        """
+        if self.known is None:
+            return self.noise
+        if self.edit.strength < 1:
+            return noised(self.known, self.noise)
+        if self.drawn is None:
+            return self.noise
+        return torch.where(self.drawn > 0, self.noise, noised(self.known, self.noise))
+
+    def kept(self, part: slice) -> Replacement | None:
+        """What leaves the rest of the pictures of a batch as it is."""
+        if self.known is None or self.drawn is None:
+            return None
+        return Replacement(self.known[part], self.drawn[part])
+
+    def pasted(self, made: Tensor, part: slice) -> Tensor:
+        """The pixels ``made`` of a batch in their pictures."""
+        return self.edit.pasted(made, self.numbers[part])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Arguments of a call that say what it draws from, by its names for them."""
+
+    height: int | None
+    width: int | None
+    latents: Tensor | None
+    image: Any
+    mask_image: Any
+    strength: float | None
+    feather: int | None
+    denoising_start: float | None
+    denoising_end: float | None
+
+
+def begun(
+    pictures: Pictures,
+    family: Family,
+    network: torch.nn.Module,
+    codec: Codec,
+    device: torch.device,
+    asked: Asked,
+) -> Begin:
+    """The beginning of a call.
+
+    Generators draw what stock draws, in its order: the latents of the pictures, the noise, and the
+    latents of what an inpainting network is told. At a strength of 1 the noise comes first, as it
+    does without a picture.
+
+    Args:
+        pictures: those that it draws.
+        family: of the model.
+        network: that predicts.
+        codec: from latents to pixels.
+        device: where the network is.
+        asked: what it is to draw from.
+
+    Raises:
+        ValueError: what is asked for does not go together, there are no pictures of this size or
+            number, or the network cannot draw them.
+    """
+    beside = {name: getattr(asked, name) for name in ("mask_image", "strength", "feather")}
+    height, width, image = asked.height, asked.width, asked.image
+    span = asked.denoising_start, asked.denoising_end
+    shares, latents = part(*span, image, asked.latents, **beside)
+    unit, edit = codec.factor * family.patch(network), Edit()
+    if asked.denoising_start is None:
+        edit = Edit.asked(image, **beside, height=height, width=width, codec=codec, unit=unit)
+    inpaints = family.inpaints(network)
+    if inpaints and edit.drawn is None:
+        raise ValueError("this model inpaints: pass the picture as image, and a mask_image")
+    numbers = edit.numbers(len(pictures.prompts), pictures.each)
+
+    def of(pixels: Tensor) -> Tensor:
+        return encoded(codec, pixels, numbers, pictures.generators, device)
+
+    known, side = None, family.side(network)
+    if edit.latents is not None:
+        known = edit.latents.to(device, torch.float32)[numbers]
+        side = known.shape[-2:]
+    elif edit.pixels is not None and edit.strength < 1:
+        known = of(edit.pixels)
+    height, width = edit.sides or (height, width)
+    channels, patch = family.channels(network), family.patch(network)
+    x = noise(pictures, codec, channels, side, height, width, latents, device, patch)
+    if pictures.varied is not None:
+        generators, strengths = pictures.varied
+        x = varied(x, generators, strengths)
+    if known is not None and known.shape != x.shape:
+        raise ValueError(f"image: latents of shape {tuple(known.shape)}, not {tuple(x.shape)}")
+    if edit.pixels is None or edit.drawn is None:
+        return Begin(x, shares, edit, numbers, known)
+    if inpaints:
+        mask = nearest_cells(edit.drawn, codec.factor)[numbers].to(device)
+        told = torch.cat([mask, of(edit.pixels * (1 - edit.drawn))], 1)
+        return Begin(x, shares, edit, numbers, known, beside={INPAINTED: told})
+    known = of(edit.pixels) if known is None else known
+    drawn = cells(edit.drawn, codec.factor)[numbers].to(device)
+    return Begin(x, shares, edit, numbers, known, drawn)
+
+
+def noise(
+    pictures: Pictures,
+    codec: Codec,
+    channels: int,
+    side: int | Sequence[int] | None,
+    height: int | None,
+    width: int | None,
+    latents: Tensor | None,
+    device: torch.device,
+    patch: int = 1,
+) -> Tensor:
+    """Standard normal noise ``n c h w``: ``latents``, or a draw for pictures of this size.
+
+    Args:
+        pictures: which.
+        codec: from latents to pixels.
+        channels: of the latents.
+        side: of latents whose size is not given, or their height and width, in cells.
+        height: in pixels, or None.
+        width: in pixels, or None.
+        latents: noise, or None.
+        device: where it is to lie.
+        patch: side of a token of the denoiser, in latent cells.
+
+    Raises:
+        ValueError: there are no latents of this size, or ``latents`` are of another, or are not
+            finite.
+    """
+    rows, columns = (side, side) if side is None or isinstance(side, int) else side
+    if latents is not None and latents.ndim == 4:
+        rows, columns = latents.shape[2:]
+    sizes, unit = list[int](), codec.factor * patch
+    for name, pixels, latent in (("height", height, rows), ("width", width, columns)):
+        if pixels is None and latent is None:
+            raise ValueError("this U-Net states no sample_size: pass both height and width")
+        asked = latent * codec.factor if pixels is None else pixels
+        if asked < 1 or asked % unit:
+            raise ValueError(f"{name} must be a multiple of {unit} pixels, not {asked}")
+        sizes.append(asked // codec.factor)
+    shape = (len(pictures), channels, *sizes)
+    if latents is None:
+        draws = pictures.generators
+        return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)
+    if tuple(latents.shape) != shape:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
+    x = latents.to(device, torch.float32)
+    if not bool(x.isfinite().all()):
+        raise ValueError("latents hold nan or inf: pass standard normal noise")
+    return x

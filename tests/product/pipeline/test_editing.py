@@ -1,0 +1,190 @@
+"""Pictures that a call sets out from: what is kept of them to the byte, and what is refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import PNDMScheduler
+from PIL import Image
+
+import tiny
+from ldm.editing.masks import cells, feathered, outpainted
+from ldm.editing.pictures import masks, resized
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+CALL: dict[str, Any] = {"num_inference_steps": 4, "seed": 7}
+
+
+def picture(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), "u1"))
+
+
+def mask(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    left, top, right, bottom = box
+    array = np.zeros((height, width), np.uint8)
+    array[top:bottom, left:right] = 255
+    return Image.fromarray(array)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.pipeline()
+
+
+def counted(pipe: Any, **asked: Any) -> tuple[Any, int]:
+    calls = []
+    made = pipe("a", callback_on_step_end=lambda *told: calls.append(told[1]) or {}, **asked)
+    return made.images, len(calls)
+
+
+def test_strength_goes_from_the_reconstruction_to_text_alone(pipe):
+    image = picture()
+    asked = CALL | {"output_type": "pt"}
+    plain, many = counted(pipe, **asked)
+    found, evaluations = counted(pipe, **asked, image=image, strength=1.0)
+    assert many == evaluations == 4 and torch.equal(found, plain)
+    found, evaluations = counted(pipe, **asked, image=image, strength=0)
+    pixels = torch.from_numpy(np.array(image)).movedim(2, 0)[None] / 127.5 - 1
+    generator = torch.Generator().manual_seed(7)
+    z = pipe.vae.encode(pixels).latent_dist.sample(generator)
+    rebuilt = (pipe.vae.decode(z).sample.detach() / 2 + 0.5).clamp(0, 1)
+    assert evaluations == 0 and float((found - rebuilt).abs().max()) < 1e-5
+    for strength, steps in ((0.5, 2), (None, 3)):
+        found, evaluations = counted(pipe, **asked, image=image, strength=strength)
+        assert evaluations == steps
+        assert 0.01 < float((found - rebuilt).abs().mean()) and not torch.equal(found, plain)
+
+
+def test_pndm_begins_with_its_doubled_step(pipe):
+    config = pipe.scheduler.config
+    pndm = PNDMScheduler.from_config(config, skip_prk_steps=True, steps_offset=1)
+    seen: list[int] = []
+    told = dict(image=picture(), strength=0.5, num_inference_steps=6, seed=1)
+    other = type(pipe)(**{**pipe.components, "scheduler": pndm})
+    other.set_progress_bar_config(disable=True)
+    other("a", **told, callback_on_step_end=lambda p, i, t, k: seen.append(int(t)) or {})
+    assert len(seen) == 4 and seen[0] > seen[1] == seen[2] > seen[3]
+
+
+def test_pictures_do_not_depend_on_the_batch(pipe):
+    asked = dict(num_inference_steps=4, output_type="pt", image=[picture(), picture(seed=1)])
+    asked |= dict(mask_image=mask(16, 16, (4, 4, 12, 12)), strength=0.7, num_images_per_prompt=2)
+    whole = pipe(["a", "b"], seed=3, **asked).images
+    parts = pipe(["a", "b"], seed=3, batch_size=3, **asked).images
+    assert len(whole) == 4 and float((whole - parts).abs().max()) < 1e-5
+    alone = pipe("b", seed=6, **asked | dict(image=picture(seed=1), num_images_per_prompt=1)).images
+    assert float((whole[3] - alone[0]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(16, 16), (21, 19), (5, 33)])
+def test_what_is_not_drawn_stays_to_the_byte(pipe, size):
+    image, box = picture(*size), (2, 6, 5, 12)
+    hole, feather = mask(*size, box), 2
+    asked = CALL | {"image": image, "mask_image": hole}
+    given = np.asarray(image)
+    for strength in (1.0, 0.5):
+        made = np.asarray(pipe("a", **asked, feather=feather, strength=strength).images[0])
+        assert made.shape == given.shape
+        rows, columns = np.indices(given.shape[:2])
+        across = np.maximum(np.maximum(box[0] - columns, columns - (box[2] - 1)), 0)
+        down = np.maximum(np.maximum(box[1] - rows, rows - (box[3] - 1)), 0)
+        outside = np.hypot(across, down) > feather
+        assert np.array_equal(made[outside], given[outside])
+        inside = (made != given)[box[1] : box[3], box[0] : box[2]]
+        assert inside.any(-1).all()
+    black = Image.new("L", size)
+    assert np.array_equal(np.asarray(pipe("a", **asked | {"mask_image": black}).images[0]), given)
+
+
+def test_a_white_mask_is_text_alone(pipe):
+    white = Image.new("1", (16, 16), 1)
+    for sampler in (None, "euler", "dpm++"):
+        asked = CALL | {"output_type": "pt", "sampler": sampler}
+        plain = pipe("a", **asked).images
+        assert torch.equal(pipe("a", **asked, image=picture(), mask_image=white).images, plain)
+
+
+def test_a_variation_goes_from_one_seed_to_the_other(pipe):
+    asked = dict(num_inference_steps=3, output_type="pt", sampler="euler-a")
+    shares = [0.0, 0.2, 0.8, 1.0]
+    told = dict(num_images_per_prompt=4, seed=[7] * 4, batch_size=3)
+    made = pipe("a", **asked, **told, variation=([30] * 4, shares)).images
+    ends = [pipe("a", **asked, seed=seed).images[0] for seed in (7, 30)]
+    # A batch of its own changes the order of sums, not the draws.
+    assert float((made[0] - ends[0]).abs().max()) < 1e-5
+    assert float((made[3] - ends[1]).abs().max()) < 1e-5
+    assert torch.equal(pipe("a", **asked, seed=7, variation=(30, 1)).images[0], ends[1])
+    far = [float((one - ends[0]).abs().mean()) for one in made]
+    assert 0 < far[1] < far[2]
+    pair = pipe("a", **asked, seed=7, variation=(29, 0.2), num_images_per_prompt=2).images
+    alone = pipe("a", **asked, seed=8, variation=(30, 0.2)).images[0]
+    assert float((pair[1] - alone).abs().max()) < 1e-5
+
+
+def test_masks_of_all_kinds_are_one():
+    hole = mask(16, 16, (4, 4, 12, 12))
+    array = np.asarray(hole)
+    unit = array / np.float32(255)
+    kinds = [hole, hole.convert("RGB"), array, unit[..., None], torch.from_numpy(unit), [hole]]
+    kinds += [torch.from_numpy(array.copy())[None], torch.from_numpy(unit)[None, None]]
+    made = [resized(masks("mask_image", one), 16, 16) for one in kinds]
+    assert made[0].shape == (1, 1, 16, 16) and made[0].sum() == 64
+    assert all(torch.equal(made[0], one) for one in made[1:])
+
+
+def test_cells_and_feathers():
+    drawn = torch.zeros(1, 1, 4, 8)
+    drawn[..., 1, 3] = 1
+    assert cells(drawn, 2)[0, 0].tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+    row = feathered(drawn, 3)[0, 0, 1]
+    assert torch.allclose(row, torch.tensor([0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]))
+    assert torch.equal(feathered(drawn, 0), drawn)
+    assert torch.equal(feathered(torch.zeros_like(drawn), 3), torch.zeros_like(drawn))
+
+
+def test_outpainting(pipe):
+    image = picture(10, 12)
+    canvas, hole = outpainted(image, left=3, bottom=6)
+    assert canvas.size == hole.size == (13, 18)
+    made = pipe("a", **CALL, image=canvas, mask_image=hole, feather=0).images[0]
+    assert made.size == (13, 18) and np.array_equal(np.asarray(made)[:12, 3:], np.asarray(image))
+    for wrong in ({}, {"top": -1}):
+        with pytest.raises(ValueError, match="pixels"):
+            outpainted(image, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mask_image": picture()}, "mask_image needs an image"),
+        ({"strength": 0.5}, "strength needs an image"),
+        ({"image": picture(), "feather": 2}, "feather is that of a mask_image"),
+        ({"image": "a.png"}, "image must be a PIL image"),
+        ({"image": []}, "image must be a PIL image"),
+        ({"image": picture(), "strength": 1.5}, r"strength must lie in \[0, 1\], not 1.5"),
+        ({"image": picture(), "strength": "half"}, "strength must be a finite number"),
+        ({"image": picture(), "strength": 0.1}, "of 4 steps is less than one step"),
+        ({"image": picture(1, 1)}, "1 x 1 pixels are too few"),
+        ({"image": np.zeros((4, 4))}, "image must be h w 3, or n of them"),
+        ({"image": torch.zeros(3, 4, 4) + 9}, r"image must hold bytes or numbers in \[0, 1\]"),
+        ({"image": torch.full((3, 4, 4), torch.nan)}, "image must hold bytes"),
+        ({"image": [picture()] * 3}, "3 pictures for 1 prompts of 1 pictures each"),
+        ({"image": picture(), "mask_image": [picture()] * 2}, "2 pictures for 1 prompts"),
+        ({"image": [picture()] * 2, "mask_image": [picture()] * 3}, "3 masks for 2 pictures"),
+        ({"image": picture(), "height": 15}, "height must be a multiple of 2"),
+        ({"image": torch.zeros(1, 4, 8, 8), "mask_image": picture()}, "image are latents"),
+        ({"image": picture(), "denoising_end": 0.5}, "denoising_end: a picture is edited"),
+        ({"image": picture(), "denoising_start": 0.5}, "image and denoising_start belong together"),
+        ({"image": picture(), "mask_image": picture(), "feather": -1}, "feather must be 0"),
+        ({"variation": 5}, r"variation must be \(seed, strength\)"),
+        ({"variation": (5, 1.5)}, r"a strength must lie in \[0, 1\], not 1.5"),
+        ({"variation": (None, 0.5)}, r"variation must be \(seed, strength\)"),
+        ({"variation": (5, [0.1, 0.2])}, "variation: 2 strengths for 1 images"),
+        ({"variation": ([5, 6], 0.1)}, "2 seeds for 1 images"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_is_one_line(pipe, wrong, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        pipe("a", **CALL | wrong)
+    assert "\n" not in str(caught.value)
