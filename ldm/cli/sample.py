@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ldm.cli import edits
 from ldm.cli.failure import check_pipeline, fail, named_sampler, there
 from ldm.cli.options import Guidance, Steps
 from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
@@ -116,6 +117,13 @@ def sample(
         typer.Option(help="A word of textual inversion: its file or folder. May be repeated."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WxH in pixels.")] = None,
+    image: edits.Image = None,
+    mask: edits.Mask = None,
+    strength: edits.Strength = None,
+    feather: edits.Feather = None,
+    outpaint: edits.Outpaint = None,
+    variation_seed: edits.VariationSeed = None,
+    variation_strength: edits.VariationStrength = 0.1,
     captions: Annotated[
         bool, typer.Option("--captions", help="Make --out a data set: add metadata.jsonl.")
     ] = False,
@@ -137,6 +145,9 @@ def sample(
     if not 0 <= guidance_rescale <= 1:
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
     check_pipeline(model, "--model ")
+    told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
+    edit = edits.Edits(*told_of)
+    edit.check()
     if count < 1:
         fail(f"--count must be at least 1, not {count}")
     if sheet is not None and sheet.suffix.lower() != ".png":
@@ -213,25 +224,25 @@ def sample(
                 negative_prompt=negative,
                 num_images_per_prompt=count,
                 sampler=None if sampler == "model" else sampler,
-                seed=seed,
                 batch_size=batch,
                 **guided,
+                **edit.call(seed, total),
             ).images
         if pipe.reads == ():
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         console = Console()
-        for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        for i, (made, target) in enumerate(zip(images, targets, strict=True)):
             parameters = told(
                 prompts[i // count],
                 steps=steps,
                 sampler=type(pipe.scheduler).__name__ if sampler == "model" else sampler,
                 guidance=guidance,
-                seed=seed + i,
-                width=image.width,
-                height=image.height,
+                width=made.width,
+                height=made.height,
+                **edit.told(seed, i),
             )
-            write_picture(image, target, parameters)
+            write_picture(made, target, parameters)
             if captions:
                 row = {"file_name": target.name, "text": parameters.prompt}
                 with (target.parent / "metadata.jsonl").open("a") as rows:
@@ -240,7 +251,7 @@ def sample(
         if sheet is not None:
             captioned = [prompt for prompt in prompts for _ in range(count)]
             page = sheets.sheet(
-                [[image] for image in images],
+                [[made] for made in images],
                 captioned if any(captioned) else None,
                 columns=min(len(images), 4),
                 scale=2 if images[0].width <= 128 else 1,

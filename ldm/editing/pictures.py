@@ -48,7 +48,7 @@ def masks(name: str, value: Any) -> list[Image.Image] | Tensor:
     channel = -1 if isinstance(many[0], np.ndarray) else 0
     if all(each.ndim == 2 for each in many):
         images = [each[..., None] if channel else each[None] for each in many]
-    elif len(many) == 1 and many[0].ndim == 3 and 1 not in (many[0].shape[channel],):
+    elif len(many) == 1 and many[0].ndim == 3 and many[0].shape[channel] != 1:
         images = many[0][..., None] if channel else many[0][:, None]
     return _in_range(name, _tensor(name, images, 1, "h w", "h w"))
 
@@ -72,7 +72,7 @@ def resized(found: list[Image.Image] | Tensor, height: int, width: int) -> Tenso
 
 
 def _images(value: Any) -> Any:
-    """PIL images as a list of them, anything else as it is, bool as bytes."""
+    """PIL images as a list of them, anything else as it is; a list of one is that one."""
     many = list(value) if isinstance(value, (list, tuple)) else [value]
     return many if isinstance(many[0], Image.Image) else (many if len(many) > 1 else many[0])
 

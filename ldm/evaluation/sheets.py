@@ -47,7 +47,7 @@ class _Steps:
 @contextmanager
 def counted(pipe: Pipe, progress: Progress, count: float) -> Iterator[None]:
     """Inside, a call of ``pipe`` advances ``progress`` by ``count``, step by step."""
-    pipe.progress_bar = lambda total: _Steps(progress, count / total)
+    pipe.progress_bar = lambda total: _Steps(progress, count / max(total, 1))
     try:
         yield
     finally:

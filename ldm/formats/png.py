@@ -38,6 +38,9 @@ _LONGEST: dict[str, Any] = {
     "seed": 2**32,
     "width": 16_384,
     "height": 16_384,
+    "strength": 1.23456e-5,
+    "variation_seed": 2**32,
+    "variation_strength": 1.2345678901234567e-300,
 }
 # A value with a comma, a colon or a line break in it is written as a JSON string.
 _ENTRY = re.compile(r'([^:,]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
@@ -61,6 +64,9 @@ class Parameters:
         lora: name of the LoRA and its scale, "NAME 1"; of several "NAME 1, OTHER 0.5".
         rescale: of classifier-free guidance.
         interval: least and greatest log-SNR that it works at, "-3,3".
+        strength: of image to image.
+        variation_seed: of noise that the seed's is moved to.
+        variation_strength: how far.
 
     """
 
@@ -77,6 +83,9 @@ class Parameters:
     lora: str | None = None
     rescale: float | None = None
     interval: str | None = None
+    strength: float | None = None
+    variation_seed: int | None = None
+    variation_strength: float | None = None
 
     def __str__(self) -> str:
         """The text in the file."""
@@ -93,6 +102,9 @@ class Parameters:
             "Lora": self.lora,
             "CFG rescale": None if self.rescale is None else f"{self.rescale:g}",
             "CFG interval": self.interval,
+            "Denoising strength": None if self.strength is None else f"{self.strength:g}",
+            "Variation seed": self.variation_seed,
+            "Variation seed strength": self.variation_strength,
         }
         listed = [f"{key}: {_quoted(str(v))}" for key, v in entries.items() if v is not None]
         lines = [self.prompt, _NEGATIVE + self.negative if self.negative else "", ", ".join(listed)]
@@ -123,6 +135,9 @@ class Parameters:
             lora=found.get("Lora"),
             rescale=_number(float, found.get("CFG rescale")),
             interval=found.get("CFG interval"),
+            strength=_number(float, found.get("Denoising strength")),
+            variation_seed=_number(int, found.get("Variation seed")),
+            variation_strength=_number(float, found.get("Variation seed strength")),
         )
 
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 from diffusers import PNDMScheduler
 from PIL import Image
+from typer.testing import CliRunner
 
 import tiny
+from ldm.cli.main import app
 from ldm.editing.masks import cells, feathered, outpainted
+from ldm.editing.passes import between_pictures, between_seeds, enlarged, save_gif
 from ldm.editing.pictures import masks, resized
+from ldm.formats.png import read_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 CALL: dict[str, Any] = {"num_inference_steps": 4, "seed": 7}
@@ -188,3 +192,73 @@ def test_what_does_not_go_is_one_line(pipe, wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         pipe("a", **CALL | wrong)
     assert "\n" not in str(caught.value)
+
+
+def test_passes(pipe, tmp_path):
+    asked = dict(num_inference_steps=2, seed=3)
+    small = pipe("a", **asked, output_type="latent").images
+    large = enlarged(pipe, "a", scale=1.5, strength=0.5, **asked, output_type="pt").images
+    latents = torch.nn.functional.interpolate(small, (12, 12), mode="bilinear")
+    told = asked | {"image": latents, "strength": 0.5, "output_type": "pt"}
+    assert large.shape == (1, 3, 24, 24) and torch.equal(large, pipe("a", **told).images)
+    assert enlarged(pipe, "a", by="pixel", **asked).images[0].size == (32, 32)
+    row = between_seeds(pipe, "a", (3, 9), 3, num_inference_steps=2).images
+    ends = [pipe("a", num_inference_steps=2, seed=seed).images[0] for seed in (3, 9)]
+    for made, end in zip((row[0], row[2]), ends, strict=True):
+        assert np.abs(np.asarray(made).astype(int) - np.asarray(end)).max() <= 1
+    save_gif(row, tmp_path / "row.gif")
+    with Image.open(tmp_path / "row.gif") as gif:
+        assert gif.n_frames == 4 and gif.size == (16, 16)
+    pair = picture(), picture(seed=1)
+    row = between_pictures(pipe, "a", pair, 3, strength=0.0, num_inference_steps=2).images
+    one = pipe("a", image=pair[1], strength=0.0, seed=0, num_inference_steps=2).images[0]
+    assert np.abs(np.asarray(row[2]).astype(int) - np.asarray(one)).max() <= 1
+    for wrong in (
+        lambda: enlarged(pipe, "a", scale=1.0),
+        lambda: between_seeds(pipe, "a", (1, 2), 1),
+    ):
+        with pytest.raises(ValueError, match="more than 1|2 pictures at least"):
+            wrong()
+
+
+def test_the_command_edits_and_says_so(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    image, hole = picture(19, 21), mask(19, 21, (4, 4, 12, 12))
+    image.save(tmp_path / "a.png")
+    hole.save(tmp_path / "m.png")
+
+    def run(*options: Any) -> Any:
+        given = ["sample", "a", "--model", tmp_path / "model", "--steps", 4, "--guidance", 3]
+        return CliRunner().invoke(app, [*map(str, given), "--out", str(out), *map(str, options)])
+
+    out = tmp_path / "out.png"
+    edited = ("--image", tmp_path / "a.png", "--mask", tmp_path / "m.png", "--feather", 1)
+    result = run(*edited, "--strength", 0.5, "--variation-seed", 9, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    made = pipe("a", num_inference_steps=4, guidance_scale=3.0, seed=5, variation=(9, 0.1),
+                image=image, mask_image=hole, strength=0.5, feather=1, sampler="dpm++")  # fmt: skip
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(made.images[0]))
+    text = Image.open(out).text["parameters"]
+    assert "Seed: 5, Size: 19x21, Model: model, Denoising strength: 0.5, Variation seed: 9," in text
+    assert text.endswith("Variation seed strength: 0.1")
+    told = read_parameters(out)
+    assert told is not None
+    assert (told.strength, told.variation_seed, told.variation_strength) == (0.5, 9, 0.1)
+    assert run("--image", tmp_path / "a.png", "--outpaint", "0,0,7,0").exit_code == 0
+    assert Image.open(out).size == (26, 21)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for options, message in (
+        (("--mask", tmp_path / "m.png"), "--mask needs --image"),
+        (("--image", tmp_path / "none.png"), "none.png: there is no such file"),
+        (("--image", tmp_path / "bad.png"), "bad.png"),
+        ((*edited, "--strength", 2), "--strength must lie in 0..1, not 2.0"),
+        ((*edited, "--outpaint", "1,1,1,1"), "leave out --mask"),
+        ((*edited[:2], "--outpaint", "1,1"), "--outpaint must look like"),
+        ((*edited[:2], "--feather", 1), "--feather is that of a --mask"),
+        (("--variation-seed", -1), "--variation-seed must lie in"),
+        ((*edited, "--strength", 0.1), "less than one step"),
+    ):
+        result = run(*options)
+        lines = result.stderr.strip().splitlines()
+        assert result.exit_code == 2 and message in lines[-1], (options, result.output)
+        assert sum(line.startswith("error:") for line in lines) == 1

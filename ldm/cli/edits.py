@@ -1,0 +1,135 @@
+"""What ``ldm sample`` is told of a picture that it sets out from."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ldm.cli.failure import fail, there
+
+Image = Annotated[
+    Path | None, typer.Option(help="A picture to set out from; the result has its size.")
+]
+Mask = Annotated[
+    Path | None, typer.Option(help="Its mask: white is drawn, the rest stays to the byte.")
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="0 to 1: share of the steps taken from --image; 0.75, or with a mask 1."),
+]
+Feather = Annotated[
+    int | None, typer.Option(help="Pixels on which what is drawn fades into the rest of --image.")
+]
+Outpaint = Annotated[
+    str | None,
+    typer.Option(help="LEFT,TOP,RIGHT,BOTTOM pixels that are drawn around --image."),
+]
+VariationSeed = Annotated[
+    int | None,
+    typer.Option(help="Picture i is a variation of --seed towards this seed + i."),
+]
+VariationStrength = Annotated[
+    float, typer.Option(help="0 to 1: how far towards it; 1 is the other seed's picture.")
+]
+_SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Options of a picture, each as it was given.
+
+    Args:
+        image: its file.
+        mask: the file of its mask.
+        strength: 0 to 1.
+        feather: pixels.
+        outpaint: pixels on four sides, with commas between.
+        variation: seed of other noise.
+        varied: how far towards it.
+    """
+
+    image: Path | None
+    mask: Path | None
+    strength: float | None
+    feather: int | None
+    outpaint: str | None
+    variation: int | None
+    varied: float
+
+    def check(self) -> None:
+        """Ends the command for what is wrong before anything is loaded."""
+        for option, value in (
+            ("mask", self.mask), ("strength", self.strength), ("outpaint", self.outpaint)
+        ):  # fmt: skip
+            if value is not None and self.image is None:
+                fail(f"--{option} needs --image: the picture that is edited")
+        if self.mask is not None and self.outpaint is not None:
+            fail("--outpaint makes a mask of its own: leave out --mask")
+        if self.feather is not None and self.mask is None and self.outpaint is None:
+            fail("--feather is that of a --mask, or of --outpaint")
+        for option, path in (("image", self.image), ("mask", self.mask)):
+            if path is not None and not (there(path, f"--{option} ") and path.is_file()):
+                fail(f"--{option} {path}: there is no such file")
+        for option, share in (
+            ("strength", self.strength), ("variation-strength", self.varied)
+        ):  # fmt: skip
+            if share is not None and not (math.isfinite(share) and 0 <= share <= 1):
+                fail(f"--{option} must lie in 0..1, not {share}")
+        if self.variation is not None and not 0 <= self.variation < _SEEDS:
+            fail(f"--variation-seed must lie in 0..2^32 - 1, not {self.variation}")
+        if self.outpaint is not None and not re.fullmatch(r"\d{1,5}(,\d{1,5}){3}", self.outpaint):
+            fail(
+                f"--outpaint must look like 0,0,64,0 (LEFT,TOP,RIGHT,BOTTOM), not {self.outpaint!r}"
+            )
+
+    def call(self, seed: int, count: int) -> dict[str, Any]:
+        """Arguments of a call of the pipeline that draws ``count`` pictures.
+
+        Raises:
+            ValueError: a file is no picture.
+        """
+        found: dict[str, Any] = {"seed": seed}
+        if self.variation is not None:
+            found["seed"] = [seed] * count
+            found["variation"] = ([self.variation + n for n in range(count)], self.varied)
+        if self.image is None:
+            return found
+        found |= {"image": _picture(self.image), "strength": self.strength}
+        if self.mask is not None:
+            found |= {"mask_image": _picture(self.mask, white=False), "feather": self.feather}
+        if self.outpaint is not None:
+            from ldm.editing.masks import outpainted
+
+            sides = zip(("left", "top", "right", "bottom"), self.outpaint.split(","), strict=True)
+            around = {name: int(pixels) for name, pixels in sides}
+            image, mask = outpainted(found["image"], **around)
+            found |= {"image": image, "mask_image": mask, "feather": self.feather}
+        return found
+
+    def told(self, seed: int, number: int) -> dict[str, Any]:
+        """Arguments of ``Parameters`` of the picture ``number`` of a call."""
+        found: dict[str, Any] = {"seed": seed + number}
+        if self.variation is not None:
+            found = {"seed": seed, "variation_seed": self.variation + number}
+            found["variation_strength"] = self.varied
+        if self.image is not None:
+            from ldm.editing.edit import STRENGTH
+
+            masked = self.mask is not None or self.outpaint is not None
+            usual = 1.0 if masked else STRENGTH
+            found["strength"] = usual if self.strength is None else self.strength
+        return found
+
+
+def _picture(path: Path, *, white: bool = True) -> Any:
+    """The picture of a file, what is transparent over white or black."""
+    from ldm.data.images import flatten
+    from ldm.data.picture import decode
+
+    image = decode(path.read_bytes(), str(path))
+    return flatten(image, (255, 255, 255) if white else (0, 0, 0))

@@ -1,0 +1,111 @@
+"""Pictures drawn in several calls: large ones in two passes, and rows of them from one to another.
+
+Each takes the pipeline as what it is asked for, and further arguments of its call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+
+def enlarged(
+    pipe: Any,
+    prompt: str | list[str],
+    *,
+    scale: float = 2.0,
+    strength: float = 0.6,
+    by: Literal["latent", "pixel"] = "latent",
+    **call: Any,
+) -> Any:
+    """What the call of ``pipe`` returns, of pictures that are drawn, made larger, and drawn again
+    from there: a "hires fix". A model draws large pictures well where a small one says what goes
+    where; of a size that it was not trained at it would repeat things.
+
+    Args:
+        pipe: the pipeline.
+        prompt: see its call.
+        scale: of both sides.
+        strength: of the second pass.
+        by: what is made larger: ``latent`` by bilinear interpolation, or ``pixel``, decoded, by
+            Lanczos' filter.
+        call: further arguments of both passes; ``height`` and ``width`` are those of the first.
+
+    Raises:
+        ValueError: ``scale`` does not make them larger, or there are no latents.
+    """
+    if not scale > 1:
+        raise ValueError(f"scale must be more than 1, not {scale:g}")
+    if by == "latent" and pipe.codec.network is None:
+        raise ValueError("this model has no latents to make larger: pass by='pixel'")
+    unit = pipe.family.patch(pipe.network) * (1 if by == "latent" else pipe.codec.factor)
+    first = pipe(prompt, **call | {"output_type": "latent" if by == "latent" else "pil"}).images
+    rows, columns = first.shape[2:] if by == "latent" else reversed(first[0].size)
+    size = [max(unit, round(side * scale / unit) * unit) for side in (rows, columns)]
+    if by == "latent":
+        image: Any = interpolate(first.float(), size=size, mode="bilinear")
+    else:
+        image = [one.resize(size[::-1], Image.Resampling.LANCZOS) for one in first]
+    kept = {name: value for name, value in call.items() if name not in ("height", "width")}
+    return pipe(prompt, image=image, strength=strength, **kept)
+
+
+def between_seeds(pipe: Any, prompt: str, seeds: tuple[int, int], count: int, **call: Any) -> Any:
+    """What the call of ``pipe`` returns of ``count`` pictures, from that of the first seed to that
+    of the second by equal steps on the arc between their noise.
+
+    Raises:
+        ValueError: these are less than two.
+    """
+    shares = _shares(count)
+    first, last = seeds
+    told = {"seed": [first] * count, "variation": ([last] * count, shares)}
+    return pipe(prompt, num_images_per_prompt=count, **told, **call)
+
+
+@torch.no_grad()
+def between_pictures(
+    pipe: Any,
+    prompt: str,
+    pictures: tuple[Image.Image, Image.Image],
+    count: int,
+    *,
+    strength: float = 0.5,
+    seed: int = 0,
+    **call: Any,
+) -> Any:
+    """What the call of ``pipe`` returns of ``count`` pictures, drawn with the same noise and
+    ``strength`` from latents on the line between those of two pictures of one size.
+
+    Raises:
+        ValueError: these are less than two, or there are no latents.
+    """
+    if pipe.codec.network is None:
+        raise ValueError("this model has no latents between those of two pictures")
+    ends = [
+        pipe(prompt, image=one, strength=0.0, seed=seed, output_type="latent", **call).images
+        for one in pictures
+    ]
+    latents = torch.cat([torch.lerp(*ends, share) for share in _shares(count)])
+    told = {"image": latents, "strength": strength, "seed": [seed] * count}
+    return pipe(prompt, num_images_per_prompt=count, **told, **call)
+
+
+def _shares(count: int) -> list[float]:
+    if count < 2:
+        raise ValueError(f"from one to another there are 2 pictures at least, not {count}")
+    return [n / (count - 1) for n in range(count)]
+
+
+def save_gif(
+    images: Sequence[Image.Image], path: str | PathLike[str], milliseconds: int = 80
+) -> None:
+    """Writes PIL ``images`` as an endless GIF, there and back."""
+    there_and_back = [*images, *reversed(images[1:-1])]
+    first, *rest = there_and_back
+    first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0)
