@@ -292,8 +292,7 @@ class LatentDiffusionPipeline(
             output_type: ``pil``, ``np`` (n h w 3 in [0, 1]), ``pt`` (n 3 h w in [0, 1]) or
                 ``latent``, in the dtype of the U-Net.
             return_dict: False returns (images, nsfw flags or None).
-            cross_attention_kwargs: ``{"scale": s}``: LoRAs are s times as strong while this call
-                runs, and for other threads too.
+            cross_attention_kwargs: ``{"scale": s}``: LoRAs are s times as strong during this call.
             guidance_rescale: see ``ClassifierFree``.
             clip_skip: layers before the usual one that CLIP towers are read at, for the prompts.
             callback_on_step_end: called with (pipeline, number of the evaluation, timestep,
