@@ -34,11 +34,12 @@ from ldm.diffusion import predictor, target_of
 from ldm.families.model import Model
 from ldm.formats.loader import EmbeddingLoader, LoraLoader
 from ldm.formats.pipeline_folder import opened, save
+from ldm.formats.single.loader import SingleFileLoader
 from ldm.guidance import Guidance
 from ldm.models.lora import adapted, fused
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults
-from ldm.sampling.defaults import KEY, stated, stated_by
+from ldm.sampling.defaults import KEY, stated
 
 _KEPT = ("requires_safety_checker", "sampling", "force_zeros_for_empty_prompt",
          "requires_aesthetics_score")  # fmt: skip
@@ -46,8 +47,9 @@ _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
 class LatentDiffusionPipeline(
-    SeenFromCallbacks, DiffusionPipeline, Components, Savings, EmbeddingLoader, LoraLoader
-):
+    SeenFromCallbacks, DiffusionPipeline, Components, Savings,
+    EmbeddingLoader, LoraLoader, SingleFileLoader,
+):  # fmt: skip
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
     autoencoder and a text encoder, a ``DDPMPipeline`` or ``DDIMPipeline``.
 
@@ -161,8 +163,8 @@ class LatentDiffusionPipeline(
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> LatentDiffusionPipeline:
-        """Opens a pipeline folder; in float32 unless a ``dtype`` is passed, and from safetensors
-        only.
+        """Opens a pipeline folder, or a whole model in one file; in float32 unless a ``dtype`` is
+        passed, and from safetensors only.
 
         Stock loads the U-Net in float32 but the text encoder in the dtype it was saved in, and then
         crashes on the mixture. Pickled weights run code: ``use_safetensors=False`` allows them.
@@ -174,10 +176,7 @@ class LatentDiffusionPipeline(
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
         kwargs.setdefault("use_safetensors", True)
-        pipe = opened(super().from_pretrained, pretrained_model_name_or_path, kwargs)
-        if "sampling" not in kwargs:
-            pipe.register_to_config(sampling=stated_by(pretrained_model_name_or_path))
-        return pipe
+        return opened(super().from_pretrained, pretrained_model_name_or_path, kwargs)
 
     def to_json_string(self) -> str:
         """The text of ``model_index.json``, which names the stock class where there is one."""

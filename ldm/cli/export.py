@@ -1,7 +1,10 @@
-"""``ldm export FOLDER --model DIR``: a pipeline folder for others."""
+"""``ldm export FOLDER --model DIR``: a pipeline folder for others; ``ldm export FILE.safetensors``:
+the same in one file.
+"""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,17 +12,79 @@ import typer
 
 from ldm.cli.failure import check_pipeline, fail, there
 
+_RAW = "training/raw.safetensors"
+"""Of a checkpoint."""
+
+
+class Family(StrEnum):
+    """Kinds of single files."""
+
+    auto = "auto"
+    sd1 = "sd1"
+    sd2 = "sd2"
+    sdxl = "sdxl"
+    sdxl_refiner = "sdxl-refiner"
+    sd3 = "sd3"
+    flux = "flux"
+    none = "none"
+
 
 def export(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.safetensors", help="What to write.")],
     model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
     half: Annotated[bool, typer.Option("--half", help="Half precision (float16).")] = False,
+    family: Annotated[
+        Family,
+        typer.Option(
+            help="Of a file: what A1111 and ComfyUI have to open it as; none: whatever its shape,"
+            " for `ldm import`."
+        ),
+    ] = Family.auto,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw/--ema", help="Of a file, from a checkpoint: weights as in training, or averaged."
+        ),
+    ] = False,
 ) -> None:
-    """Writes a pipeline folder without a run's training state, in full or half precision.
+    """Writes a model without a run's training state, in full or half precision: as a pipeline
+    folder, or as one file in the layout that A1111, ComfyUI and diffusers' from_single_file read.
 
-    With the picture tower of its CLIP, if there is one that still fits its text encoder.
+    A folder is written with the picture tower of its CLIP, if there is one that still fits its text
+    encoder. A file holds the folder's configs and tokenizer too: `ldm import` makes the folder of
+    it again.
     """
     check_pipeline(model, "--model ")
+    if out.suffix.lower() == ".safetensors":
+        _file(out, model, half, family, raw)
+    elif family is not Family.auto or raw:
+        fail(f"--family and --raw are of a FILE.safetensors, and {out} is a folder")
+    else:
+        _folder(out, model, half)
+
+
+def _file(out: Path, model: Path, half: bool, family: Family, raw: bool) -> None:
+    if there(out):
+        fail(f"{out} is there already: remove it, or choose another name")
+    if raw and not (model / _RAW).is_file():
+        fail(f"--raw: {model} has no {_RAW}: name a checkpoint of a run, RUN/checkpoints/images-N")
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from ldm.formats.single.write import write
+
+    try:
+        weights = load_file(model / _RAW) if raw else None
+        written = write(model, out, kind=family.value, half=half, raw=weights)
+    except (ValueError, OSError, SafetensorError) as error:
+        fail(error)
+    for note in written.notes:
+        print(note)
+    print(f"{out}: {written.kind.name}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _folder(out: Path, model: Path, half: bool) -> None:
     if there(out / "model_index.json"):
         fail(f"{out} already holds a pipeline: remove it, or choose another folder")
 

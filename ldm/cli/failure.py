@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from ldm.formats.recognised import told
+from ldm.formats.recognised import told, whole
 
 _SHOWN = 200  # characters of a path that nothing can have
 
@@ -33,16 +33,36 @@ def named_sampler(name: str | None) -> str | None:
         fail(error)
 
 
-def check_pipeline(path: Path, option: str = "") -> None:
-    """Ends the command unless ``path``, which ``option`` gave, is a pipeline folder."""
+def check_pipeline(path: Path, option: str = "", *, file: bool = False) -> None:
+    """Ends the command unless ``path``, which ``option`` gave, is a pipeline folder, or where a
+    ``file`` will do, a whole model in one.
+    """
     try:
-        wrong = told(path)
+        wrong = None if file and whole(path) else told(path)
     except ValueError as error:  # a damaged file
         wrong = str(error)
     except OSError as error:
         wrong = _unlookable(path, error)
     if wrong:
         fail(f"{option}{wrong}")
+
+
+def at_hand(model: Path, option: str = "", *, file: bool = False) -> Path:
+    """The pipeline folder that ``option`` gave: itself, the snapshot of a repository of the Hub, or
+    that of a whole model in one file, which is itself where a ``file`` will do.
+
+    What is none of these ends the command.
+    """
+    from ldm.formats.at_hand import folder_of, of_the_hub
+
+    try:
+        one = whole(model)
+        if of_the_hub(model) or (one and not file):
+            model = folder_of(model)
+    except (ValueError, OSError) as error:
+        fail(f"{option}{error}")
+    check_pipeline(model, option, file=file)
+    return model
 
 
 def there(path: Path, option: str = "") -> bool:

@@ -7,6 +7,7 @@ import typer
 from ldm.cli import data
 from ldm.cli.evaluate import HELP, evaluate
 from ldm.cli.export import export
+from ldm.cli.import_file import import_file
 from ldm.cli.lora import convert_lora
 from ldm.cli.sample import sample
 from ldm.cli.schema import schema
@@ -17,6 +18,7 @@ app.add_typer(data.app, name="data")
 app.command()(sample)
 app.command(help=HELP)(evaluate)
 app.command()(export)
+app.command("import")(import_file)
 app.command()(schema)
 app.command("lora")(convert_lora)
 

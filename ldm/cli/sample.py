@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from ldm.cli import edits
-from ldm.cli.failure import check_pipeline, fail, named_sampler, there
+from ldm.cli.failure import at_hand, fail, named_sampler, there
 from ldm.cli.options import Guidance, Steps
 from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
 from ldm.progress import Progress
@@ -61,6 +61,11 @@ def _scales(loras: Sequence[Path], scales: Sequence[float]) -> Sequence[float]:
     return scales if len(scales) == len(loras) else list(scales) * len(loras)
 
 
+def _name(model: Path) -> str:
+    """The name of a folder, or of a repository without its revision."""
+    return Path(str(model).partition("@")[0]).resolve().name
+
+
 def _interval(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
@@ -74,7 +79,13 @@ def _interval(text: str | None) -> tuple[float, float] | None:
 
 
 def sample(
-    model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="Pipeline folder in diffusers' layout, a model in one file, or a repository of the"
+            " Hub, OWNER/NAME[@REVISION]."
+        ),
+    ],
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -144,7 +155,8 @@ def sample(
     sampler = named_sampler(sampler)
     if not 0 <= guidance_rescale <= 1:
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
-    check_pipeline(model, "--model ")
+    called = model.stem if model.suffix == ".safetensors" else _name(model)
+    model = at_hand(model, "--model ", file=True)
     told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
     edit = edits.Edits(*told_of)
     edit.check()
@@ -164,7 +176,7 @@ def sample(
     told = partial(
         Parameters,
         negative=negative,
-        model=model.resolve().name,
+        model=called,
         lora=", ".join(used) or None,
         rescale=guidance_rescale or None,
         interval=guidance_interval,

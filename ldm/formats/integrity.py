@@ -141,7 +141,22 @@ def check_network(
     tensors = _tensors(folder, variant)
     if tensors is None:
         _others(folder, variant, pickled)
-        tensors = {}
+    check_size(folder / "config.json", config, tensors or {})
+
+
+def check_size(
+    file: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Whether a config is not larger than its weights.
+
+    Args:
+        file: of the config, as errors name it.
+        config: what it says.
+        tensors: shapes of the weights by their names; {}: nobody has looked into them.
+
+    Raises:
+        ValueError: it asks for more; the message is one line.
+    """
     widest = max((side for shape in tensors.values() for side in shape), default=_UNKNOWN)
     deepest = len(tensors) or _UNKNOWN
     layers, blocks = 1, 1
@@ -154,13 +169,13 @@ def check_network(
             _SIDE if key == "sample_size" else max(widest, _ANY)
         ):
             raise ValueError(
-                f"{folder / 'config.json'}: {key} {_told(value)} is more than the weights beside it"
-                " have: they do not belong together"
+                f"{file}: {key} {_told(value)} is more than the weights beside it have: they do not"
+                " belong together"
             )
     if layers * blocks > deepest:
         raise ValueError(
-            f"{folder / 'config.json'}: {_told(layers)} layers in {blocks:,} blocks are more than"
-            f" the {deepest:,} tensors of its weights: they do not belong together"
+            f"{file}: {_told(layers)} layers in {blocks:,} blocks are more than the {deepest:,}"
+            " tensors of its weights: they do not belong together"
         )
 
 
@@ -207,6 +222,23 @@ def _tensors(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]] | 
     """Shapes of all tensors in the safetensors of ``folder`` by their names, or None if there are
     none.
     """
+    files = weights(folder, variant)
+    if files is None:
+        return None
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        found |= {key: tuple(entry["shape"]) for key, entry in header(file).items()}
+    return found
+
+
+def weights(folder: Path, variant: str | None = None) -> list[Path] | None:
+    """The safetensors of a network's folder, of which there are several where an index lists them;
+    None: there are none.
+
+    Raises:
+        OSError: one of them is missing.
+        ValueError: the index is damaged.
+    """
     for name in _NAMES:
         for infix in (f".{variant}", "") if variant else ("",):
             file = folder / f"{name}{infix}{_SAFE}"
@@ -220,12 +252,10 @@ def _tensors(folder: Path, variant: str | None) -> dict[str, tuple[int, ...]] | 
                 files = [folder / shard for shard in sorted({*listed.values()})]
             else:
                 continue
-            found: dict[str, tuple[int, ...]] = {}
             for each in files:
                 if not each.is_file():
                     raise OSError(f"{each} is missing: copy or download the folder again")
-                found |= {key: tuple(entry["shape"]) for key, entry in header(each).items()}
-            return found
+            return files
     return None
 
 

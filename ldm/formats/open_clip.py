@@ -35,14 +35,14 @@ _KNOWN = {
     "norm_kwargs", "tokenizer_kwargs", "pad_id", "eos_id", "pool_type", "proj_bias", "proj_type",
     "output_tokens", "final_ln_after_pool", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
-_NAMES = {
+NAMES = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
     "positional_embedding": "embeddings.position_embedding.weight",
     "ln_final.weight": "final_layer_norm.weight",
     "ln_final.bias": "final_layer_norm.bias",
 }
 _LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(\w+(?:\.\w+)?)\.(weight|bias)")
-_MODULES = {
+MODULES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -180,7 +180,7 @@ class Tower:
         )
 
 
-_POSITIONS = _NAMES["positional_embedding"]
+_POSITIONS = NAMES["positional_embedding"]
 
 
 def _load(file: Path) -> Mapping[str, Tensor]:
@@ -216,14 +216,14 @@ def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ):
             continue
         value = value.float()
-        if name in _NAMES:
-            found[_NAMES[name]] = value
+        if name in NAMES:
+            found[NAMES[name]] = value
         elif fused := _FUSED.fullmatch(name):
             for projection, part in zip("qkv", value.chunk(3), strict=True):
                 stem = f"encoder.layers.{fused[1]}.self_attn.{projection}_proj"
                 found[f"{stem}.{fused[2]}"] = part.contiguous()
-        elif (match := _LAYER.fullmatch(name)) and match[2] in _MODULES:
-            found[f"encoder.layers.{match[1]}.{_MODULES[match[2]]}.{match[3]}"] = value
+        elif (match := _LAYER.fullmatch(name)) and match[2] in MODULES:
+            found[f"encoder.layers.{match[1]}.{MODULES[match[2]]}.{match[3]}"] = value
         else:
             raise ValueError(f"{name} is no tensor of a CLIP text tower")
     return found

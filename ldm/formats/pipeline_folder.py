@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from ldm.formats import integrity
-from ldm.formats.recognised import INDEX, told
+from ldm.formats.recognised import INDEX, told, whole
+from ldm.formats.single.loader import unpacked
 from ldm.models.clip import save_text_encoder
 from ldm.models.strip_paths import strip_paths
 from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
+from ldm.sampling.defaults import stated_by
 from ldm.storage.folders import replace
 
 
 def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mapping[str, Any]) -> Any:
-    """What ``read``, diffusers' ``from_pretrained``, makes of a folder of this machine, or of a
-    repository of the Hub.
+    """What ``read``, diffusers' ``from_pretrained``, makes of a folder of this machine, of a whole
+    model in one file, or of a repository of the Hub.
 
     Args:
         read: called with the path and what is asked for.
-        path: the folder, or the repository's name.
+        path: the folder, the file, or the repository's name.
         asked: keywords of ``read``; ``use_safetensors=False`` allows pickled weights where there
             are no others.
 
@@ -40,6 +42,9 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
     if pickled := asked.get("use_safetensors") is False:
         asked["use_safetensors"] = None  # today's text encoders are safetensors even there
     folder = Path(path)
+    if whole(folder):
+        with unpacked(folder, asked) as (name, found):
+            return opened(read, name, found)
     if isinstance(path, str) and not folder.exists() and integrity.may_be_of_the_hub(path):
         try:
             return read(path, **asked)
@@ -56,6 +61,8 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
         raise ValueError(f"{folder} cannot be opened as a pipeline: {line}") from error
     for name in parts:
         integrity.check_all_there(folder / name, getattr(pipe, name, None), asked.get("variant"))
+    if "sampling" not in asked:
+        pipe.register_to_config(sampling=stated_by(folder))
     return pipe
 
 

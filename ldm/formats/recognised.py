@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ldm.formats.pickled import SUFFIXES
+from ldm.formats.pickled import SUFFIXES, converted
 
 INDEX = "model_index.json"
 _HEADER = 100_000_000  # bytes, the most that safetensors reads
@@ -20,10 +20,9 @@ _FILES = {
     "learned_embeds.safetensors": "the folder of a word of textual inversion: it goes with"
     " --embedding, or load_textual_inversion",
 }
-_SINGLE = (
-    "write it as a folder: python -c 'from diffusers import StableDiffusionPipeline as P;"
-    ' P.from_single_file("FILE").save_pretrained("FOLDER")\''
-)
+_SINGLE = "write it as a folder: ldm import FILE FOLDER"
+_WHOLE = re.compile(r"model\.diffusion_model\.|(?:joint|double)_blocks\.|ldm\.\w+\.")
+"""What names of tensors begin with in files of whole models (``ldm.formats.single``)."""
 
 
 def header(file: Path) -> dict[str, Any]:
@@ -32,13 +31,25 @@ def header(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it has none, or not all of its tensors; the message names the file.
     """
+    return _read(file)[0]
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors; ``ValueError`` as ``header``
+    has it.
+    """
+    return _read(file)[1]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > _HEADER:
                 raise ValueError("it does not begin with a header")
             found = json.loads(stream.read(length))
-        found.pop("__metadata__", None)
+        told = found.pop("__metadata__", None) or {}
+        told = {key: value for key, value in told.items() if isinstance(value, str)}
         ends = [entry["data_offsets"][1] for entry in found.values()]
         if not all(type(side) is int for entry in found.values() for side in entry["shape"]):
             raise TypeError
@@ -50,7 +61,7 @@ def header(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is no whole safetensors file ({line}): copy or download it again"
         ) from None
-    return found
+    return found, told
 
 
 def told(path: Path) -> str | None:
@@ -71,12 +82,26 @@ def told(path: Path) -> str | None:
     return f"{path} holds no {INDEX}: it is not a pipeline folder"
 
 
+def whole(path: Path) -> bool:
+    """Whether ``path`` is a whole model in one file.
+
+    Raises:
+        ValueError: it is a damaged file.
+    """
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return False
+    return any(map(_WHOLE.match, header(path)))
+
+
 def _file(file: Path) -> str:
     single = _SINGLE.replace("FILE", str(file)).replace("FOLDER", str(file.with_suffix("")))
     if file.name == INDEX:
         return f"name the folder that it lies in, {file.parent}"
     if file.suffix.lower() in SUFFIXES:
-        return f"it is pickled; if it is a whole model, {single}"
+        return (
+            f"it is pickled; if it is a whole model, {converted(file, 'model')} writes it as a"
+            f" .safetensors, and ldm import that as a folder"
+        )
     if file.suffix.lower() != ".safetensors":
         return "a folder with a model_index.json is needed"
     names = list(header(file))
@@ -84,6 +109,6 @@ def _file(file: Path) -> str:
         return "it is a LoRA, which goes with --lora, or load_lora_weights"
     if len(names) == 1 or set(names) == {"clip_l", "clip_g"}:
         return "it is a word of textual inversion: --embedding, or load_textual_inversion"
-    if any(name.startswith("model.diffusion_model.") for name in names):
+    if any(map(_WHOLE.match, names)):
         return f"it is a whole model in one file; {single}"
     return f"it holds {len(names):,} tensors, and a folder with a model_index.json is needed"

@@ -8,7 +8,8 @@ layers of a level (input_blocks: 0 is conv_in, the last of every level but the l
     middle_block.0, 1, 2    mid_block.resnets.0, .attentions.0, .resnets.1
     output_blocks.N.0, 1, 2    up_blocks.LEVEL.resnets.LAYER, .attentions.LAYER, .upsamplers.0
 
-An upsampler comes right after what its level has. kohya's LoRA files of SDXL have these names.
+An upsampler comes right after what its level has. kohya's LoRA files of SDXL have these names, and
+whole models in one file (``ldm.formats.single``).
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from functools import cached_property
 from typing import Any
 
 _RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
 _ENDS = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -34,7 +38,7 @@ _ENDS = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 # What follows the name of an attention is the same in both.
-_INSIDE = re.compile(r"(?:proj_in|proj_out|transformer_blocks[._]\d+[._].+)")
+_INSIDE = re.compile(r"(?:norm|proj_in|proj_out|transformer_blocks[._]\d+[._].+)")
 _OURS = re.compile(r"((?:down|up)_blocks\.\d+\.attentions\.\d+|mid_block\.attentions\.\d+)\.(.+)")
 _THEIRS = re.compile(r"((?:input|output)_blocks_\d+_\d+|middle_block_\d+)_(.+)")
 _SGM = re.compile(r"(?:input_blocks|middle_block|output_blocks|time_embed|label_emb|out)_\d")

@@ -1,15 +1,22 @@
-"""The full-size configs have the published number of parameters, to the parameter."""
+"""The full-size configs have the published number of parameters, to the parameter, and in one file
+the published names of tensors.
+"""
 
+import hashlib
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.loaders import single_file_utils as stock_files
 from torch import nn
 
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
 from ldm.families.build import build, parameters
+from ldm.formats.single import text
+from ldm.formats.single.families import kind_of, placed
+from ldm.formats.single.place import grouped, to_file
 from runs import ROOT
 
 CLIP_L, CLIP_H, CLIP_BIG_G = 123_060_480, 340_387_840, 694_659_840
@@ -80,9 +87,84 @@ def test_parameters_of_the_published_models(name, counts):
     assert found == counts | {"vae": autoencoder} and list(found)[0] == next(iter(counts))
     assert all(p.is_meta for p in model.network.parameters())
     published = {"sdxl": SDXL, "sdxl_refiner": REFINER}.get(name)
+    check_names(name, model)
     if published is not None:
         with torch.device("meta"):
             stock = UNet2DConditionModel(**published)
         assert shapes(model.networks["unet"]) == shapes(stock)
         same = {key: model.networks["unet"].config[key] for key in published}
         assert same == {**published, "sample_size": 128}
+
+
+LAYER_23 = [
+    f"transformer.resblocks.23.{layer}"
+    for stem in ("ln_1.", "ln_2.", "mlp.c_fc.", "mlp.c_proj.", "attn.out_proj.", "attn.in_proj_")
+    for layer in (f"{stem}weight", f"{stem}bias")
+]
+NAMES: dict[str, tuple[int, list[str], str]] = {
+    "stable_diffusion_1": (
+        1131,
+        ["cond_stage_model.transformer." + text.IDS],
+        "f9768d974dc68129cbc216032b141c9ddb5e72202ab8ca3311610c35e4396303",
+    ),
+    "stable_diffusion_2": (
+        1228,
+        [f"cond_stage_model.model.{n}" for n in ("logit_scale", "text_projection", *LAYER_23)],
+        "da29509e249ff00def9827743218901c6cb14be40a4f08221a1400a9660a3dc9",
+    ),
+    "sdxl": (
+        2515,
+        [
+            "conditioner.embedders.0.transformer." + text.IDS,
+            "conditioner.embedders.1.model.logit_scale",
+        ],
+        "d005e41d8aaf62de7dd70a04c6882dfbb14995220adc90d83ef06f857b9e8e34",
+    ),
+    "sdxl_refiner": (
+        1858,
+        ["conditioner.embedders.0.model.logit_scale"],
+        "f68a282ffab6afe9889ad017665ab99ca6cb6f4f0292d07424d94607a0769e1e",
+    ),
+}
+"""Of the published files: how many tensors their networks have, which of them no folder holds, and
+the SHA-256 of their names, sorted, one a line."""
+TRANSFORMERS = {"sd3": 491, "flux_dev": 780}
+"""How many tensors the published files of these have."""
+
+
+def check_names(name: str, model: Any) -> None:
+    """The names in a file are the published ones, and stock makes the networks of them again."""
+    networks = model.networks
+    configs = {
+        part: network.config if isinstance(network.config, dict) else network.config.to_dict()
+        for part, network in networks.items()
+    }
+    kind = kind_of({part: type(network).__name__ for part, network in networks.items()}, configs)
+    file: dict[str, torch.Tensor] = {}
+    for part, network in networks.items():
+        own = {n: v for n, v in network.state_dict().items() if n != text.TIED[0]}
+        if part.startswith("text") and "T5" not in type(network).__name__:
+            own = {text.in_files(n): v for n, v in own.items()}
+        place = placed(kind, part, configs[part])
+        assert sum(map(len, grouped(own, place).values())) == len(own)
+        file |= to_file(own, place)
+    assert not any(key.startswith("ldm.") for key in file)
+    if name in NAMES:
+        count, beside, digest = NAMES[name]
+        every = sorted([*file, *beside])
+        assert len(every) == count
+        assert hashlib.sha256("\n".join(every).encode()).hexdigest() == digest
+    if name in TRANSFORMERS:
+        assert sum(key.startswith("model.diffusion_model.") for key in file) == TRANSFORMERS[name]
+    convert = {
+        "unet": stock_files.convert_ldm_unet_checkpoint,
+        "vae": stock_files.convert_ldm_vae_checkpoint,
+        "sd3": stock_files.convert_sd3_transformer_checkpoint_to_diffusers,
+        "flux": stock_files.convert_flux_transformer_checkpoint_to_diffusers,
+    }
+    for part in ("unet", "transformer", "vae"):
+        if part in networks:
+            prefix = kind.parts[part].prefixes[0]
+            mine = {key: value for key, value in file.items() if key.startswith(prefix)}
+            made = convert[kind.name if part == "transformer" else part](mine, config=configs[part])
+            assert {n: v.shape for n, v in made.items()} == shapes(networks[part])

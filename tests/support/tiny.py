@@ -108,6 +108,28 @@ def components(target: str = "eps", seed: int = 0, **process: Any) -> dict[str, 
     return {**parts, "tokenizer": words, "scheduler": scheduler(target, **process)}
 
 
+def second() -> dict[str, Any]:
+    """Components of a model of the form of Stable Diffusion 2, which predicts v."""
+    parts = components("v")
+    own = {key: value for key, value in parts["unet"].config.items() if not key.startswith("_")}
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        parts["unet"] = UNet2DConditionModel(**own | {"use_linear_projection": True}).eval()
+    return parts
+
+
+def aligned(pipe: Any) -> Any:
+    """``pipe`` with its weights in memory of their own: those of a file begin where it has them,
+    and kernels for other beginnings round otherwise.
+    """
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            for parameter in part.parameters():
+                parameter.data = parameter.data.clone()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def pipeline(target: str = "eps", seed: int = 0, **process: Any) -> Any:
     from ldm.pipeline import LatentDiffusionPipeline
 

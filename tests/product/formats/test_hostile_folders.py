@@ -134,10 +134,6 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "sd.safetensors": (
-        lambda f: save_file({"model.diffusion_model.a": torch.ones(1), "b": torch.ones(1)}, f),
-        "it is a whole model in one file; write it as a folder: python -c 'from diffusers import",
-    ),
     "lora.safetensors": (
         lambda f: save_file({"lora_unet_x.lora_down.weight": torch.ones(1)}, f),
         "it is a LoRA, which goes with --lora",
@@ -151,7 +147,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "it holds 3 tensors, and a folder with a model_index.json is needed",
     ),
     "bad.safetensors": (lambda f: f.write_bytes(b"no"), "is no whole safetensors file"),
-    "sd.ckpt": (lambda f: f.write_bytes(b"no"), "it is pickled; if it is a whole model, write it"),
+    "sd.ckpt": (lambda f: f.write_bytes(b"no"), "it is pickled; if it is a whole model, python -c"),
     "note.txt": (lambda f: f.write_text("no"), "a folder with a model_index.json is needed"),
 }
 

@@ -1,0 +1,87 @@
+"""Models that a config or a command names, as folders of this machine.
+
+runs/x/final              a folder: itself
+model.safetensors         a whole model in one file: its folder, made once below ``cache_root()``
+OWNER/NAME[@REVISION]     a repository of the Hub: its snapshot, which is named after the commit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ldm.formats.recognised import INDEX, whole
+from ldm.storage.cache_root import cache_root
+
+log = logging.getLogger(__name__)
+
+_HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_PARTS = [INDEX, "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+_OTHERS = ["*.fp16.*", "*.bf16.*", "*non_ema*", "*onnx*", "*openvino*", "*flax*"]
+"""Of a repository what a pipeline is made of, and what of that is there for others."""
+
+
+def of_the_hub(model: str | Path) -> bool:
+    """Whether ``model`` is meant as a repository of the Hub: OWNER/NAME, and OWNER is no folder."""
+    text = str(model)
+    return _HUB.fullmatch(text) is not None and not Path(text.partition("/")[0]).exists()
+
+
+def folder_of(model: str | Path) -> Path:
+    """The folder of ``model``; a path that is no whole model is itself, whatever lies there.
+
+    Where there is no network (``HF_HUB_OFFLINE=1``) the Hub's cache alone is asked.
+
+    Raises:
+        OSError: the Hub has no such repository, or nobody can look; the message is one line.
+        ValueError: the file is damaged, or says nothing of its configs; likewise.
+    """
+    path = Path(model)
+    if whole(path):
+        return _imported(path)
+    return _snapshot(str(model)) if of_the_hub(model) else path
+
+
+def _imported(file: Path) -> Path:
+    from ldm.formats.single.folder import to_folder
+    from ldm.formats.single.read import SingleFile
+
+    state = file.stat()
+    told = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+    name = f"{file.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    folder = cache_root() / "models" / name
+    if (folder / INDEX).is_file():
+        return folder
+    log.info("%s: its folder is written to %s, once", file, folder)
+    mine = folder.with_name(f"{name}.{os.getpid()}")
+    to_folder(SingleFile(file), mine)
+    try:
+        mine.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(mine)
+        if not (folder / INDEX).is_file():
+            raise
+    return folder
+
+
+def _snapshot(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    found = _HUB.fullmatch(model)
+    assert found is not None
+    try:
+        folder = snapshot_download(
+            found["name"],
+            revision=found["revision"],
+            allow_patterns=_PARTS,
+            ignore_patterns=_OTHERS,
+        )
+    except Exception as error:  # no network, no permission, no such repository or revision
+        line = " ".join(str(error).split())[:200]
+        raise OSError(f"{model}: no such folder is here, and of the Hub: {line}") from error
+    log.info("%s is %s", model, folder)
+    return Path(folder)
