@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ldm.cli.failure import check_pipeline, fail, named_sampler
+from ldm.cli.failure import at_hand, fail, named_sampler
 from ldm.cli.options import Guidance, Steps
 from ldm.config.suites import SUITES, that_need, without_text
 
@@ -112,7 +112,7 @@ def evaluate(
     """Measures what the model in DIR draws for fixed captions, with 95 % intervals."""
     name, values = _sweep(sweep)
     sampler = named_sampler(sampler) if sampler else None
-    check_pipeline(model)
+    model = at_hand(model)
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
     asked = _asked(suite, data, prompts)

@@ -253,7 +253,8 @@ class TrainConfig(RunConfig):
     or from a pipeline folder.
 
     Args:
-        model: pipeline folder that every part not described here is taken from.
+        model: pipeline folder that every part not described here is taken from; a whole model in
+            one file; or OWNER/NAME[@REVISION] of the Hub.
         family: of the model, where no folder tells it (``ldm.families``); None: ``sd``, or
             ``pixels`` without text.
         vae: folder of an autoencoder, or a shape for random init; ``pixels``: none, pictures are

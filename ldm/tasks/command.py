@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -21,6 +22,7 @@ from ldm.engine.signals import REQUESTS, STOPPED, Interrupted
 from ldm.engine.trackers import require
 from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import ConfigError, DataError, UserError
+from ldm.formats.at_hand import folder_of
 from ldm.progress import listen, main_process
 
 C = TypeVar("C", bound=RunConfig)
@@ -66,13 +68,28 @@ class Command(Generic[C]):
         )
         arguments = parser.parse_args()
         REQUESTS.listen()
-        self.config: C = load(schema, arguments.config, arguments.overrides)
+        self.config: C = _at_hand(load(schema, arguments.config, arguments.overrides))
         check_folder(Path(self.config.run))
         require(self.config.trackers)
         for line in costly(self.config) if main_process() else ():
             log.warning(line)
         self.dry_run: bool = arguments.dry_run
         _refuse_missing(self.config, data=not self.dry_run)
+
+
+def _at_hand(config: C) -> C:
+    """``config`` whose model is a folder of this machine; its record then says which commit of the
+    Hub it was.
+    """
+    model = getattr(config, "model", None)
+    if model is None:
+        return config
+    try:
+        folder = folder_of(model)
+    except (OSError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"model: {line}") from None
+    return config if folder == Path(model) else replace(config, model=str(folder))  # type: ignore[type-var]
 
 
 def _refuse_missing(config: RunConfig, *, data: bool) -> None:
