@@ -96,6 +96,14 @@ def test_bias_of_pure_noise_is_the_closed_form(case: str) -> None:
 
 # -- mixtures, along the ODE --
 
+
+def others(case: str) -> list[pytest.MarkDecorator]:
+    """What marks a process as slow that is another one with other numbers: the Gaussians and the
+    mixture on a line are asked of it.
+    """
+    return [pytest.mark.slow] if case in ("zero", "edm", "shifted") else []
+
+
 # Nodes an axis, and what the quadrature leaves of mean, covariance and weights.
 DATA = {
     "mixture": (MIXTURE, 1500, (4e-5, 5e-5, 3e-4)),
@@ -103,8 +111,13 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(
+    "name, case",
+    [
+        *(("mixture", case) for case in CASES),
+        *(pytest.param("correlated", case, marks=others(case)) for case in CASES),
+    ],
+)
 def test_mixtures_along_the_ode(name: str, case: str) -> None:
     data, points, left = DATA[name]
     process = CASES[case][0]
@@ -166,7 +179,12 @@ def test_mixtures_with_noise(case: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case, name", [pair for pair in PAIRS if pair[1] in ("sde", "ancestral", "pc", "langevin")]
+    "case, name",
+    [
+        pytest.param(case, name, marks=others(case))
+        for case, name in PAIRS
+        if name in ("sde", "ancestral", "pc", "langevin")
+    ],
 )
 def test_the_correlated_mixture_with_noise(case: str, name: str) -> None:
     """By the moments of 5,000 samples: their statistical error stands apart."""

@@ -7,6 +7,7 @@ by the moments of 40,000 samples, whose statistical error stands apart.
 import itertools
 import math
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,18 @@ def legal(*, stochastic: bool) -> list[tuple[str, str]]:
         for case in SCHEDULED
         for name, row in SAMPLERS.items()
         if row.stochastic == stochastic and (case, name) not in REFUSED
+    ]
+
+
+def asked(*, stochastic: bool) -> list[Any]:
+    """(process, sampler, data) of those. The schedulers know processes by their tables: in two
+    dimensions one is enough, and the others are slow.
+    """
+    return [
+        pytest.param(case, name, data, marks=[pytest.mark.slow] if slow else [])
+        for case, name in legal(stochastic=stochastic)
+        for data in DATA
+        for slow in [data == "correlated" and case != "discrete"]
     ]
 
 
@@ -75,8 +88,7 @@ def led(case: str, data: str) -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, run(made(case, "ode-adaptive"), mixture, x, 10, start=1.0, stop=None)
 
 
-@pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("case, name", legal(stochastic=False))
+@pytest.mark.parametrize("case, name, data", asked(stochastic=False))
 def test_along_the_ode(case: str, name: str, data: str) -> None:
     x, weight, goal = led(case, data)
 
@@ -94,8 +106,7 @@ def test_along_the_ode(case: str, name: str, data: str) -> None:
     assert all(order - 0.2 < rate < order + 0.2 for rate in rates)
 
 
-@pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("case, name", legal(stochastic=True))
+@pytest.mark.parametrize("case, name, data", asked(stochastic=True))
 def test_with_noise(case: str, name: str, data: str) -> None:
     mixture, count = DATA[data][0], 40_000
     x = mixture.noised(*at(CASES[case][0], 1.0)[:2]).sample(count, seed=1)
