@@ -400,7 +400,7 @@ def test_other_variants_of_captions_are_found_missing_in_the_ordinary_cache(tmp_
     changes = settings(tmp_path, model)
     train(tmp_path / "three", **changes)
     changes["data"][1]["grammar"] = {"shuffle": True, "variants": 50}
-    train(tmp_path / "fifty", **dict(changes, duration="20 steps"))
+    train(tmp_path / "fifty", **dict(changes, duration="6 steps"))
 
 
 def entries(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
