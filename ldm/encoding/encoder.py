@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -103,6 +104,13 @@ class Encoder:
         assert self._accelerator is not None
         return self._accelerator
 
+    @property
+    def unread(self) -> list[str]:
+        """Folders of the frozen networks that no step reads, all that they say being cached."""
+        if self.folder:
+            return ["vae", *self.conditioner.towers]
+        return ["vae"] * self.latents_cached + self.text_cached
+
     def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
         in all processes. A cached set has all of it.
@@ -156,6 +164,7 @@ class Encoder:
                 keys = wanted.keys()
                 what = f"latents of {shape[0]}x{shape[1]}"
                 self._build(cache, keys, partial(self.encode_pictures, wanted), what, "images")
+                self._network("vae").to("cpu")  # room for the next
 
             self._unless_there(cache, fingerprint(of, len(views)), make)
 
@@ -170,8 +179,13 @@ class Encoder:
                 keys = column_of(map(key_of, captions))
                 encode = partial(self.encode_captions, tower, captions)
                 self._build(cache, keys, encode, "text", "captions")
+                self._network(tower).to("cpu")
 
             self._unless_there(cache, fingerprint(of), make)
+
+    def _network(self, name: str) -> Any:
+        """That of the folder ``name``, which is brought to the device when it is asked."""
+        return self.codec.network if name == "vae" else self.conditioner.towers[name].text_encoder
 
     def _latents_cache(self, shape: tuple[int, int], *, whole: bool = False) -> TensorCache:
         if self.folder:
@@ -228,13 +242,16 @@ class Encoder:
     def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
         x = torch.stack([self._pixels(*wanted.at(row)) for row in rows])
-        return self.codec.encode(x.to(self.accelerator.device))._asdict()
+        device = self.accelerator.device
+        self._network("vae").to(device)
+        return self.codec.encode(x.to(device))._asdict()
 
     @torch.no_grad()
     def encode_captions(
         self, tower: str, captions: Sequence[str], rows: Sequence[int]
     ) -> dict[str, Tensor]:
         """What ``tower`` says to the captions that ``rows`` are numbers of, by name."""
+        self._network(tower).to(self.accelerator.device)
         with unnamed():
             said = self.conditioner.towers[tower].encode([captions[row] for row in rows])
         return said.to("cpu", self.dtype).tensors()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import diffusers
@@ -40,8 +41,9 @@ from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
 from ldm.storage.tensors import read_network
 from ldm.tasks.distilling import of_a_teacher
-from ldm.tasks.frozen import loaded, save_linked
+from ldm.tasks.frozen import save_linked
 from ldm.tasks.previews import Previews
+from ldm.tasks.resting import Resting
 from ldm.tasks.suites import Suites
 
 
@@ -65,6 +67,7 @@ class DenoisingTask(nn.Module):
         self.config, self.process = config, model.process
         _, self.objective = process_and_objective(config)
         self.model, self.held_out, self.encoder = model, held_out, encoder
+        self.resting = Resting(model, (), None, half=False)  # until the caches are made
         self.suites, self.previews = suites, previews
         times, self.memory = self.objective.times, Memory()
         if isinstance(times, LossSecondMoment):
@@ -91,12 +94,24 @@ class DenoisingTask(nn.Module):
         return self.encoder.example(n)
 
     def place(self, device: torch.device) -> None:
-        """Brings to ``device`` what is in memory."""
-        model = self.model
-        for network in [model.network] if model.stored else model.networks.values():
-            network.to(device)
-        if model.teacher is not None and model.teacher.network is not None:
-            model.teacher.network.to(device)
+        """Brings to ``device`` what the steps read."""
+        for name, network in self.model.networks.items():
+            if name not in self.encoder.unread:
+                network.to(device)
+        teacher = self.model.teacher
+        if teacher is not None and teacher.network is not None:
+            teacher.network.to(device)
+
+    def rest(self, device: torch.device, base: Path | None) -> None:
+        """Lets go, once the caches are made, of the networks that no step reads.
+
+        Args:
+            device: where the run computes.
+            base: folder with all of them, which the run does not save; None: it does.
+        """
+        self.place(device)  # a stream, or endless captions, are not cached after all
+        source, half = self.model.stored or base, self.config.frozen == "bfloat16"
+        self.resting = Resting(self.model, self.encoder.unread, source, half=half)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, as ``PART.NAME``."""
@@ -132,13 +147,22 @@ class DenoisingTask(nn.Module):
         validation = self.config.validation
         if validation is None:
             return {}
-        measured = self._held_out_loss(accelerator) if validation.images and self.held_out else {}
-        if not folder or not (self.previews or self.suites):
-            return measured
+        measures = bool(validation.images and self.held_out)
+        draws = folder is not None and bool(self.previews or self.suites)
+        # A cached set has what its held-out pictures are encoded to.
+        encodes = measures and not self.model.stored
+        what = "validation.images" if encodes else "validation.suites"
+        if draws and self.previews:
+            what = self.previews.key
+        with self.resting.back(accelerator.device, what) if draws or encodes else nullcontext():
+            measured = self._held_out_loss(accelerator) if measures else {}
+            if folder and draws:
+                measured |= self._drawn(accelerator, folder, images)
+        return measured
+
+    def _drawn(self, accelerator: Accelerator, folder: Path, images: int) -> dict[str, float]:
+        """Draws the previews and what the suites measure; see ``validate``."""
         pipe = self.pipeline()
-        if self.model.stored:
-            what = self.previews.key if self.previews else "validation.suites"
-            pipe = loaded(pipe, self.model.stored, what, half=self.config.frozen == "bfloat16")
         page = self.previews.page(pipe, accelerator) if self.previews else None
         reports = self.suites.measure(pipe, accelerator) if self.suites else {}
         # Only once all have drawn: who cannot write would leave the others waiting.
@@ -147,7 +171,7 @@ class DenoisingTask(nn.Module):
             sheets.save(page, sheet)
         if self.suites and accelerator.is_main_process:
             self.suites.write(reports, sheet.with_suffix(".md"))
-        return measured | flat(reports)
+        return flat(reports)
 
     def _held_out_loss(self, accelerator: Accelerator) -> dict[str, float]:
         """Mean squared error in target space; every held-out picture meets the same noise at every

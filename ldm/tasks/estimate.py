@@ -58,12 +58,15 @@ class Step:
         task: what a run of them would train.
         saved: names of the networks that a checkpoint holds; None: what learns alone.
         cached: bytes kept in the cache of each picture and of each caption.
+        unread: names of the frozen networks that are not where it computes once all that they say
+            is cached.
     """
 
     networks: Mapping[str, nn.Module]
     task: Task
     saved: tuple[str, ...] | None
     cached: tuple[int, int] = (0, 0)
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Cost:
     """Of one process. Bytes unless named otherwise.
 
     Args:
-        frozen: parameters that do not learn.
+        frozen: parameters that do not learn, and that the step reads.
+        unread: those that it does not read and that are gone meanwhile.
         learning: parameters that do.
         average: their moving average.
         moments: AdamW's two.
@@ -84,6 +88,7 @@ class Cost:
     """
 
     frozen: int
+    unread: int
     learning: int
     average: int
     moments: int
@@ -109,7 +114,10 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in step.networks.values():
             network.to_empty(device="cpu")
-        every = {p for network in step.networks.values() for p in network.parameters()}
+        there = {
+            name: network for name, network in step.networks.items() if name not in step.unread
+        }
+        every = {p for network in there.values() for p in network.parameters()}
         learning = {p for p in every if p.requires_grad}
         live = _Live(every)
         flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
@@ -132,6 +140,7 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     )
     return Cost(
         frozen=_bytes(every) - trained,
+        unread=sum(_bytes(step.networks[name].parameters()) for name in step.unread),
         learning=trained,
         average=trained * copies,
         moments=2 * trained,
@@ -277,6 +286,9 @@ def lines(
     full = config.precision == "bfloat16" and device_at_hand().type == "cpu"
     note = " (with attention as this CPU computes it; a GPU keeps less)" if full else ""
     yield "memory", size(cost.memory), f"{told}{note}; beside Python's own"
+    if cost.unread:
+        told = f"{', '.join(step.unread)}: until all that they say is cached, and in validations"
+        yield "beside it", size(cost.unread), told
     keep = config.checkpoints.keep
     disk = f"{keep + 1} checkpoints of {size(cost.checkpoint)} while one is written"
     total = (keep + 1) * cost.checkpoint

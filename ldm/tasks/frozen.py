@@ -7,7 +7,6 @@ linked into it.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,16 +19,11 @@ from ldm.data.cached import CachedData
 from ldm.errors import ConfigError
 from ldm.families import Family, Tower, reads
 from ldm.families.build import frozen_parts
-from ldm.families.networks import read
-from ldm.families.vae import read_vae
 from ldm.formats import open_clip
-from ldm.models.half_storage import halve
 from ldm.models.strip_paths import strip_paths
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.checkpoint import sha256
 from ldm.storage.tensor_cache import fingerprint
-
-log = logging.getLogger(__name__)
 
 _FILES = {".json", ".safetensors", ".txt", ".bin", ".pt"}  # of a part
 
@@ -202,19 +196,3 @@ def save_linked(pipe: LatentDiffusionPipeline, folder: Path, source: Path) -> No
                 os.link(file, folder / part / file.name)
             except OSError:  # on another disk, or a file system without links
                 shutil.copyfile(file, folder / part / file.name)
-
-
-def loaded(
-    pipe: LatentDiffusionPipeline, source: Path, what: str, *, half: bool = False
-) -> LatentDiffusionPipeline:
-    """``pipe`` with the frozen parts of ``source`` in memory, where its network is, text encoders
-    as those of ``frozen: bfloat16`` where they are ``half``; ``what`` asks for them.
-    """
-    log.info("%s: the autoencoder and the text encoder are loaded from %s for it", what, source)
-    parts: dict[str, Any] = {"vae": read_vae(str(source / "vae"))}
-    for tower in (t for t in pipe.family.towers if (source / t.part).is_dir()):
-        parts[tower.part] = read(tower.network, source / tower.part, "data", False)
-        if half:
-            halve(parts[tower.part])
-    whole = LatentDiffusionPipeline(**{**pipe.components, **parts})
-    return whole.to(getattr(pipe, pipe.family.network).device)

@@ -82,7 +82,7 @@ class Precompute:
         self.family = reads.family(config)
         self.networks, self.tokenizers = frozen_parts(config, self.captions)
         for network in self.networks.values():
-            network.requires_grad_(False).eval().to(accelerator.device)
+            network.requires_grad_(False).eval()  # the encoder brings each to the device
         self.conditioner = self.family.conditioner(self.networks, self.tokenizers)
         codec = VaeCodec(self.networks["vae"])
         self.encoder = Encoder(config, codec, self.conditioner, accelerator, folder)

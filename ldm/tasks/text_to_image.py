@@ -46,7 +46,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.score and config.score.before and config.model is None:
         raise ConfigError("score.before draws from what a run starts from: give model")
     if config.adds and config.frozen == "bfloat16" and shards.asked_for():
-        raise ConfigError("frozen: FSDP gathers weights of one dtype: set frozen to float32")
+        raise ConfigError("frozen: bfloat16 is not supported in shards (FSDP): leave it out")
     held = cached_set(config)
     collection = collect(config, accelerator)
     if config.textual_inversion:
@@ -86,6 +86,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     then = "the same command goes on with what is in the cache already"
     with writing("the cache", cache_root(), then):
         encoder.prepare(collection, captions)
+    task.rest(accelerator.device, base if config.adds else None)
     final = trainer.fit()
     told = [] if model.classes == () else [prompt]  # an unconditional model reads none
     ldm = str(Path(sys.executable).with_name("ldm"))
@@ -167,7 +168,10 @@ def step(config: TrainConfig) -> Step:
     task.memory = Memory()  # there are no losses to learn from
     # Those of a cached set are shapes alone in a run too.
     networks = {model.family.network: model.network} if model.stored else model.networks
-    saved = tuple(networks)
+    saved = None if config.adds else tuple(networks)
     if teacher is not None:
         networks = {**networks, "teacher": teacher}
-    return Step(networks, task, None if config.adds else saved, encoder.entries())
+    # What a run saves waits in memory, which on a CPU is where it computes.
+    leave = config.adds or device_at_hand().type != "cpu"
+    unread = () if model.stored or not leave else tuple(encoder.unread)
+    return Step(networks, task, saved, encoder.entries(), unread)

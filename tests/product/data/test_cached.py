@@ -166,7 +166,7 @@ def test_lora_and_prompts(tmp_path, model, caplog):
     caplog.set_level("INFO", "ldm")
     train(tmp_path / "run", **cached(changes, folder))
     assert equal(bits(tmp_path / "run"), bits(tmp_path / "ordinary"))
-    assert "validation.prompts: the autoencoder and the text encoder are loaded" in caplog.text
+    assert "validation.prompts: vae, text_encoder are read from" in caplog.text
     pages = [next((tmp_path / name / "samples").iterdir()) for name in ("run", "ordinary")]
     assert pages[0].read_bytes() == pages[1].read_bytes()
 

@@ -113,7 +113,8 @@ def test_adapters_learn_and_the_base_does_not(base, tmp_path, monkeypatch, dora)
     for pipe in pair:
         pipe.load_lora_weights(final)
     ours, theirs = (draw(pipe) for pipe in pair)
-    with trainer.ema.model.in_front():
+    back = trainer.task.resting.back(torch.device("cpu"), "this test")
+    with trainer.ema.model.in_front(), back:
         there = draw(trainer.task.pipeline())
     assert np.array_equal(ours, there)
     assert np.abs(ours - theirs).max() <= 1e-6  # as for any folder: our scheduler's table is exact
