@@ -206,25 +206,26 @@ class TensorCache:
         most one unfinished shard each. ``what`` and the ``unit`` of an entry are shown.
         """
         wanted = np.asarray(keys, "S16")
-        # Whose an entry is depends on its number alone: others may be writing already.
-        missing = self.missing(wanted)
-        mine = missing[missing % world == rank].tolist()
+        missing, size = self.missing(wanted), min(batch, shard_rows)
+        # Whose an entry is depends on its number alone: others may be writing already. Batches are
+        # those of one process, and so are the bits of what is made.
+        mine = missing[missing // size % world == rank].tolist()
         if mine:
             self.folder.mkdir(parents=True, exist_ok=True)
             share = len(mine) / len(missing)
             with Progress(f"caching {what}", unit, len(missing)) as progress:
-                numbers, chunks, size = list[int](), list[dict[str, Tensor]](), 0
-                for some in _parts(mine, min(batch, shard_rows)):
+                numbers, chunks, kept = list[int](), list[dict[str, Tensor]](), 0
+                for some in _parts(mine, size):
                     rows = {name: value.cpu() for name, value in make(some).items()}
                     numbers += some
                     chunks.append(rows)
-                    size += sum(value.nbytes for value in rows.values())
+                    kept += sum(value.nbytes for value in rows.values())
                     progress.advance(len(some) / share)  # the others are about as far
-                    full = len(numbers) + batch > shard_rows or size > _SHARD_BYTES
+                    full = len(numbers) + batch > shard_rows or kept > _SHARD_BYTES
                     if full or numbers[-1] == mine[-1]:
                         columns = {name: torch.cat([c[name] for c in chunks]) for name in rows}
                         self._write(wanted[numbers], columns)
-                        numbers, chunks, size = [], [], 0
+                        numbers, chunks, kept = [], [], 0
             self.refresh()
         return len(mine)
 

@@ -406,9 +406,11 @@ def test_processes_share_the_work(tmp_path):
 def test_a_process_that_comes_late_still_makes_its_share(tmp_path):
     """It finds some entries made already: whose the others are must not depend on that."""
     first, second = Maker(), Maker()
-    TensorCache(tmp_path, "s").build(keys(7), first, what="rows", rank=0, world=2)
-    TensorCache(tmp_path, "s").build(keys(7), second, what="rows", rank=1, world=2)
-    assert (sorted(first.asked), sorted(second.asked)) == ([0, 2, 4, 6], [1, 3, 5])
+    for rank, maker in enumerate((first, second)):
+        cache = TensorCache(tmp_path, "s")
+        cache.build(keys(7), maker, what="rows", batch=2, rank=rank, world=2)
+    # Whole batches, as one process makes them.
+    assert (sorted(first.asked), sorted(second.asked)) == ([0, 1, 4, 5], [2, 3, 6])
     same(TensorCache(tmp_path, "s"), 7)
 
 
