@@ -14,7 +14,7 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
-from launched import losses
+from launched import ENVIRONMENT, digests, finish, losses, start, steps, wait_for
 from ldm.config.loader import load, validate
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
@@ -88,6 +88,27 @@ def test_caches_and_going_on_change_no_bit(tmp_path):
     assert moved[0].keys() == moved[1].keys() and not torch.equal(
         moved[0]["proj_out.weight"], moved[1]["proj_out.weight"]
     )
+
+
+def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
+    monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
+    told = settings(duration="9 steps", batch_size=8, checkpoints={"every": "3 steps", "keep": 1})
+    # One process sums the halves of a batch as two do.
+    config, run = tree(tmp_path / "killed", **told, micro_batch_size=4), tmp_path / "killed"
+    finish(start(config | {"run": str(tmp_path / "whole")}, tmp_path / "a"))
+    process = start(config, tmp_path / "b")
+    wait_for(lambda: steps(run) >= 4, process)
+    process.kill()
+    process.wait()
+    assert steps(run) < 9
+    assert "going on from" in finish(start(config, tmp_path / "b"))
+    last = "checkpoints/images-000000000072"
+    whole = digests(tmp_path / "whole" / last)
+    assert digests(run / last) == whole
+    assert losses(run) == losses(tmp_path / "whole") and len(losses(run)) == 9
+    finish(start(tree(tmp_path / "two", **told), tmp_path / "c", processes=2))
+    assert digests(tmp_path / "two" / last) == whole
+    assert losses(tmp_path / "two") == pytest.approx(losses(run), rel=1e-6)
 
 
 def test_weights_in_several_files_are_read_back(tmp_path, monkeypatch):
