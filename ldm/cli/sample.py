@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -78,6 +79,21 @@ def _interval(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
+def _arguments(given: Sequence[str]) -> dict[str, Any]:
+    """By name, a number or several."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            numbers = [int(part) if part.isdecimal() else float(part) for part in value.split(",")]
+        except ValueError:
+            numbers = []
+        if not numbers or not name.isidentifier():
+            fail(f"--argument must look like NAME=4.5 or NAME=512,512, not {text!r}")
+        found[name] = numbers[0] if len(numbers) == 1 else tuple(numbers)
+    return found
+
+
 def sample(
     model: Annotated[
         Path,
@@ -135,6 +151,14 @@ def sample(
     outpaint: edits.Outpaint = None,
     variation_seed: edits.VariationSeed = None,
     variation_strength: edits.VariationStrength = 0.1,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What the model's family is told beside, as its stock pipeline calls it:"
+            " true_cfg_scale=4, original_size=512,512. May be repeated.",
+        ),
+    ] = None,
     captions: Annotated[
         bool, typer.Option("--captions", help="Make --out a data set: add metadata.jsonl.")
     ] = False,
@@ -151,7 +175,7 @@ def sample(
         if found is None:
             fail(f"--size must look like 512x512, not {size!r}")
         width, height = int(found[1]), int(found[2])
-    interval = _interval(guidance_interval)
+    interval, beside = _interval(guidance_interval), _arguments(argument or [])
     sampler = named_sampler(sampler)
     if not 0 <= guidance_rescale <= 1:
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
@@ -180,6 +204,7 @@ def sample(
         lora=", ".join(used) or None,
         rescale=guidance_rescale or None,
         interval=guidance_interval,
+        arguments=" ".join(argument or []) or None,
     )
     if _is_picture(out):
         for prompt in prompts or [""]:
@@ -201,6 +226,8 @@ def sample(
     transformers.utils.logging.disable_progress_bar()
     try:
         pipe = LatentDiffusionPipeline.from_pretrained(model)
+        for name in sorted(beside.keys() & inspect.signature(pipe.__call__).parameters.keys()):
+            fail(f"--argument {name}: it is not of the model's family, but of all drawing")
         if not prompts and pipe.reads is None:
             fail("PROMPT is missing: say what to draw")
         prompts = prompts or [""]
@@ -239,6 +266,7 @@ def sample(
                 batch_size=batch,
                 **guided,
                 **edit.call(seed, total),
+                **beside,
             ).images
         if pipe.reads == ():
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by

@@ -67,6 +67,7 @@ class Parameters:
         strength: of image to image.
         variation_seed: of noise that the seed's is moved to.
         variation_strength: how far.
+        arguments: what the model's family was told beside, "true_cfg_scale=4".
 
     """
 
@@ -86,6 +87,7 @@ class Parameters:
     strength: float | None = None
     variation_seed: int | None = None
     variation_strength: float | None = None
+    arguments: str | None = None
 
     def __str__(self) -> str:
         """The text in the file."""
@@ -105,6 +107,7 @@ class Parameters:
             "Denoising strength": None if self.strength is None else f"{self.strength:g}",
             "Variation seed": self.variation_seed,
             "Variation seed strength": self.variation_strength,
+            "Arguments": self.arguments,
         }
         listed = [f"{key}: {_quoted(str(v))}" for key, v in entries.items() if v is not None]
         lines = [self.prompt, _NEGATIVE + self.negative if self.negative else "", ", ".join(listed)]
@@ -138,6 +141,7 @@ class Parameters:
             strength=_number(float, found.get("Denoising strength")),
             variation_seed=_number(int, found.get("Variation seed")),
             variation_strength=_number(float, found.get("Variation seed strength")),
+            arguments=found.get("Arguments"),
         )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny
+import tiny_flux
 from ldm.cli import app
 from ldm.data.folder import FolderData
 from ldm.diffusion import Prediction, Target, predictor
@@ -500,6 +501,29 @@ def test_cli_guides_as_it_is_told(model: Path, tmp_path: Path) -> None:
         (("--guidance-interval", "3,1"), "--guidance-interval: 3 is not less than 1"),
     ):
         result = run(*common, "--out", tmp_path / "x.png", *more)
+        assert result.exit_code != 0 and message in " ".join(result.output.split())
+
+
+def test_cli_tells_the_family_what_it_takes(tmp_path: Path) -> None:
+    pipe = LatentDiffusionPipeline(**tiny_flux.components(), unet=None)
+    pipe.save_pretrained(tmp_path / "flux")
+    common = ("two dogs", "--model", tmp_path / "flux", "--steps", 2, "--size", "16x16",
+              "--negative", "an apple")  # fmt: skip
+    out = tmp_path / "true.png"
+    result = run(*common, "--out", out, "--argument", "true_cfg_scale=30")
+    assert result.exit_code == 0, result.output
+    call = dict(num_inference_steps=2, seed=0, height=16, width=16, negative_prompt="an apple")
+    drawn = [pipe("two dogs", **call, **told).images[0] for told in ({"true_cfg_scale": 30}, {})]
+    picture = np.asarray(Image.open(out))
+    assert np.array_equal(picture, drawn[0]) and not np.array_equal(picture, drawn[1])
+    assert read_parameters(out).arguments == "true_cfg_scale=30"
+    for told, message in (
+        ("true_cfg_scale", "--argument must look like NAME=4.5 or NAME=512,512, not 'true_cfg"),
+        ("size=big", "--argument must look like NAME=4.5 or NAME=512,512, not 'size=big'"),
+        ("seed=3", "--argument seed: it is not of the model's family, but of all drawing"),
+        ("original_size=8,8", "original_size is no argument of a model of the family flux"),
+    ):
+        result = run(*common, "--out", tmp_path / "x.png", "--argument", told)
         assert result.exit_code != 0 and message in " ".join(result.output.split())
 
 
