@@ -76,7 +76,7 @@ def set_attention(
 
     Only softmax(q k^T / sqrt(d)) v of one stream is: where a network attends in another way
     (DeepFloyd IF to text and picture at once, SD3 with two streams), it is left as it is, which a
-    log line says if no attention is plain and ``backend`` was named.
+    log line says if no attention is plain and ``backend`` is another than ``auto`` would give.
 
     Args:
         network: changed in place; the numbers are the same up to rounding.
@@ -87,7 +87,8 @@ def set_attention(
     Raises:
         BackendError: the backend cannot run there.
     """
-    asked, backend = backend, chosen(backend, device, bfloat16=bfloat16)
+    usual = chosen("auto", device, bfloat16=bfloat16)
+    backend = chosen(backend, device, bfloat16=bfloat16)
     check_backend(backend, device)
     every = [module for module in network.modules() if hasattr(module, "processor")]
     # Not of a subclass, which computes something else; and only "plain" can leave the scale out.
@@ -100,9 +101,9 @@ def set_attention(
     ]
     for module in plain:
         module.set_processor(_PROCESSORS[backend]())
-    if asked != "auto" and not plain:
+    if backend != usual and not plain:
         kinds = ", ".join(sorted({type(module.processor).__name__ for module in every}))
         has = f"plain attention, only {kinds}" if kinds else "attention"
         log.warning(
-            "attention %s changes nothing: %s has no %s", asked, type(network).__name__, has
+            "attention %s changes nothing: %s has no %s", backend, type(network).__name__, has
         )
