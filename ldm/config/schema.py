@@ -266,6 +266,10 @@ class TrainConfig(RunConfig):
             list, one for each, null where there is none.
         text_layers: only the first layers of the text encoder of a folder, with its final norm
             behind them (Stable Diffusion 2: 23 of 24); None: all.
+        prompt_syntax: how captions and prompts are read: ``a1111`` with weights and breaks,
+            ``(word:1.3)``, ``[word]``, ``BREAK``; None: brackets are text.
+        prompt_windows: of tokens, each read alone, that every caption is to a CLIP: one longer than
+            the tokenizer's is not cut then.
         unet: a shape for random init.
         transformer: the same, of a family that has one in place of a U-Net.
         train: what learns: parts, or parameters of one as ``unet.PATTERN``, a glob over their names
@@ -306,6 +310,8 @@ class TrainConfig(RunConfig):
     condition: Literal["text", "none"] | Classes | None = None
     text: Text | tuple[Text | None, ...] | None = None
     text_layers: Positive | None = None
+    prompt_syntax: Literal["a1111"] | None = None
+    prompt_windows: Annotated[int, Field(ge=1, le=32)] = 1
     unet: UNetShape | None = None
     transformer: MmditShape | None = None
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)

@@ -18,42 +18,21 @@ from torch import Tensor
 
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
-from ldm.data.images import View, coordinates, cuts, to_pixels
+from ldm.data.images import View, coordinates, to_pixels
 from ldm.data.items import Item, Items
 from ldm.diffusion import Condition
 from ldm.encoding import long_captions
+from ldm.encoding.cache_keys import CacheKeys, latent_key, reading
 from ldm.errors import ConfigError, DataError
 from ldm.families.text import text_key
 from ldm.guidance.told import SCALE
 from ldm.models.codec import Codec, Moments
 from ldm.models.conditioner import Conditioner, silent, unnamed
+from ldm.prompts.windows import written
 from ldm.storage.cache_root import cache_root
 from ldm.storage.tensor_cache import TensorCache, column_of, fingerprint, key_of
 
 log = logging.getLogger(__name__)
-
-
-class CacheKeys:
-    """Every (item, view) whose latent is to be cached, by one number."""
-
-    def __init__(self, items: Items, views: Sequence[View]) -> None:
-        self.items, self.views = items, views
-
-    def __len__(self) -> int:
-        return len(self.items) * len(self.views)
-
-    def at(self, row: int) -> tuple[Item, View]:
-        """Item and view of number ``row``."""
-        item, view = divmod(row, len(self.views))
-        return self.items[item], self.views[view]
-
-    def key(self, row: int) -> bytes:
-        """The key of the moments of number ``row``, by its content."""
-        return latent_key(*self.at(row))
-
-    def keys(self) -> np.ndarray:
-        """All keys, S16."""
-        return column_of(map(self.key, range(len(self))))
 
 
 class Encoder:
@@ -79,6 +58,8 @@ class Encoder:
         folder: Path | None = None,
     ) -> None:
         self.config, self.transform, self.codec = config, config.images, codec
+        if reading(config):
+            conditioner = written(conditioner, config.prompt_windows, config.prompt_syntax)
         self.conditioner, self.folder = conditioner, folder
         self._accelerator = accelerator
         self.batch = config.micro_batch_size or min(config.batch_size, 64)
@@ -405,9 +386,3 @@ class Encoder:
         if "told" in batch:
             said = said.where(batch["told"][:, [*towers].index(name)], silent(said))
         return said
-
-
-def latent_key(item: Item, view: View) -> bytes:
-    """The key of the moments of a picture, by its content and by what is seen of it."""
-    middle = view.place == 0.5 or not cuts(item.size, item.shape)
-    return key_of(item.digest(), str(int(view.mirrored)), *([] if middle else [str(view.place)]))

@@ -30,6 +30,7 @@ SYNTAX = "a1111"
 """The name of the grammar."""
 MOST = 32
 """Windows of a prompt."""
+_ROUNDING = 1e-5  # of the root mean square: a mean below it is none
 _BACK = 20  # tokens
 _SHOWN = 60  # characters of a text in a message
 
@@ -46,7 +47,7 @@ class PromptTower(ClipConditioner):
     Args:
         tower: the tower, of one window.
         windows: of every prompt, 1 where the tower is a T5.
-        syntax: the grammar, ``SYNTAX``; None: brackets are text, and the first window is all.
+        syntax: the grammar, ``SYNTAX``; None: brackets are text.
     """
 
     def __init__(self, tower: ClipConditioner, windows: int, syntax: str | None = SYNTAX) -> None:
@@ -70,29 +71,22 @@ class PromptTower(ClipConditioner):
         """How many tokens each text is, the specials of its windows included."""
         room, least = _room(self._tower), self._tower.length
         found = [_windows(self._tower, text, self.syntax, MOST) for text in texts]
-        return [
-            (len(parts) - 1) * least + len(parts[-1][0]) + least - room if parts else least - room
-            for parts in found
-        ]
+        return [(len(parts) - 1) * least + len(parts[-1][0]) + least - room for parts in found]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Int64 ``b 2 w l``: ids of w windows of l tokens, and their weights."""
         tower, found = self._tower, list[Tensor]()
         before, behind = _specials(tower)
         for text in texts:
-            if self.syntax is None:
-                ids = [tower.tokenize([text])[0], *[tower.tokenize([""])[0]] * (self.windows - 1)]
-                weights = [torch.ones(tower.length, dtype=torch.float64)] * self.windows
-            else:
-                parts = _windows(tower, text, self.syntax, self.windows, tell=True)
-                parts += [([], [])] * (self.windows - len(parts))
-                ids, weights = list[Tensor](), list[Tensor]()
-                for tokens, factors in parts:
-                    whole = [*before, *tokens, *behind]
-                    rest = tower.length - len(whole)
-                    ids.append(torch.tensor(whole + [tower.tokenizer.pad_token_id] * rest))
-                    factors = [1.0] * len(before) + factors + [1.0] * (len(behind) + rest)
-                    weights.append(torch.tensor(factors, dtype=torch.float64))
+            parts = _windows(tower, text, self.syntax, self.windows, tell=True)
+            parts += [([], [])] * (self.windows - len(parts))
+            ids, weights = list[Tensor](), list[Tensor]()
+            for tokens, factors in parts:
+                whole = [*before, *tokens, *behind]
+                rest = tower.length - len(whole)
+                ids.append(torch.tensor(whole + [tower.tokenizer.pad_token_id] * rest))
+                factors = [1.0] * len(before) + factors + [1.0] * (len(behind) + rest)
+                weights.append(torch.tensor(factors, dtype=torch.float64))
             found.append(torch.cat([*ids, *(w.view(torch.int64) for w in weights)]))
         return torch.stack(found) if found else torch.empty(0, self.columns, dtype=torch.int64)
 
@@ -140,19 +134,20 @@ def _weighted(tokens: Tensor, weights: Tensor) -> Tensor:
     """
     z = tokens.float()
     product = z * weights.float()[..., None]
-    restored = product * (z.mean((1, 2)) / product.mean((1, 2)))[:, None, None]
+    had, has = z.mean((1, 2)), product.mean((1, 2))
+    least = _ROUNDING * z.square().mean((1, 2)).sqrt()
+    # The norm of a fresh tower leaves no mean but what rounding makes of 0.
+    restored = (had.abs() > least) & (has.abs() > least)
+    factor = torch.where(restored, had, 1.0) / torch.where(restored, has, 1.0)
     plain = (weights == 1).all(1)[:, None, None]
-    return torch.where(plain, tokens, restored.to(tokens.dtype))
+    return torch.where(plain, tokens, (product * factor[:, None, None]).to(tokens.dtype))
 
 
 def _windows(
     tower: ClipConditioner, text: str, syntax: str | None, most: int, *, tell: bool = False
 ) -> list[Window]:
     """The windows of ``text``, the first ``most`` of them."""
-    if syntax is None:
-        (ids,) = _tokens(tower, [text], most)
-        return [(ids[: _room(tower)], [1.0] * len(ids[: _room(tower)]))]
-    sections = runs(parse(text))
+    sections = [[(text, 1.0)]] if syntax is None else runs(parse(text))
     if len(sections) > 1 and not sections[-1]:
         sections.pop()  # a break at the end begins nothing
     if not in_windows(tower):

@@ -16,6 +16,7 @@ from typing import Any
 from ldm.config.loader import plain
 from ldm.config.schema import T5Shape, Text, TextShape, TrainConfig, VaeShape
 from ldm.data.cached import CachedData
+from ldm.encoding.cache_keys import reading
 from ldm.errors import ConfigError
 from ldm.families import Family, Tower, reads
 from ldm.families.build import frozen_parts
@@ -73,6 +74,11 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
     if (was := made.get("frozen", "float32")) != config.frozen:
         raise ConfigError(
             f"frozen: {where} made with {was!r}, and this config has {config.frozen!r}"
+        )
+    if (said := made.get("prompts")) != (now := reading(config)):
+        raise ConfigError(
+            f"prompt_syntax, prompt_windows: {where} whose captions were read as {said or 'text'},"
+            f" and this config reads them as {now or 'text'}"
         )
     for part, asked in described(config).items():
         if asked is None or asked in (

@@ -26,7 +26,8 @@ from ldm.data.cached import FORMAT, MADE_WITH, MANIFEST, CachedData, texts, writ
 from ldm.data.collection import Collection
 from ldm.data.items import Items, evenly_spaced
 from ldm.encoding import long_captions
-from ldm.encoding.encoder import CacheKeys, Encoder
+from ldm.encoding.cache_keys import CacheKeys, reading
+from ldm.encoding.encoder import Encoder
 from ldm.engine.hold import hold
 from ldm.errors import ConfigError, DataError, RunError
 from ldm.families import reads
@@ -126,6 +127,7 @@ class Precompute:
             "pillow": PIL.__version__,
             "cache_dtype": self.config.cache_dtype,
             "frozen": self.config.frozen,
+            "prompts": reading(self.config),
         }
 
     def _halve(self) -> None:
@@ -140,11 +142,13 @@ class Precompute:
         if not (self.folder / MADE_WITH).is_file():
             raise ConfigError(f"--out {self.folder}: it holds something else, {other}")
         dtypes = ("cache_dtype", "frozen")
-        for name in ("format", "images", "fingerprints", "pillow", *dtypes):
+        for name in ("format", "images", "fingerprints", "pillow", *dtypes, "prompts"):
             # Sets of before these keys are of float32.
             was = self.held.made_with.get(name, "float32" if name in dtypes else None)
             now = made_with[name]
-            if isinstance(was, dict):  # a key that an older set does not know is at None
+            if isinstance(was, dict) and isinstance(
+                now, dict
+            ):  # a key that an older set does not know is at None
                 key = next((key for key in {**was, **now} if was.get(key) != now.get(key)), None)
                 if key is None:
                     continue
@@ -181,7 +185,7 @@ class Precompute:
         accelerator, collection = self.accelerator, self.collection
         if accelerator.is_main_process:
             write_skipped(self.folder, collection.skipped)
-            long_captions.tell(self.folder, collection.sources, self.conditioner)
+            long_captions.tell(self.folder, collection.sources, self.encoder.conditioner)
             for number, source in enumerate(collection.sources):
                 write_index(self.folder / _index(number), source, *_rows_of(collection, number))
         accelerator.wait_for_everyone()

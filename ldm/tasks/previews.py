@@ -30,6 +30,7 @@ class Previews:
     def __init__(self, config: TrainConfig, model: Model, collection: Collection) -> None:
         self.settings, factor = config.validation, model.codec.factor
         self.size = config.images.size // factor * factor  # with buckets it may be none of latents
+        self._syntax = config.prompt_syntax
         self._model, self._cut = model, replace(config.images, size=self.size, buckets=None)
         asked = config.validation.captions if config.validation else 0
         held_out = evenly_spaced(collection.held_out, asked // 2)
@@ -88,6 +89,7 @@ class Previews:
             accelerator,
             what="the validation's previews",
             seed=asked.seed,
+            prompt_syntax=self._syntax,
             batch=4,  # few, so that many processes have some
             **asdict(self._model.drawn_with(asked)),
             height=self.size,

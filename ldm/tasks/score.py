@@ -65,6 +65,7 @@ def score(
             accelerator,
             what=f"the score's pictures, {model}",
             seed=settings.seed,
+            prompt_syntax=config.prompt_syntax,
             batch=config.micro_batch_size or 64,
             **asdict(how),
             height=config.images.size,

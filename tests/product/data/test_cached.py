@@ -208,6 +208,7 @@ def test_what_a_set_was_not_made_with_is_refused(tmp_path, model):
         (dict(images={**changes["images"], "flip": False}), "images.flip: * made with True"),
         (dict(train=["text_encoder"]), "train: * a text encoder that learns"),
         (dict(score={}, images={"size": 16}), "score: * no pictures"),
+        (dict(prompt_syntax="a1111"), "prompt_syntax, prompt_windows: * were read as text"),
         (dict(data=[{"path": str(folder)}, {"path": str(tmp_path / "a")}]), "data: * together"),
     ):
         with pytest.raises(ConfigError) as error:

@@ -122,8 +122,12 @@ def test_weights_of_one_change_no_bit_in_any_family():
 
 @torch.no_grad()
 def test_tokens_are_multiplied_and_the_mean_restored(pipe: Any) -> None:
-    tower = pipe.conditioner
+    tower, norm = pipe.conditioner, pipe.text_encoder.final_layer_norm
+    fresh = PromptTower(tower, 1).encode(["ab (cd:1.5)"]).tokens[0]
+    assert float((fresh[3:5] - 1.5 * tower.encode(["ab cd"]).tokens[0, 3:5]).abs().max()) < 1e-6
+    norm.bias.copy_(torch.linspace(-0.5, 1, tiny.WIDTH))  # as of a tower that has learnt
     z = tower.encode(["ab cd"]).tokens[0]
+    assert abs(float(z.mean())) > 0.1
     w = torch.ones(tiny.LENGTH)
     w[3:5] = 1.5  # a byte a token, behind the one that begins
     assert tower.read(["cd"]) == [tower.tokenize(["ab cd"])[0, 3:5].tolist()]
@@ -131,6 +135,7 @@ def test_tokens_are_multiplied_and_the_mean_restored(pipe: Any) -> None:
     found = PromptTower(tower, 1).encode(["ab (cd:1.5)", "ab cd"])
     assert float((found.tokens[0] - want).abs().max()) < 1e-6
     assert torch.equal(found.tokens[1], z)
+    norm.bias.zero_()
 
 
 def windows(tower: Any, text: str) -> list[str]:
@@ -172,9 +177,9 @@ def test_each_window_is_read_alone_and_both_sides_have_as_many(pipe: Any) -> Non
     assert torch.equal(said.tokens, torch.cat([first.tokens, second.tokens], 1))
     assert torch.equal(said.pooled, first.pooled)
     assert torch.equal(null.tokens, tower.encode(["blue", ""]).tokens.flatten(0, 1)[None])
-    drawn = a1111(pipe, [long, "a"], negative_prompt="blue")
+    both = a1111(pipe, [long, "a"], negative_prompt="blue")
     split = a1111(pipe, [long, "a"], negative_prompt="blue", batch_size=1)
-    assert float((drawn - split).abs().max()) < 1e-4
+    assert float((both - split).abs().max()) < 1e-4
     long_negative = a1111(pipe, "a", negative_prompt=long)
     assert float((long_negative - a1111(pipe, "a", negative_prompt="a red")).abs().max()) > 1e-3
     # What others have encoded may be of several windows too.
