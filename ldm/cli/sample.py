@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,11 @@ from ldm.cli.failure import at_hand, fail, named_sampler, there
 from ldm.cli.options import Guidance, Steps
 from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
 from ldm.progress import Progress
+from ldm.prompts.files import drawn, lines
 from ldm.sampling.names import OF_ANY_PROCESS, SCHEDULED
+
+_WEIGHT = re.compile(r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)")
+_LORA = re.compile(r"<lora:[^<>]*>")
 
 
 def _targets(out: Path, count: int) -> list[Path]:
@@ -65,6 +70,15 @@ def _scales(loras: Sequence[Path], scales: Sequence[float]) -> Sequence[float]:
 def _name(model: Path) -> str:
     """The name of a folder, or of a repository without its revision."""
     return Path(str(model).partition("@")[0]).resolve().name
+
+
+def _tell(texts: Sequence[str], syntax: str | None) -> None:
+    """Tells of what somebody may have meant otherwise than it is read."""
+    if syntax is None and (found := next(filter(_WEIGHT.search, texts), None)) is not None:
+        told = " ".join(found.split())
+        print(f"note: brackets are text in {told!r}: --syntax a1111 reads weights", file=sys.stderr)
+    if syntax and (lora := next((m for m in map(_LORA.search, texts) if m), None)):
+        fail(f"{lora[0]} in a prompt: pass the file as --lora, and its scale as --lora-scale")
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
@@ -165,6 +179,20 @@ def sample(
     sheet: Annotated[
         Path | None, typer.Option(help="Also all pictures over their prompts on one page, a .png.")
     ] = None,
+    syntax: Annotated[
+        str | None,
+        typer.Option(
+            help="a1111: (word:1.3), [word], BREAK and prompts of any length; else brackets are"
+            " text."
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompts", help="A text file with one PROMPT a line.")
+    ] = None,
+    wildcards: Annotated[
+        Path | None,
+        typer.Option(help="A folder: __NAME__ is a line of its NAME.txt, drawn by the seed."),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:
@@ -179,6 +207,8 @@ def sample(
     sampler = named_sampler(sampler)
     if not 0 <= guidance_rescale <= 1:
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
+    if syntax not in (None, "a1111"):
+        fail(f"--syntax is a1111, or left out, not {syntax!r}")
     called = model.stem if model.suffix == ".safetensors" else _name(model)
     model = at_hand(model, "--model ", file=True)
     told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
@@ -190,6 +220,16 @@ def sample(
         fail(f"--sheet writes a .png, not {sheet}")
     if captions and _is_picture(out):
         fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
+    prompts = list(prompts or [])
+    try:
+        prompts += lines(prompt_file) if prompt_file is not None else []
+        if wildcards is not None and prompts:  # by its own seed, every picture has its own text
+            every = [prompt for prompt in prompts for _ in range(count)]
+            prompts = [drawn(text, wildcards, seed + i) for i, text in enumerate(every)]
+            count = 1
+    except ValueError as error:
+        fail(error)
+    _tell(prompts + [negative], syntax)
     loras, words = lora or [], embedding or []
     scales = _scales(loras, lora_scale or [1.0])
     for option, paths in (("lora", loras), ("embedding", words)):
@@ -263,6 +303,7 @@ def sample(
                 negative_prompt=negative,
                 num_images_per_prompt=count,
                 sampler=None if sampler == "model" else sampler,
+                prompt_syntax=syntax,
                 batch_size=batch,
                 **guided,
                 **edit.call(seed, total),

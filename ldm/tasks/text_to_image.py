@@ -95,6 +95,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if kind:
         side = config.images.size
         command += [f"--{kind.lower()}", str(final), "--size", f"{side}x{side}"]
+    command += ["--syntax", config.prompt_syntax] if config.prompt_syntax else []
     accelerator.print(f"the {kind or 'pipeline'} is in {final}; draw with:")
     accelerator.print(f"  {shlex.join(command)}")
     if config.score:

@@ -4,16 +4,23 @@ import logging
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 import tiny
 import tiny_flux
 import tiny_sd3
 import tiny_sdxl
 from ldm.calls.texts import Side, Texts, Wording
+from ldm.cli import app
 from ldm.families import family_of
+from ldm.formats.png import read_parameters
+from ldm.pipeline import LatentDiffusionPipeline
+from ldm.prompts.files import drawn, lines
 from ldm.prompts.grammar import DOWN, UP, Break, Weighted, Words, parse, printed, runs, weighs
 from ldm.prompts.windows import MOST, PromptTower, count, written
 
@@ -224,3 +231,60 @@ def test_words_of_several_vectors_stay_together(tmp_path: Any) -> None:
     ids, weights = rows.unflatten(0, (2, 2, -1))
     assert ids[1, 1:4].tolist() == first and first[0] not in ids[0].tolist()
     assert weights.contiguous().view(torch.float64)[1].tolist()[:5] == [1, 1.5, 1.5, 1.5, 1]
+
+
+def test_prompts_in_files_and_words_drawn_from_them(tmp_path: Any) -> None:
+    (tmp_path / "colour.txt").write_text("red\n\n blue \n__deep__ green\n")
+    (tmp_path / "deep.txt").write_text("dark\nvery dark\n")
+    (tmp_path / "loop.txt").write_text("a __loop__\n")
+    assert lines(tmp_path / "colour.txt") == ["red", "blue", "__deep__ green"]
+    texts = [drawn("a __colour__ __colour__ cat", tmp_path, seed) for seed in range(200)]
+    assert texts == [drawn("a __colour__ __colour__ cat", tmp_path, seed) for seed in range(200)]
+    words = ["red", "blue", "dark green", "very dark green"]
+    assert {*texts} == {f"a {one} {two} cat" for one in words for two in words}
+    assert drawn("a ___ b __", tmp_path, 0) == "a ___ b __"
+    with pytest.raises(ValueError, match="__loop__ stands for itself"):
+        drawn("__loop__", tmp_path, 0)
+    with pytest.raises(ValueError, match=r"nothing\.txt: No such file"):
+        drawn("__nothing__", tmp_path, 0)
+    (tmp_path / "bad.txt").write_bytes(b"red\n\xff\n")
+    with pytest.raises(ValueError, match=r"bad\.txt, line 2: it is no text in UTF-8"):
+        lines(tmp_path / "bad.txt")
+    (tmp_path / "none.txt").write_text(" \n")
+    with pytest.raises(ValueError, match=r"none\.txt: it is empty"):
+        lines(tmp_path / "none.txt")
+
+
+def test_the_command_line(tmp_path: Any) -> None:
+    model = tiny.folder(tmp_path / "model")
+    (tmp_path / "colour.txt").write_text("red\nblue\n")
+    (tmp_path / "prompts.txt").write_text("a (__colour__:1.5) heart\nb\n")
+    common = ["sample", "--model", str(model), "--steps", "1", "--sampler", "model"]
+
+    def run(*more: Any) -> Any:
+        return CliRunner().invoke(app, [*common, *map(str, more)])
+
+    out, file = tmp_path / "out", tmp_path / "prompts.txt"
+    drawn_by = ("--syntax", "a1111", "--wildcards", tmp_path, "--count", 4, "--seed", 3)
+    result = run("--prompts", file, *drawn_by, "--out", out)
+    assert result.exit_code == 0, result.output
+    found = [read_parameters(picture) for picture in sorted(out.iterdir())]
+    asked = [*["a (__colour__:1.5) heart"] * 4, *["b"] * 4]
+    assert [(p.prompt, p.seed) for p in found if p] == [
+        (drawn(text, tmp_path, 3 + i), 3 + i) for i, text in enumerate(asked)
+    ]
+    assert {p.prompt for p in found if p} == {"a (red:1.5) heart", "a (blue:1.5) heart", "b"}
+    pipe = LatentDiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 1, "output_type": "pil", "guidance_scale": 7.5}
+    with_weights = a1111(pipe, found[0].prompt, **{**call, "seed": 3})[0]
+    assert np.array_equal(np.asarray(with_weights), np.asarray(Image.open(out / "0000.png")))
+    plain = run(found[0].prompt, "--seed", 3, "--out", tmp_path / "plain.png")
+    assert plain.stderr.startswith("note: brackets are text in") and plain.exit_code == 0
+    for wrong, told in (
+        (("a", "--syntax", "compel"), "--syntax is a1111, or left out, not 'compel'"),
+        (("<lora:x:0.8> a", "--syntax", "a1111"), "<lora:x:0.8> in a prompt: pass the file"),
+        (("--prompts", tmp_path / "no.txt"), "no.txt: No such file"),
+    ):
+        result = run(*wrong, "--out", tmp_path / "x.png")
+        assert result.exit_code == 2 and told in " ".join(result.stderr.split())
