@@ -87,6 +87,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def kept_cache(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one of all tests to which it is no matter who has filled it."""
+    folder = tmp_path_factory.getbasetemp() / "kept-cache"
+    monkeypatch.setenv("LDM_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """Runs a training program in this process as its command line would: exit status, stderr."""
     from programs import in_this_process

@@ -76,7 +76,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(trained, tmp_path) -> Path:
+def run(trained, tmp_path, command, kept_cache) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 

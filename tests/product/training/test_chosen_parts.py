@@ -1,7 +1,6 @@
 """Which parameters learn, at which rate, in which memory; all else stays bit for bit."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ldm.tasks.text_to_image import step
 from programs import told
 from runs import accelerator, train, tree
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("kept_cache")
 
 BOTH = ["unet", "text_encoder"]
 
@@ -52,7 +51,10 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "asked, learns",
     [
-        (["unet.*attn2*"], lambda n: n.startswith("unet") and "attn2" in n),
+        pytest.param(  # what is asked of two patterns
+            *(["unet.*attn2*"], lambda n: n.startswith("unet") and "attn2" in n),
+            marks=pytest.mark.slow,
+        ),
         (
             ["unet.*attn2.to_[kv].weight", "text_encoder.encoder.layers.1.*"],
             lambda n: ("attn2.to_k." in n or "attn2.to_v." in n) or "coder.layers.1." in n,
@@ -299,12 +301,6 @@ def test_a_pattern_may_be_wrong_before_there_is_data():
 )
 def test_estimates_count_what_learns(base, tmp_path, command, change, numbers):
     config = validate(TrainConfig, tree(tmp_path / "run", **settings(base, **change)))
-    costs = {}
-    for again in (False, True):
-        asked = replace(config, gradient_checkpointing=again)
-        costs[again] = trace(asked, step(asked), 16, 1)
-    assert costs[False].learning == costs[True].learning == 4 * numbers
-    assert costs[True].working < costs[False].working
-    assert costs[True].convolution > costs[False].convolution
+    assert trace(config, step(config), 16, 1).learning == 4 * numbers
     status, output = command(tree(tmp_path / "run", **settings(base, **change)), "--dry-run")
     assert status == 0, output

@@ -28,7 +28,7 @@ from ldm.tasks import text_to_image
 from programs import told
 from runs import accelerator, train, tree
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("kept_cache")
 
 BOTH = ["unet", "text_encoder"]
 

@@ -40,7 +40,7 @@ def scaler(scale: float, interval: int = 2000) -> torch.amp.GradScaler:
 
 
 @pytest.fixture(autouse=True)
-def _own(own_cache):
+def _kept(kept_cache):
     pass
 
 

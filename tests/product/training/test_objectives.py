@@ -31,7 +31,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import train, tree
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("kept_cache")
 
 ADAPTIVE = {"kind": "loss_second_moment", "cells": 4, "history": 2}
 COMBINATIONS = {
@@ -251,16 +251,16 @@ def test_a_share_of_the_times():
 
 
 def test_the_memory_of_losses_goes_on_with_the_run(tmp_path):
-    settings = dict(objective={"times": ADAPTIVE}, checkpoints={"every": "4 steps", "keep": 5})
-    train(tmp_path / "whole", duration="8 steps", **settings)
+    settings = dict(objective={"times": ADAPTIVE}, checkpoints={"every": "2 steps", "keep": 5})
+    train(tmp_path / "whole", duration="4 steps", **settings)
+    train(tmp_path / "left", duration="2 steps", **settings)
     train(tmp_path / "left", duration="4 steps", **settings)
-    train(tmp_path / "left", duration="8 steps", **settings)
     whole, left = ([x["loss"] for x in lines(tmp_path / n)] for n in ("whole", "left"))
     assert whole == left
     kept = [
         json.loads(
             (
-                tmp_path / n / "checkpoints" / f"images-{16 * 8:012d}" / "training/run.json"
+                tmp_path / n / "checkpoints" / f"images-{16 * 4:012d}" / "training/run.json"
             ).read_text()
         )
         for n in ("whole", "left")
@@ -268,9 +268,9 @@ def test_the_memory_of_losses_goes_on_with_the_run(tmp_path):
     assert kept[0]["memory"] == kept[1]["memory"]
     assert [len(cell) for cell in kept[0]["memory"]] == [2] * 4
     # Its importance weights are at work: the loss is no plain mean any more.
-    plain = train(tmp_path / "plain", duration="8 steps")
+    plain = train(tmp_path / "plain", duration="4 steps")
     assert plain and [x["loss"] for x in lines(tmp_path / "plain")][:1] == whole[:1]
-    assert [x["loss"] for x in lines(tmp_path / "plain")][4:] != whole[4:]
+    assert [x["loss"] for x in lines(tmp_path / "plain")][2:] != whole[2:]
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])

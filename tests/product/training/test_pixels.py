@@ -130,6 +130,7 @@ def test_x0_is_kept_where_pixels_are(tmp_path):
 def test_a_model_of_classes(tmp_path, coloured):
     settings = CLASSES | {"data": coloured, "text_dropout": 0.3, "objective": {"target": "x0"}}
     validation = {"every": "60 steps", "images": 4, "levels": 2, "prompts": list(COLOURS)}
+    validation["steps"] = 4
     settings |= {"optimizer": {"lr": 4e-3}, "batch_size": 8, "ema": None}
     settings["unet"] = {
         "block_out_channels": [16, 32], "scale_shift": True, "attention": [False, False]

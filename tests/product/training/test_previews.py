@@ -9,7 +9,7 @@ from PIL import Image
 from launched import digests
 from runs import train
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("kept_cache")
 
 SETTINGS = dict(duration="2 steps", batch_size=8, checkpoints={"every": "9 steps"})
 HOW = {"every": "2 steps", "images": 0, "steps": 1, "guidance": 1.0}

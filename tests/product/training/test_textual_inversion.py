@@ -24,7 +24,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
 from runs import train, tree
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("kept_cache")
 
 WORD = "<my-cat>"
 
