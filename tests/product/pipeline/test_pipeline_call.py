@@ -72,8 +72,7 @@ def drawn_by_eps(name: str | None) -> torch.Tensor:
     return draw(plain(), sampler=name)
 
 
-# Of x0 it is slow: laws/test_gaussian asks both of every scheduler.
-@pytest.mark.parametrize("speaks", ["v", pytest.param("x0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("speaks", ["v", "x0"])
 @pytest.mark.parametrize("name", [*SAMPLERS, *OWN, None])
 def test_the_same_picture_whatever_the_network_speaks(
     monkeypatch: pytest.MonkeyPatch, pipe: Any, speaks: Target, name: str | None
