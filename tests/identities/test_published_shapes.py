@@ -17,6 +17,7 @@ from ldm.families.build import build, parameters
 from ldm.formats.single import text
 from ldm.formats.single.families import kind_of, placed
 from ldm.formats.single.place import grouped, to_file
+from ldm.formats.single.readers import refused
 from runs import ROOT
 
 CLIP_L, CLIP_H, CLIP_BIG_G = 123_060_480, 340_387_840, 694_659_840
@@ -132,6 +133,12 @@ TRANSFORMERS = {"sd3": 491, "flux_dev": 780}
 """How many tensors the published files of these have."""
 
 
+SCHEDULERS: tuple[dict[str, Any], ...] = (
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+)
+
+
 def check_names(name: str, model: Any) -> None:
     """The names in a file are the published ones, and stock makes the networks of them again."""
     networks = model.networks
@@ -149,6 +156,13 @@ def check_names(name: str, model: Any) -> None:
         assert sum(map(len, grouped(own, place).values())) == len(own)
         file |= to_file(own, place)
     assert not any(key.startswith("ldm.") for key in file)
+    told, words = {**configs, "scheduler": SCHEDULERS[kind.name[:3] == "sd3"]}, [{"a</w>": 320}]
+    if kind.name == "flux":
+        told["scheduler"] = SCHEDULERS[True]
+    assert refused(kind, told, words) is None
+    assert "(a token a</w> 320): this has a</w> 5" in (refused(kind, told, [{"a</w>": 5}]) or "")
+    other = told | {"vae": configs["vae"] | {"layers_per_block": 1}}
+    assert "open 2 layers a level in it: this has 1" in (refused(kind, other, words) or "")
     if name in NAMES:
         count, beside, digest = NAMES[name]
         every = sorted([*file, *beside])

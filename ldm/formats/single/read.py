@@ -89,6 +89,7 @@ class SingleFile:
         if configs is not None:
             files = beside.files_of(configs)
             files = {n: data for n, data in files.items() if not n.endswith(_SHARD)}
+            files |= self._told(files)
         elif self.configs is not None:
             files = self.configs
         else:
@@ -96,8 +97,6 @@ class SingleFile:
                 f"{self.path} holds tensors alone, of the kind {self.kind.name}: configs and"
                 " tokenizer come from a pipeline folder of the same kind, --config FOLDER"
             )
-        if configs is not None or self.configs is None:
-            files = files | self._told(files)
         for name, data in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

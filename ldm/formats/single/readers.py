@@ -74,15 +74,20 @@ def _unet(name: str, configs: Configs) -> Iterator[Difference]:
     rounded = tuple(max(first, width // first * first) for width in channels)
     yield "levels of {} channels, multiples of the first", rounded, channels
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]
-    heads = tuple(heads) if isinstance(heads, list) else (heads,) * len(channels)
-    yield "{} heads", (8,) * len(channels) if name == "sd1" else _of_64(channels), heads
+    asked = (8,) * len(channels) if name == "sd1" else _of_64(channels)
+    yield "{} heads", asked, _each(heads, len(channels))
     yield "{} numbers and pooled text", _TOLD.get(name), unet.get(_NUMBERS)
     depth = unet.get("transformer_layers_per_block", 1)
-    depth = tuple(depth) if isinstance(depth, list) else (depth,) * len(channels)
-    yield "{} transformer blocks a level", _DEPTHS.get(name, (1,) * len(channels)), depth
+    asked = _DEPTHS.get(name, (1,) * len(channels))
+    yield "{} transformer blocks a level", asked, _each(depth, len(channels))
 
 
 _NUMBERS = "projection_class_embeddings_input_dim"
+
+
+def _each(value: Any, levels: int) -> tuple[Any, ...]:
+    """What a config says of every level, or of all."""
+    return (value,) * levels if isinstance(value, int) else tuple(value)
 
 
 def _of_64(channels: Sequence[int]) -> tuple[int, ...]:
