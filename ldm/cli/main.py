@@ -9,6 +9,7 @@ from ldm.cli.evaluate import HELP, evaluate
 from ldm.cli.export import export
 from ldm.cli.import_file import import_file
 from ldm.cli.lora import convert_lora
+from ldm.cli.merge import extract, merge
 from ldm.cli.sample import sample
 from ldm.cli.schema import schema
 from ldm.progress import listen
@@ -21,6 +22,8 @@ app.command()(export)
 app.command("import")(import_file)
 app.command()(schema)
 app.command("lora")(convert_lora)
+app.command()(merge)
+app.command()(extract)
 
 
 @app.callback()

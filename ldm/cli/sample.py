@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ldm.cli import edits
 from ldm.cli.failure import at_hand, fail, named_sampler, there
-from ldm.cli.options import Guidance, Steps
+from ldm.cli.options import Guidance, Steps, weighted
 from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
 from ldm.progress import Progress
 from ldm.prompts.files import drawn, lines
@@ -146,8 +146,11 @@ def sample(
         Path, typer.Option(help="A .png, .jpg or .webp, or a folder for numbered files.")
     ] = Path("sample.png"),
     lora: Annotated[
-        list[Path] | None,
-        typer.Option(help="A LoRA of diffusers or kohya: its file or folder. May be repeated."),
+        list[str] | None,
+        typer.Option(
+            help="A LoRA of diffusers or kohya: its file or folder, or PATH:WEIGHT. May be"
+            " repeated."
+        ),
     ] = None,
     lora_scale: Annotated[
         list[float] | None,
@@ -230,8 +233,10 @@ def sample(
     except ValueError as error:
         fail(error)
     _tell(prompts + [negative], syntax)
-    loras, words = lora or [], embedding or []
+    asked, words = [weighted(one, math.nan) for one in lora or []], embedding or []
+    loras = [path for path, _ in asked]
     scales = _scales(loras, lora_scale or [1.0])
+    scales = [s if math.isnan(own) else own for (_, own), s in zip(asked, scales, strict=True)]
     for option, paths in (("lora", loras), ("embedding", words)):
         for path in paths:
             if not there(path, f"--{option} "):

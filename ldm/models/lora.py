@@ -161,9 +161,11 @@ def adapted(network: nn.Module) -> bool:
 
 
 def fused(network: nn.Module) -> bool:
-    """Whether the weights of ``network`` hold every active adapter."""
+    """Whether the weights of ``network`` hold every active adapter, of which a layer need not have
+    all.
+    """
     return all(
-        set(module.active_adapters) <= set(module.merged_adapters)
+        set(module.active_adapters) & module.r.keys() <= set(module.merged_adapters)
         for module in network.modules()
         if isinstance(module, LoraLayer)
     )

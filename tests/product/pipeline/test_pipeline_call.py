@@ -556,7 +556,10 @@ def test_cli_takes_several_loras_and_words(model: Path, tmp_path: Path) -> None:
     for scales in ((0.5,), (0.5, 0.25), (0.0, 0.0)):
         out = tmp_path / f"{len(found)}.png"
         given = [argument for scale in scales for argument in ("--lora-scale", scale)]
-        result = run(*common, "--lora", files[0], "--lora", files[1], *given, "--out", out)
+        loras = files
+        if scales == (0.5, 0.25):  # the same as PATH:WEIGHT
+            given, loras = [], [f"{file}:{s}" for file, s in zip(files, scales, strict=True)]
+        result = run(*common, "--lora", loras[0], "--lora", loras[1], *given, "--out", out)
         assert result.exit_code == 0, result.output
         found.append((np.asarray(Image.open(out)), read_parameters(out).lora))
     told = ["one 0.5, other 0.5", "one 0.5, other 0.25", "one 0, other 0"]
