@@ -16,7 +16,7 @@ from ldm.demo.emoji import EmojiData
 from ldm.diffusion import Condition, predictor, process_of, target_of
 from ldm.families import FamilyDenoiser
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import Heun, slerp
 
@@ -48,7 +48,7 @@ def main() -> None:
     codec, config = VaeCodec(pipe.vae), pipe.scheduler.config
     predict = predictor(FamilyDenoiser(pipe.family, pipe.unet), target_of(config))
     sampler = Heun(process_of(config), target_of(config))
-    conditioner = ClipConditioner(pipe.tokenizer, pipe.text_encoder)
+    conditioner = TextConditioner(pipe.tokenizer, pipe.text_encoder)
     captions = [caption for row in ROWS for caption in row]
     true, cond = true_pictures(captions), conditioner.encode(captions)
     noise = sampler(predict, codec.encode(true).mean, cond, steps=STEPS, start=0.0, stop=1.0)

@@ -18,7 +18,7 @@ from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Predictor, Target, scheduler_config
 from ldm.guidance.told import SCALE
 from ldm.models.codec import Codec, codec_of
-from ldm.models.conditioner import ClipConditioner, Conditioner, Towers
+from ldm.models.conditioner import Conditioner, TextConditioner, Towers
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults, default_sampler
 
@@ -265,7 +265,7 @@ class Family(ABC):
             ValueError: a tower and its tokenizer do not belong together.
         """
         read = [
-            ClipConditioner(
+            TextConditioner(
                 tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled, t.length
             )
             for t in self.present(networks)

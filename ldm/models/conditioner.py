@@ -1,4 +1,4 @@
-"""Text -> Condition: CLIP text towers read exactly as stock Stable Diffusion and SDXL read them.
+"""Text -> Condition: CLIP and T5 text towers read exactly as stock pipelines read them.
 
     tokens = LayerNorm(tower(ids)), or a hidden state, padding included
     pooled = tokens[first end of text], or its projection
@@ -61,7 +61,7 @@ class Conditioner(Protocol):
     (``silent``), and not what is said to the empty one."""
 
     @property
-    def towers(self) -> Mapping[str, ClipConditioner]:
+    def towers(self) -> Mapping[str, TextConditioner]:
         """The text towers, by the folders of their networks; what each says may be cached."""
         ...
 
@@ -69,7 +69,7 @@ class Conditioner(Protocol):
         """One condition of what all towers say."""
         ...
 
-    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> Conditioner:
+    def mapped(self, change: Callable[[TextConditioner], TextConditioner]) -> Conditioner:
         """The same of changed towers."""
         ...
 
@@ -84,7 +84,7 @@ def unnamed() -> Iterator[None]:
         _unnamed.reset(before)
 
 
-class ClipConditioner:
+class TextConditioner:
     """A ``Conditioner`` made of a tokenizer and a text tower, both used as they are.
 
     Args:
@@ -281,7 +281,7 @@ class ClipConditioner:
         told = self.text_encoder, ids, mask, self.layer, self.pooled
         return said(*told, masked=masked, skip=self.skip)
 
-    def skipping(self, layers: int) -> ClipConditioner:
+    def skipping(self, layers: int) -> TextConditioner:
         """The same, read so many layers further from the end (``clip_skip`` of diffusers); a T5 is
         read as it was.
 
@@ -301,11 +301,11 @@ class ClipConditioner:
         return skipping
 
     @property
-    def towers(self) -> Mapping[str, ClipConditioner]:
+    def towers(self) -> Mapping[str, TextConditioner]:
         """The one tower."""
         return {self.name: self}
 
-    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> Conditioner:
+    def mapped(self, change: Callable[[TextConditioner], TextConditioner]) -> Conditioner:
         """The changed tower."""
         return change(self)
 
@@ -340,7 +340,7 @@ class Towers:
 
     def __init__(
         self,
-        towers: Sequence[ClipConditioner],
+        towers: Sequence[TextConditioner],
         join: Callable[[Sequence[Condition]], Condition],
         *,
         zeros: bool = False,
@@ -350,7 +350,7 @@ class Towers:
         self.zeros, self.mutes = zeros, mutes
 
     @property
-    def towers(self) -> Mapping[str, ClipConditioner]:
+    def towers(self) -> Mapping[str, TextConditioner]:
         """By the folders of their networks, in order."""
         return self._towers
 
@@ -358,7 +358,7 @@ class Towers:
         """One condition of what all towers say."""
         return self._join(said)
 
-    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> Conditioner:
+    def mapped(self, change: Callable[[TextConditioner], TextConditioner]) -> Conditioner:
         """The same of changed towers."""
         changed = [change(tower) for tower in self._towers.values()]
         return Towers(changed, self._join, zeros=self.zeros, mutes=self.mutes)

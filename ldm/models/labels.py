@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ldm.diffusion import Condition
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 
 _SHOWN = 200  # characters of a caption in a message
 
@@ -64,7 +64,7 @@ class LabelConditioner:
         return self.encode_ids(self.tokenize(texts))
 
     @property
-    def towers(self) -> Mapping[str, ClipConditioner]:
+    def towers(self) -> Mapping[str, TextConditioner]:
         """There is none."""
         return {}
 
@@ -72,6 +72,6 @@ class LabelConditioner:
         """``ValueError``: no tower says anything."""
         raise ValueError("a model without text has no text towers")
 
-    def mapped(self, change: Callable[[ClipConditioner], ClipConditioner]) -> LabelConditioner:
+    def mapped(self, change: Callable[[TextConditioner], TextConditioner]) -> LabelConditioner:
         """Itself: there is no tower to change."""
         return self

@@ -27,7 +27,7 @@ def said(
         network: of transformers.
         ids: ``b l``.
         mask: bool ``b l``, true where a token is real.
-        layer: see ``ClipConditioner``.
+        layer: see ``TextConditioner``.
         pooled: the same.
         masked: whether the tower is given the mask.
         skip: layers further from the end, of a CLIP; the norm that ends one is of no layer.

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import T5Config
 
 from ldm.diffusion import Condition
-from ldm.models.conditioner import ClipConditioner, Conditioner
+from ldm.models.conditioner import TextConditioner, Conditioner
 from ldm.models.lengths import shortened
 from ldm.prompts.grammar import Run, parse, runs
 
@@ -38,7 +38,7 @@ Window = tuple[list[int], list[float]]
 """Ids of tokens without the specials, and their weights."""
 
 
-class PromptTower(ClipConditioner):
+class PromptTower(TextConditioner):
     """A text tower that is told prompts in windows.
 
     Its ids are those of all windows with their specials, and behind them the weights, as bits of
@@ -50,7 +50,7 @@ class PromptTower(ClipConditioner):
         syntax: the grammar, ``SYNTAX``; None: brackets are text.
     """
 
-    def __init__(self, tower: ClipConditioner, windows: int, syntax: str | None = SYNTAX) -> None:
+    def __init__(self, tower: TextConditioner, windows: int, syntax: str | None = SYNTAX) -> None:
         vars(self).update(vars(tower))  # the same networks, and the same texts that were told of
         self._tower, self.syntax = tower, syntax
         self.windows = windows if in_windows(tower) else 1
@@ -104,7 +104,7 @@ class PromptTower(ClipConditioner):
         )
 
 
-def in_windows(tower: ClipConditioner) -> bool:
+def in_windows(tower: TextConditioner) -> bool:
     """Whether the tower reads a long text in windows; a T5 does not."""
     return not isinstance(tower.text_encoder.config, T5Config)
 
@@ -114,7 +114,7 @@ def written(conditioner: Conditioner, windows: int, syntax: str | None = SYNTAX)
     return conditioner.mapped(lambda tower: PromptTower(tower, windows, syntax))
 
 
-def count(tower: ClipConditioner, texts: Sequence[str], syntax: str | None = SYNTAX) -> int:
+def count(tower: TextConditioner, texts: Sequence[str], syntax: str | None = SYNTAX) -> int:
     """Windows that the longest of ``texts`` fills.
 
     Raises:
@@ -144,7 +144,7 @@ def _weighted(tokens: Tensor, weights: Tensor) -> Tensor:
 
 
 def _windows(
-    tower: ClipConditioner, text: str, syntax: str | None, most: int, *, tell: bool = False
+    tower: TextConditioner, text: str, syntax: str | None, most: int, *, tell: bool = False
 ) -> list[Window]:
     """The windows of ``text``, the first ``most`` of them."""
     sections = [[(text, 1.0)]] if syntax is None else runs(parse(text))
@@ -171,7 +171,7 @@ def _spaced(sections: list[list[Run]]) -> list[list[Run]]:
     ]
 
 
-def _filled(tower: ClipConditioner, section: Sequence[Run], most: int) -> list[Window]:
+def _filled(tower: TextConditioner, section: Sequence[Run], most: int) -> list[Window]:
     """The windows of one section, a few more than ``most`` at most, and one of nothing."""
     room, comma = _room(tower), _tokens(tower, [","], 1)[0][-1:]
     windows: list[Window] = []
@@ -206,18 +206,18 @@ def _filled(tower: ClipConditioner, section: Sequence[Run], most: int) -> list[W
     return windows
 
 
-def _tokens(tower: ClipConditioner, texts: list[str], most: int) -> list[list[int]]:
+def _tokens(tower: TextConditioner, texts: list[str], most: int) -> list[list[int]]:
     """Ids of texts, without specials; of very long ones what ``most`` windows can hold."""
     short = [shortened(text, (most + 1) * tower.length) for text in texts]
     return tower.read(short)
 
 
-def _specials(tower: ClipConditioner) -> tuple[list[int], list[int]]:
+def _specials(tower: TextConditioner) -> tuple[list[int], list[int]]:
     """What stands before and behind the tokens of a window."""
     (ids,) = tower.read([""], specials=True)
     return ids[:-1], ids[-1:]
 
 
-def _room(tower: ClipConditioner) -> int:
+def _room(tower: TextConditioner) -> int:
     """Tokens of a window beside the specials."""
     return tower.length - sum(map(len, _specials(tower)))

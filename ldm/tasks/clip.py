@@ -43,7 +43,7 @@ from ldm.families.build import parameters
 from ldm.families.networks import described, digest, in_model, read
 from ldm.families.text import own_tokenizer, read_tokenizer
 from ldm.models.clip import Clip
-from ldm.models.conditioner import ClipConditioner, unnamed
+from ldm.models.conditioner import TextConditioner, unnamed
 from ldm.models.tokenizer import TokenizerShape, save_tokenizer, settings_of, train_tokenizer
 from ldm.progress import track
 from ldm.tasks.estimate import Step
@@ -154,7 +154,7 @@ def _meeting(config: ClipConfig, folder: str) -> tuple[Clip, CLIPTokenizer]:
     text_encoder = read(CLIPTextModel, Path(folder) / "text_encoder", "text", meta=False)
     tokenizer = read_tokenizer(Path(folder) / "tokenizer")
     with described("text"):
-        ClipConditioner(tokenizer, text_encoder)  # do they fit?
+        TextConditioner(tokenizer, text_encoder)  # do they fit?
     with described("clip"):
         return config.clip.meeting(text_encoder, config.seed), tokenizer
 
@@ -173,7 +173,7 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         self,
         collection: Collection,
         config: ClipConfig,
-        conditioner: ClipConditioner,
+        conditioner: TextConditioner,
         noised: NoisyInput | None = None,
     ) -> None:
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
@@ -228,7 +228,7 @@ class ContrastiveTask(nn.Module):
         self.origin = {} if accelerator is None else _origin(config, clip, tokenizer, noised)
         self.memory = Memory()
         self.config, self.clip, self.tokenizer, self.held_out = config, clip, tokenizer, held_out
-        self.conditioner = ClipConditioner(tokenizer, clip.model.text_model)
+        self.conditioner = TextConditioner(tokenizer, clip.model.text_model)
         self.contrast = ClipLoss(
             gather_with_grad=True,
             rank=accelerator.process_index if accelerator else 0,

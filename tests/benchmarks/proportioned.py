@@ -29,7 +29,7 @@ from ldm.families.unet import make_unet
 from ldm.families.vae import make_vae
 from ldm.models.attention import set_attention
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.models.lora import attach
 from ldm.models.tokenizer import train_tokenizer
 from ldm.pipeline import LatentDiffusionPipeline
@@ -190,7 +190,7 @@ def held_out_loss(pipe: LatentDiffusionPipeline, folder: Path, levels: int = 5) 
     process, codec = NoiseProcess(), VaeCodec(pipe.vae)
     moments = codec.encode(x)
     z = codec.sample(moments, torch.zeros_like(moments.mean))
-    cond = ClipConditioner(pipe.tokenizer, pipe.text_encoder).encode(captions)
+    cond = TextConditioner(pipe.tokenizer, pipe.text_encoder).encode(captions)
     total = 0.0
     for number in range(levels):
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(number))

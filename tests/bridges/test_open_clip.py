@@ -17,7 +17,7 @@ from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.formats.open_clip import Tower
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from runs import tree
 
 WIDTH, LAYERS = 32, 3
@@ -78,7 +78,7 @@ def test_hidden_states(tmp_path: Path, kind: type, quick: bool) -> None:
     text_encoder, words = tower.text_encoder(), tower.tokenizer()
     assert torch.equal(torch.get_rng_state(), before)
     ids = open_clip.tokenize(TEXTS)
-    found = ClipConditioner(words, text_encoder).encode(TEXTS)
+    found = TextConditioner(words, text_encoder).encode(TEXTS)
     expected = hidden(model, ids)
     assert expected.std() > 0.5
     assert (found.tokens - expected).abs().max() < 1e-5
@@ -142,7 +142,7 @@ def test_every_file_that_open_clip_writes(tmp_path: Path) -> None:
         torch.save(content, folder / name)
         path = folder if name.startswith("open_clip") else folder / name
         tower = Tower(path)
-        found = ClipConditioner(tower.tokenizer(), tower.text_encoder()).encode(["a cat"])
+        found = TextConditioner(tower.tokenizer(), tower.text_encoder()).encode(["a cat"])
         assert (found.tokens - expected).abs().max() < 1e-5
     # Weights in half precision are read as float32, in which everything else is.
     save_file({k: v.half() for k, v in state.items()}, weights)

@@ -19,7 +19,7 @@ from ldm.demo.shape_suites import readable, scenes
 from ldm.diffusion import predictor, process_of, target_of
 from ldm.families import FamilyDenoiser
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import Ddim, Heun
 from runs import ROOT
@@ -98,7 +98,7 @@ def test_held_out_pictures_come_back_from_the_noise_they_become(pipes):
     predict = predictor(FamilyDenoiser(pipe.family, pipe.unet), target)
     with torch.no_grad():
         words = [data.examples[i].captions[0] for i in held]
-        cond = ClipConditioner(pipe.tokenizer, pipe.text_encoder).encode(words)
+        cond = TextConditioner(pipe.tokenizer, pipe.text_encoder).encode(words)
         latent = codec.encode(torch.stack(pixels)).mean
         seen = codec.decode(latent).clamp(-1, 1)
         # Measured over 8 pictures: DDIM 41.4 dB (median; one 25.7, the others 39.5 and more), Heun

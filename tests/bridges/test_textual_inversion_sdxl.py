@@ -13,7 +13,7 @@ from torch import Tensor
 import tiny
 import tiny_sdxl
 from ldm.formats import textual_inversion
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.models.textual_inversion import add_word, rows
 from ldm.pipeline import LatentDiffusionPipeline
 
@@ -90,7 +90,7 @@ def test_a_word_of_several_vectors(tmp_path: Path) -> None:
             ids = known.convert_tokens_to_ids(words)
             assert torch.equal(encoder.get_input_embeddings().weight[ids], vectors)
             part = "text_encoder" if vectors is written[0] else "text_encoder_2"
-            found = ClipConditioner(known, encoder, part).tokenize([f"A {words[0].upper()}"])[0]
+            found = TextConditioner(known, encoder, part).tokenize([f"A {words[0].upper()}"])[0]
             assert [i for i in found.tolist() if i >= min(ids)] == ids[: 2 if one is pipe else 1]
     apart.unload_textual_inversion("<s0>")
     for known in (apart.tokenizer, apart.tokenizer_2):

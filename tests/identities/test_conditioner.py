@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ldm.models.conditioner import ClipConditioner, unnamed
+from ldm.models.conditioner import TextConditioner, unnamed
 from ldm.models.labels import LabelConditioner
 from ldm.models.lengths import most, shortened
 from ldm.models.tokenizer import train_tokenizer
@@ -56,7 +56,7 @@ def test_equals_stock_encode_prompt(tokenizer: CLIPTokenizer, masked: bool) -> N
     encoder = text_encoder(tokenizer)
     encoder.config.use_attention_mask = masked
     with torch.no_grad():
-        ours = ClipConditioner(tokenizer, encoder).encode(TEXTS)
+        ours = TextConditioner(tokenizer, encoder).encode(TEXTS)
         theirs = torch.cat([stock(tokenizer, encoder, text) for text in TEXTS])
     assert ours.tokens.shape == (4, 12, 16)
     # One batch against four calls: matmuls of other sizes round differently.
@@ -64,7 +64,7 @@ def test_equals_stock_encode_prompt(tokenizer: CLIPTokenizer, masked: bool) -> N
 
 
 def test_mask_is_the_tokenizers(tokenizer: CLIPTokenizer) -> None:
-    condition = ClipConditioner(tokenizer, text_encoder(tokenizer)).encode(TEXTS)
+    condition = TextConditioner(tokenizer, text_encoder(tokenizer)).encode(TEXTS)
     theirs = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=12)
     assert condition.mask is not None and condition.mask.dtype == torch.bool
     assert condition.mask.long().tolist() == theirs["attention_mask"]
@@ -75,21 +75,21 @@ def test_mask_with_another_padding_token() -> None:
     trained = train_tokenizer(["a red apple"] * 2, 530, max_length=12)
     vocab = trained.get_vocab()
     tokenizer = CLIPTokenizer(vocab=vocab, merges=[], pad_token="!", model_max_length=12)
-    condition = ClipConditioner(tokenizer, text_encoder(tokenizer)).encode(["hey!", ""])
+    condition = TextConditioner(tokenizer, text_encoder(tokenizer)).encode(["hey!", ""])
     theirs = tokenizer(["hey!", ""], padding="max_length", truncation=True, max_length=12)
     assert condition.mask is not None
     assert condition.mask.long().tolist() == theirs["attention_mask"]
 
 
 def test_pooled_is_the_output_at_the_end_of_text(tokenizer: CLIPTokenizer) -> None:
-    condition = ClipConditioner(tokenizer, text_encoder(tokenizer)).encode(TEXTS)
+    condition = TextConditioner(tokenizer, text_encoder(tokenizer)).encode(TEXTS)
     assert condition.mask is not None and condition.pooled is not None
     last = condition.mask.sum(1) - 1
     assert torch.equal(condition.pooled, condition.tokens[torch.arange(4), last])
 
 
 def test_null_is_the_empty_text(tokenizer: CLIPTokenizer) -> None:
-    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    conditioner = TextConditioner(tokenizer, text_encoder(tokenizer))
     null, empty = conditioner.null(3), conditioner.encode([""])
     assert len(null) == 3
     for row in range(3):
@@ -100,7 +100,7 @@ def test_null_is_the_empty_text(tokenizer: CLIPTokenizer) -> None:
 
 def test_gradients_reach_the_text_encoder(tokenizer: CLIPTokenizer) -> None:
     encoder = text_encoder(tokenizer)
-    conditioner = ClipConditioner(tokenizer, encoder)
+    conditioner = TextConditioner(tokenizer, encoder)
     conditioner.encode_ids(conditioner.tokenize(TEXTS)).tokens.square().mean().backward()
     gradients = [p.grad for p in encoder.parameters()]
     assert all(g is not None and g.abs().max() > 0 for g in gradients)
@@ -109,7 +109,7 @@ def test_gradients_reach_the_text_encoder(tokenizer: CLIPTokenizer) -> None:
 def test_too_long_texts_are_reported_once_with_the_words_cut(
     tokenizer: CLIPTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    conditioner = TextConditioner(tokenizer, text_encoder(tokenizer))
     long = "a red apple, a green apple, a red apple and Zebra  stripes"
     with caplog.at_level(logging.WARNING):
         ids = conditioner.tokenize([long, "a red apple", long])
@@ -124,11 +124,11 @@ def test_too_long_texts_are_reported_once_with_the_words_cut(
 def test_of_very_many_too_long_texts_the_first_are_reported(
     tokenizer: CLIPTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    conditioner = TextConditioner(tokenizer, text_encoder(tokenizer))
     with caplog.at_level(logging.WARNING):
         conditioner.tokenize([f"a red apple, a green apple, a red apple {n}" for n in range(300)])
         with unnamed():
-            ClipConditioner(tokenizer, text_encoder(tokenizer)).tokenize(["a red apple " * 9])
+            TextConditioner(tokenizer, text_encoder(tokenizer)).tokenize(["a red apple " * 9])
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 4 and messages[-1].startswith("further texts")
 
@@ -153,7 +153,7 @@ def test_characters_that_are_not_read_move_no_token(
     part = TEXTS_OF_MANY[name]
     text = (part * (100_000 // len(part) + 1))[:100_000]
     whole = tokenizer([text], padding="max_length", truncation=True, max_length=12)["input_ids"]
-    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    conditioner = TextConditioner(tokenizer, text_encoder(tokenizer))
     assert len(shortened(text, 12)) <= most(12) == 3072 < len(text)
     with caplog.at_level(logging.WARNING):
         assert conditioner.tokenize([text]).tolist() == whole
@@ -169,7 +169,7 @@ def test_characters_that_are_not_read_move_no_token(
 def test_ten_megabytes_are_as_cheap_as_a_page(tokenizer: CLIPTokenizer) -> None:
     text = "a red apple " * 870_000
     assert len(text) > 10**7
-    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    conditioner = TextConditioner(tokenizer, text_encoder(tokenizer))
     assert conditioner.counts([text, "a red apple"])[1] == 5
     assert torch.equal(conditioner.tokenize([text]), conditioner.tokenize([text[:999]]))
     assert train_tokenizer([text, text], 600, 12).get_vocab() == (
@@ -190,12 +190,12 @@ def test_parts_that_do_not_belong_together_are_refused(tokenizer: CLIPTokenizer)
         ({"eos_token_id": 7}, "pools at eos_token_id=7"),
     ):
         with pytest.raises(ValueError, match=word):
-            ClipConditioner(tokenizer, text_encoder(tokenizer, **overrides))
+            TextConditioner(tokenizer, text_encoder(tokenizer, **overrides))
 
 
 def test_threads_read_in_turn(tokenizer: CLIPTokenizer) -> None:
     """What the tokenizer pads and cuts to is its own state."""
-    conditioner = ClipConditioner(tokenizer, text_encoder(tokenizer))
+    conditioner = TextConditioner(tokenizer, text_encoder(tokenizer))
     alone = conditioner.tokenize(TEXTS), conditioner.counts(TEXTS)
     inside, most_inside = [], []
 

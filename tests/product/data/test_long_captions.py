@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldm.data.folder import FolderData
 from ldm.encoding.long_captions import tell
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.models.tokenizer import save_tokenizer, train_tokenizer
 from runs import tree
 
@@ -69,7 +69,7 @@ def test_nothing_is_said_where_nothing_is_cut_and_where_a_run_goes_on(tmp_path, 
     numbers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     numbers |= {"vocab_size": len(words), "eos_token_id": words.eos_token_id}
     shape = CLIPTextConfig(**numbers, num_attention_heads=1, max_position_embeddings=8)
-    conditioner = ClipConditioner(words, CLIPTextModel(shape))
+    conditioner = TextConditioner(words, CLIPTextModel(shape))
     (tmp_path / "on/checkpoints/images-000000000004").mkdir(parents=True)
     tell(tmp_path / "on", [source], conditioner)
     assert messages(caplog) == [] and len(list((tmp_path / "on").iterdir())) == 1

@@ -126,14 +126,14 @@ WORDS = "a photograph of thing number"
 
 # What an entry of a cache holds does not matter to what is measured, and takes long to make.
 FILLED = """
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 
-encode = ClipConditioner.encode
+encode = TextConditioner.encode
 
 def one(self, texts):
     return encode(self, [""]).map(lambda x: x.expand(len(texts), *x.shape[1:]).clone())
 
-ClipConditioner.encode = one
+TextConditioner.encode = one
 """
 CACHE = """
 from ldm.cli import app

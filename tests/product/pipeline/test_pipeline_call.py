@@ -24,7 +24,7 @@ from ldm.formats.png import Parameters, read_parameters, write_picture
 from ldm.guidance import ClassifierFree, LinearInverse
 from ldm.guidance.operators import super_resolution
 from ldm.models.codec import VaeCodec
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.models.lora import attach, collect, weights
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
@@ -451,7 +451,7 @@ def test_what_is_no_text(pipe: Any, name: str) -> None:
         assert message.startswith(f"{name} 'a") and told in message
         assert told in refused(pipe, {"prompt": "a", name: ["a" * 10_000 + text]})
     with pytest.raises(ValueError, match="lone surrogate"):
-        ClipConditioner(pipe.tokenizer, pipe.text_encoder).tokenize(["\udfff"])
+        TextConditioner(pipe.tokenizer, pipe.text_encoder).tokenize(["\udfff"])
 
 
 # --- ldm sample -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ldm.encoding.encoder import Encoder
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
 from ldm.families.build import build
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks.denoising import DenoisingTask
 from ldm.tasks.estimate import trace
@@ -272,7 +272,7 @@ def test_fine_tuning_keeps_the_latent_scaling_and_weights_by_min_snr(base, tmp_p
         task.process,
         lambda x, t, cond: zeros,
         zeros,
-        ClipConditioner(
+        TextConditioner(
             task.model.tokenizers["tokenizer"], task.model.networks["text_encoder"]
         ).encode(["", "", ""]),
         u=u,

@@ -18,7 +18,7 @@ import tiny
 from ldm.cli import app
 from ldm.engine.trainer import Trainer
 from ldm.formats import textual_inversion
-from ldm.models.conditioner import ClipConditioner
+from ldm.models.conditioner import TextConditioner
 from ldm.models.textual_inversion import add_word
 from ldm.pipeline import LatentDiffusionPipeline
 from programs import told
@@ -106,7 +106,7 @@ def test_the_new_rows_learn_and_nothing_else(base, tmp_path, monkeypatch):
     assert np.array_equal(draw(ours, "a red"), before)
     assert np.abs(draw(ours) - draw(ours, "a cat, red")).max() > 1e-3
     # All of it counts: the first vector alone draws something else.
-    ids = ClipConditioner(ours.tokenizer, ours.text_encoder).tokenize([f"a {WORD}"])[0].tolist()
+    ids = TextConditioner(ours.tokenizer, ours.text_encoder).tokenize([f"a {WORD}"])[0].tolist()
     first_id = ours.tokenizer.convert_tokens_to_ids(WORD)
     assert ids[2:4] == [first_id, first_id + 1] and ids[4] == ours.tokenizer.eos_token_id
     # A pipeline that knows the word is a folder like any other.
@@ -274,7 +274,7 @@ def test_a_word_of_several_vectors_in_any_case(tmp_path, word):
     file = textual_inversion.write(word, rows, tmp_path)
     ours.load_textual_inversion(file)
     theirs.load_textual_inversion(file, token=word.lower())  # it knows no others
-    conditioner = ClipConditioner(ours.tokenizer, ours.text_encoder)
+    conditioner = TextConditioner(ours.tokenizer, ours.text_encoder)
     first = ours.tokenizer.convert_tokens_to_ids(word)
     cases = {word, word.lower(), word.upper(), unicodedata.normalize("NFD", word)}
     assert len(cases) >= 3
