@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, RectifiedFlow, scheduler_config
+from ldm.guidance import LinearInverse, Replacement
+from ldm.guidance.operators import inpainting
 from ldm.sampling import sampler
 from ldm.sampling.samplers import FLOW_SAMPLERS, PROCESS_SAMPLERS, SAMPLERS
 
@@ -57,3 +59,28 @@ def test_a_beginning_that_there_is_not():
         ):
             with pytest.raises(ValueError, match=message):
                 which(knows, X0, Condition(), steps=STEPS, **wrong)
+
+
+def test_replacement_is_the_inverse_problem_of_a_mask():
+    drawn = torch.zeros_like(X0)
+    drawn[..., 0] = 1
+    for target, process in (("v", VP), ("velocity", FLOW)):
+        level = process.level(torch.tensor(0.6))
+
+        def says(x: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            return Prediction(x, level, x.sin(), target)  # noqa: B023
+
+        guides = (
+            Replacement(X0, drawn),
+            LinearInverse(inpainting(1 - drawn), (1 - drawn) * X0, method="replacement"),
+        )
+        one, other = (
+            guide(says, Condition())(EPS, level, torch.zeros(()), Condition()).x0
+            for guide in guides
+        )
+        assert float((one - other).abs().max()) < 1e-6
+        assert float(((1 - drawn) * (one - X0)).abs().max()) < 1e-6
+        plain = says(EPS, level, torch.zeros(()), Condition())
+        assert torch.equal((drawn * one), drawn * plain.x0)
+        all_drawn = Replacement(X0, torch.ones_like(drawn))(says, Condition())
+        assert torch.equal(all_drawn(EPS, level, torch.zeros(()), Condition()).y, plain.y)
