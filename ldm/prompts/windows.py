@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import T5Config
 
 from ldm.diffusion import Condition
-from ldm.models.conditioner import TextConditioner, Conditioner
+from ldm.models.conditioner import Conditioner, TextConditioner
 from ldm.models.lengths import shortened
 from ldm.prompts.grammar import Run, parse, runs
 
