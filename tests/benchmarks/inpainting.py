@@ -1,0 +1,112 @@
+"""How well a hole in a picture is filled by a model that was trained for none.
+
+    python tests/benchmarks/inpainting.py [--scenes 64] [--steps 8] [--out fills.png]
+
+Held-out scenes of one thing, a mask over the thing, and the caption: the checker of ``ldm.demo``
+reads what was drawn. A row of the picture is one way: the scene, what is known of it, replacement
+at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm.demo.checker import compare, read
+from ldm.demo.scene import Scene, captions, render
+from ldm.demo.shape_suites import scenes
+from ldm.editing.masks import cells
+from ldm.evaluation.report import Proportion
+from ldm.guidance import Chain, ClassifierFree, LinearInverse
+from ldm.guidance.operators import inpainting
+from ldm.pipeline import LatentDiffusionPipeline
+
+SIDE, MARGIN, BATCH = 64, 2, 16
+FOLDER = Path(__file__).parents[2] / "assets" / "ldm-small"
+
+
+def hole(picture: Image.Image) -> Image.Image:
+    """White over the box of what is not background, and some pixels around it."""
+    pixels = np.asarray(picture, float)
+    rows, columns = np.where(np.abs(pixels - pixels[0, 0]).sum(-1) > 30)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    box = [slice(max(at.min() - MARGIN, 0), at.max() + MARGIN + 1) for at in (rows, columns)]
+    mask[tuple(box)] = 255
+    return Image.fromarray(mask)
+
+
+def judged(name: str, made: list[Image.Image], asked: list[Scene], seconds: float) -> None:
+    verdicts = [compare(read(picture), scene) for picture, scene in zip(made, asked, strict=True)]
+    told = {
+        "everything": [verdict.whole for verdict in verdicts],
+        "colour and shape": [verdict.binding for verdict in verdicts],
+        "count": [verdict.count for verdict in verdicts],
+    }
+    for what, hits in told.items():
+        print(f"{name}, {what}: {Proportion.of(sum(hits), len(hits))}")
+    print(f"{name}: {seconds:.0f} s of CPU", flush=True)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    pipe = LatentDiffusionPipeline.from_pretrained(FOLDER)
+    pipe.set_progress_bar_config(disable=True)
+    many = scenes(6 * options.scenes, held_out=True)
+    asked = [scene for scene in many if len(scene.things) == 1][: options.scenes]
+    texts = [captions(scene)[0] for scene in asked]
+    true = [render(scene, SIDE) for scene in asked]
+    masks = [hole(picture) for picture in true]
+    gray = Image.new("RGB", (SIDE, SIDE), "gray")
+    pairs = list(zip(true, masks, strict=True))
+    rows = [true, [Image.composite(gray, picture, mask) for picture, mask in pairs]]
+    call = dict(num_inference_steps=options.steps, sampler="dpm++", batch_size=BATCH)
+
+    def pasted(made: list[Image.Image]) -> list[Image.Image]:
+        return [Image.composite(*three) for three in zip(made, true, masks, strict=True)]
+
+    def replaced() -> list[Image.Image]:
+        return pipe(texts, image=true, mask_image=masks, seed=0, **call).images
+
+    def text_alone() -> list[Image.Image]:
+        return pasted(pipe(texts, seed=0, **call).images)
+
+    def inverse() -> list[Image.Image]:
+        pixels = torch.stack([torch.from_numpy(np.array(one)).movedim(2, 0) for one in true])
+        moments = pipe.codec.encode(pixels / 127.5 - 1)
+        z = pipe.codec.sample(moments, torch.zeros_like(moments.mean))
+        unknown = torch.stack([torch.from_numpy(np.array(one) / 255.0)[None] for one in masks])
+        known = 1 - cells(unknown.float(), pipe.codec.factor)
+        scale, made = pipe.sampling_defaults.guidance_scale, []
+        for n in range(0, len(asked), BATCH):
+            part = slice(n, n + BATCH)
+            inside = LinearInverse(inpainting(known[part]), known[part] * z[part], iterations=1)
+            guidance = Chain((ClassifierFree(scale), inside))
+            seeds = list(range(n, n + len(texts[part])))
+            made += pipe(texts[part], seed=seeds, guidance=guidance, **call).images
+        return pasted(made)
+
+    for draw in (replaced, text_alone, inverse):
+        begun = time.process_time()
+        rows.append(draw())
+        judged(draw.__name__, rows[-1], asked, time.process_time() - begun)
+    if options.out is not None:
+        shown = [row[:12] for row in rows]
+        page = Image.new("RGB", (len(shown[0]) * (SIDE + 2), len(shown) * (SIDE + 2)), "white")
+        for y, row in enumerate(shown):
+            for x, picture in enumerate(row):
+                page.paste(picture, (x * (SIDE + 2), y * (SIDE + 2)))
+        page.resize((2 * page.width, 2 * page.height), Image.Resampling.NEAREST).save(options.out)
+
+
+if __name__ == "__main__":
+    main()
