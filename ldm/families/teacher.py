@@ -79,13 +79,24 @@ def teacher_of(
 
 
 def student(distil: Distil, model: Model) -> None:
-    """Lets ``model`` hear the scale of guidance, if it is to, and state how it is drawn."""
+    """Lets ``model`` hear the scale of guidance, if it is to, and state how it is drawn.
+
+    Raises:
+        ConfigError: it cannot hear it, or ``lcm`` would ask at other timesteps than are trained.
+    """
     if distil.embedding:
         hears_guidance(model.network, distil.embedding)
     heard = model.family.hears(model.network)
     scale = distil.middle if heard else 1.0
-    model.stated |= {"guidance_scale": scale, **distil.drawing}
-    if isinstance(distil, ConsistencyDistil) and isinstance(model.process, VariancePreserving):
+    known = isinstance(model.process, VariancePreserving)
+    model.stated |= {"guidance_scale": scale}
+    if known or isinstance(
+        distil, ConsistencyDistil
+    ):  # of other processes no sampler with a name asks at i / steps
+        model.stated |= distil.drawing
+    if known and isinstance(distil, ConsistencyDistil):
+        if (count := model.process.num_train_timesteps) % distil.steps:
+            raise ConfigError(f"distil.steps {distil.steps}: it must divide {count}, the timesteps")
         model.scheduler = {
             "_class_name": "LCMScheduler",
             "original_inference_steps": distil.steps,

@@ -38,6 +38,9 @@ from ldm.tasks.program import collect
 from ldm.tasks.score import score
 from ldm.tasks.suites import Suites
 
+_OPTIONS = {"sampler": "sampler", "num_inference_steps": "steps", "guidance_scale": "guidance"}
+"""Of ``ldm sample``, by the arguments of ``SamplingDefaults``."""
+
 
 def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     """Builds the model of ``config``, trains it, and returns the folder of the result."""
@@ -95,6 +98,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if kind:
         side = config.images.size
         command += [f"--{kind.lower()}", str(final), "--size", f"{side}x{side}"]
+        if config.distil:  # a folder would state it
+            command += [f"--{_OPTIONS[name]}={value}" for name, value in model.sampling.items()]
     command += ["--syntax", config.prompt_syntax] if config.prompt_syntax else []
     accelerator.print(f"the {kind or 'pipeline'} is in {final}; draw with:")
     accelerator.print(f"  {shlex.join(command)}")

@@ -41,6 +41,7 @@ FORMS = {
     "sigma2": (Weighting("sigma2"), lambda snr: snr),
     "min_snr": (Weighting("min_snr", 3.0), lambda snr: snr.clamp(max=3)),
     "soft_min_snr": (Weighting("soft_min_snr", 4.0), lambda snr: 4 * snr / (snr + 4)),
+    "truncated_snr": (Weighting("truncated_snr"), lambda snr: snr.clamp(min=1)),
     "p2": (Weighting("p2", 0.5), lambda snr: snr / (1 + snr).sqrt()),
     "p2 with k": (Weighting("p2", k=2.0), lambda snr: snr / (2 + snr)),
 }
