@@ -92,7 +92,7 @@ def _tensor(name: str, value: Any, channels: int, array: str, tensor: str) -> Te
 def _channels_first(one: np.ndarray[Any, Any] | Tensor) -> Tensor:
     """``n c h w``, float32; bytes divided by 255."""
     array = isinstance(one, np.ndarray)
-    x = torch.from_numpy(np.ascontiguousarray(one)) if isinstance(one, np.ndarray) else one
+    x = torch.from_numpy(np.array(one)) if isinstance(one, np.ndarray) else one
     x = x / 255 if x.dtype == torch.uint8 else x.float()
     x = x if x.ndim == 4 else x[None]
     return x.movedim(-1, 1) if array and x.ndim == 4 else x
