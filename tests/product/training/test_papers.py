@@ -20,7 +20,7 @@ FOLDER = ROOT / "configs" / "papers"
 NAMED = {
     "ddpm", "improved_ddpm", "ncsn", "score_sde_vp", "score_sde_ve", "ddim", "guided_diffusion",
     "cfg", "ldm", "flow_matching", "edm", "progressive_distillation", "consistency_models",
-    "latent_consistency",
+    "latent_consistency", "sdxl",
 }  # fmt: skip
 FILES = sorted(FOLDER.glob("*.yaml"))
 TAUGHT = [file for file in FILES if "\ndistil:" in file.read_text()]
@@ -77,7 +77,7 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     assert process_and_objective(small)[0] == whole.process
     final = text_to_image.train(small, accelerator())
     assert (final / "unet" / "diffusion_pytorch_model.safetensors").is_file()
-    assert (final / "vae").exists() == (file.stem == "ldm")
+    assert (final / "vae").exists() == (file.stem in ("ldm", "sdxl"))
 
 
 @pytest.mark.parametrize("file", TAUGHT, ids=lambda file: file.stem)
