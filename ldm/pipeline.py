@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel, UN
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from ldm.calls import arguments
 from ldm.calls.arguments import TENSORS, Pictures
@@ -80,13 +80,14 @@ class LatentDiffusionPipeline(
         transformer: the denoiser of a family that has one in place of a U-Net.
         text_encoder_3: the third text tower of a family that has three.
         tokenizer_3: its tokenizer.
+        image_noising_scheduler: states the noise of a picture that the network is told.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
     _optional_components = [
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
         "text_encoder_2", "tokenizer_2", "unet", "transformer", "text_encoder_3",
-        "tokenizer_3",
+        "tokenizer_3", "image_noising_scheduler",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = [*TENSORS]
@@ -94,7 +95,7 @@ class LatentDiffusionPipeline(
     def __init__(
         self,
         vae: AutoencoderKL | None,
-        text_encoder: CLIPTextModel | CLIPTextModelWithProjection | None,
+        text_encoder: Any,
         tokenizer: CLIPTokenizer | None,
         unet: UNet2DConditionModel | UNet2DModel | None,
         scheduler: Any,
@@ -111,6 +112,7 @@ class LatentDiffusionPipeline(
         transformer: Any = None,
         text_encoder_3: Any = None,
         tokenizer_3: Any = None,
+        image_noising_scheduler: Any = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -135,6 +137,7 @@ class LatentDiffusionPipeline(
             transformer=transformer,
             text_encoder_3=text_encoder_3,
             tokenizer_3=tokenizer_3,
+            image_noising_scheduler=image_noising_scheduler,
         )
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
@@ -148,7 +151,7 @@ class LatentDiffusionPipeline(
     @classmethod
     def of(cls, model: Model, scheduler: Any) -> LatentDiffusionPipeline:
         """The pipeline over the networks of ``model`` as they are, with ``scheduler``."""
-        parts = {**model.networks, **model.tokenizers}
+        parts = {**model.networks, **model.tokenizers, **model.family.keys(model)}
         absent = {name: None for name in cls._optional_components if name not in parts}
         return cls(
             **parts,
@@ -156,7 +159,6 @@ class LatentDiffusionPipeline(
             scheduler=scheduler,
             classes=model.classes,
             sampling=model.sampling,
-            **model.family.keys(model),
         )
 
     @classmethod
@@ -317,7 +319,8 @@ class LatentDiffusionPipeline(
                 with ``output_type="latent"`` is then the ``image`` of the rest.
             image: a picture to set out from, or one a prompt, or one for each: PIL, arrays ``h w
                 3``, tensors ``3 h w`` in [0, 1], or latents ``n c h w``; with ``denoising_start``
-                latents to go on from.
+                latents to go on from; of a model that enlarges pictures what it enlarges, numbers
+                of arrays and tensors in [-1, 1].
             mask_image: likewise; what is white is drawn, the rest of ``image`` stays as it is.
             strength: share of the steps that is taken from ``image``, of stock's count: at 0 the
                 autoencoder's reconstruction, at 1 drawn without it; by default 0.75, or with a mask
@@ -343,16 +346,10 @@ class LatentDiffusionPipeline(
         adapters = arguments.strength(cross_attention_kwargs, told)
         how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
         how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-        network = bare(self.network)
+        family, network = self.family, bare(self.network)
         form = arguments.output_type(output_type)
         wording = Wording.taken(
-            self.family,
-            network,
-            told,
-            prompt_embeds,
-            negative_prompt_embeds,
-            clip_skip,
-            prompt_syntax,
+            family, network, told, prompt_embeds, negative_prompt_embeds, clip_skip, prompt_syntax
         )
         prompt, negative_prompt = wording.texts(prompt, negative_prompt)
         pictures = Pictures.asked(
@@ -361,9 +358,8 @@ class LatentDiffusionPipeline(
         named = arguments.tensor_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self.reads is None
         )
-        family, scale = self.family, how.guidance_scale
         heard = family.hears(network)
-        scale = family.guided(scale, told, negative=pictures.steered, heard=heard)
+        scale = family.guided(how.guidance_scale, told, negative=pictures.steered, heard=heard)
         call = Call(
             self, scale if self.reads != () else 1.0, guidance_rescale, guidance,
             callback_on_step_end, named, self.network.dtype,
@@ -381,8 +377,8 @@ class LatentDiffusionPipeline(
         )
         with running(call), self._scaled(adapters):
             edit = image, mask_image, strength, feather
-            asked = Asked(height, width, latents, *edit, denoising_start, denoising_end)
-            begin = begun(pictures, family, network, codec, device, asked)
+            asked = Asked(height, width, latents, *edit, denoising_start, denoising_end, told)
+            begin = begun(pictures, family, self.components, codec, device, asked)
             stepper = stepper.seen_at(family.tokens(network, begin.noise))
             how_many = how.num_inference_steps, timesteps, sigmas
             taken = partial(begin.edit.taken, family.taken)

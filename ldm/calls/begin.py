@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from ldm.editing.seeds import varied
 from ldm.families import INPAINTED, Family
 from ldm.guidance import Replacement
 from ldm.models.codec import Codec
+from ldm.models.wrapped import bare
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Begin:
         numbers: which of those each is of.
         known: their latents, ``n c h w``, where they are needed.
         drawn: 1 of cells that are drawn, where some are kept, ``n 1 h w``.
-        beside: what an inpainting network is told of every picture.
+        beside: what the network is told of every picture by itself, ``n ...``.
     """
 
     noise: Tensor
@@ -67,7 +68,9 @@ class Begin:
 
 @dataclass(frozen=True)
 class Asked:
-    """Arguments of a call that say what it draws from, by its names for them."""
+    """Arguments of a call that say what it draws from, by its names for them; ``told`` are the
+    further ones, which a family takes its own from.
+    """
 
     height: int | None
     width: int | None
@@ -78,12 +81,13 @@ class Asked:
     feather: int | None
     denoising_start: float | None
     denoising_end: float | None
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def begun(
     pictures: Pictures,
     family: Family,
-    network: torch.nn.Module,
+    parts: Mapping[str, Any],
     codec: Codec,
     device: torch.device,
     asked: Asked,
@@ -91,13 +95,13 @@ def begun(
     """The beginning of a call.
 
     Generators draw what stock draws, in its order: the latents of the pictures, the noise, and the
-    latents of what an inpainting network is told. At a strength of 1 the noise comes first, as it
-    does without a picture.
+    latents of what an inpainting network is told, or the noise of a picture that is enlarged. At a
+    strength of 1 the noise comes first, as it does without a picture.
 
     Args:
         pictures: those that it draws.
         family: of the model.
-        network: that predicts.
+        parts: of the pipeline, by name.
         codec: from latents to pixels.
         device: where the network is.
         asked: what it is to draw from.
@@ -106,13 +110,21 @@ def begun(
         ValueError: what is asked for does not go together, there are no pictures of this size or
             number, or the network cannot draw them.
     """
-    beside = {name: getattr(asked, name) for name in ("mask_image", "strength", "feather")}
+    network = bare(parts[family.network])
+    how = {name: getattr(asked, name) for name in ("mask_image", "strength", "feather")}
     height, width, image = asked.height, asked.width, asked.image
+    if family.shown(network):  # it is told the picture, and sets out from noise
+        for name, value in how.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name} edits a picture, and this model enlarges one: leave it out"
+                )
+        asked.told["image"], image = image, None
     span = asked.denoising_start, asked.denoising_end
-    shares, latents = part(*span, image, asked.latents, **beside)
+    shares, latents = part(*span, image, asked.latents, **how)
     unit, edit = codec.factor * family.patch(network), Edit()
     if asked.denoising_start is None:
-        edit = Edit.asked(image, **beside, height=height, width=width, codec=codec, unit=unit)
+        edit = Edit.asked(image, **how, height=height, width=width, codec=codec, unit=unit)
     inpaints = family.inpaints(network)
     if inpaints and edit.drawn is None:
         raise ValueError("this model inpaints: pass the picture as image, and a mask_image")
@@ -135,15 +147,16 @@ def begun(
         x = varied(x, generators, strengths)
     if known is not None and known.shape != x.shape:
         raise ValueError(f"image: latents of shape {tuple(known.shape)}, not {tuple(x.shape)}")
+    beside = family.beside(asked.told, parts, pictures, codec.size(x), device)
     if edit.pixels is None or edit.drawn is None:
-        return Begin(x, shares, edit, numbers, known)
+        return Begin(x, shares, edit, numbers, known, beside=beside)
     if inpaints:
         mask = nearest_cells(edit.drawn, codec.factor)[numbers].to(device)
         told = torch.cat([mask, of(edit.pixels * (1 - edit.drawn))], 1)
-        return Begin(x, shares, edit, numbers, known, beside={INPAINTED: told})
+        return Begin(x, shares, edit, numbers, known, beside=beside | {INPAINTED: told})
     known = of(edit.pixels) if known is None else known
     drawn = cells(edit.drawn, codec.factor)[numbers].to(device)
-    return Begin(x, shares, edit, numbers, known, drawn)
+    return Begin(x, shares, edit, numbers, known, drawn, beside)
 
 
 def noise(

@@ -248,7 +248,8 @@ def _rows(name: str, value: Any, dims: int, width: int | None) -> Tensor:
 
 def _width(config: Mapping[str, Any]) -> int | None:
     """Of the tokens that a network with ``config`` reads."""
-    width = config.get("cross_attention_dim") or config.get("joint_attention_dim")
+    names = ("encoder_hid_dim", "cross_attention_dim", "joint_attention_dim")
+    width = next((config[name] for name in names if config.get(name)), None)
     return width if isinstance(width, int) else None
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ldm.config import distil, learning
+from ldm.config.aside import LowResolutionSettings
 from ldm.config.distil import AnyDistil
 from ldm.config.ema import Ema, TextToImageEma
 from ldm.config.fields import MayChange
@@ -272,6 +273,8 @@ class TrainConfig(RunConfig):
             the tokenizer's is not cut then.
         unet: a shape for random init.
         transformer: the same, of a family that has one in place of a U-Net.
+        aside: what the network is told of the picture itself (of ``imagen``: the same in small,
+            which it enlarges); None: nothing.
         train: what learns: parts, or parameters of one as ``unet.PATTERN``, a glob over their names
             (``unet.*attn2*`` is cross-attention).
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
@@ -314,6 +317,7 @@ class TrainConfig(RunConfig):
     prompt_windows: Annotated[int, Field(ge=1, le=32)] = 1
     unet: UNetShape | None = None
     transformer: MmditShape | None = None
+    aside: LowResolutionSettings | None = None
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
     textual_inversion: TextualInversion | None = None

@@ -10,6 +10,7 @@ from ldm.config.loader import config_class
 
 Width = Annotated[int, Field(gt=0, le=2**16)]
 Depth = Annotated[int, Field(gt=0, le=1000)]
+Depths = Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(min_length=1)]
 Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)]
 # 512 byte tokens and two specials are always there.
 Vocabulary = Annotated[int, Field(ge=514, le=2**20)]
@@ -108,7 +109,8 @@ Described = Annotated[
 Text = Described | str
 """A text encoder: from random init, or that of a folder."""
 FamilyName = Annotated[
-    str, WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "sd3", "flux", "pixels"]})
+    str,
+    WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "sd3", "flux", "imagen", "pixels"]}),
 ]
 """A family of models, by its name in ``ldm.families``."""
 
@@ -131,7 +133,8 @@ class UNetShape:
 
     Args:
         block_out_channels: channels per resolution.
-        layers_per_block: residual layers at each.
+        layers_per_block: residual layers at each, one number or one per resolution; with 0 at the
+            first nothing is computed there but on the way down and up (Imagen's efficient U-Net).
         attention: which resolutions have cross-attention, or self-attention without text; None: all
             but the last.
         attention_head_dim: diffusers' argument of that name (which counts heads, or without text
@@ -152,7 +155,7 @@ class UNetShape:
     """
 
     block_out_channels: Widths = (320, 640, 1280, 1280)
-    layers_per_block: Depth = 2
+    layers_per_block: Depth | Depths = 2
     attention: tuple[bool, ...] | None = None
     attention_head_dim: Width | tuple[Width, ...] = 8
     norm_num_groups: Width = 32

@@ -52,11 +52,12 @@ class ImageDraws(Dataset[dict[str, Any]]):
         else:
             view = images.view(stream(seed, "transform", position))
         caption = item.caption(stream(seed, "caption", position))
-        shape = self.encoder.codec.shape(*item.shape)
+        shape, asides = self.encoder.codec.shape(*item.shape), self.encoder.asides
         return {
             "position": position,
             **self.encoder.picture(item, view),
             **self.encoder.caption(caption, self._told(position)),
+            **(asides.drawn(seed, position, item.shape) if asides else {}),
             "coordinates": torch.tensor(coordinates(item.size, view, item.shape)),
             "posterior": normal(seed, "posterior", position, shape),
             "noise": normal(seed, "noise", position, shape),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import torch
 from accelerate import Accelerator
@@ -22,10 +21,13 @@ from ldm.data.images import View, coordinates, to_pixels
 from ldm.data.items import Item, Items
 from ldm.diffusion import Condition
 from ldm.encoding import long_captions
+from ldm.encoding.asides import MADE, Asides, named
 from ldm.encoding.cache_keys import CacheKeys, latent_key, reading
+from ldm.encoding.filling import Filling, OfPictures
 from ldm.errors import ConfigError, DataError
 from ldm.families.text import text_key
 from ldm.guidance.told import SCALE
+from ldm.models.aside import Aside
 from ldm.models.codec import Codec, Moments
 from ldm.models.conditioner import Conditioner, silent, unnamed
 from ldm.prompts.windows import written
@@ -47,6 +49,7 @@ class Encoder:
             nothing is encoded, for ``example``.
         folder: of a cached set, which has all of its own; None: the caches are those of all runs of
             this machine.
+        aside: what the network is told of the picture itself, if anything.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Encoder:
         conditioner: Conditioner,
         accelerator: Accelerator | None,
         folder: Path | None = None,
+        aside: Aside | None = None,
     ) -> None:
         self.config, self.transform, self.codec = config, config.images, codec
         if reading(config):
@@ -65,8 +69,11 @@ class Encoder:
         self.batch = config.micro_batch_size or min(config.batch_size, 64)
         self.latents: dict[tuple[int, int], TensorCache] = {}  # by width and height
         self.text: dict[str, TensorCache] = {}  # by tower
-        self.latents_cached = config.cache_latents and config.images.deterministic
-        self.latents_cached &= codec.network is not None
+        cached = config.cache_latents and config.images.deterministic
+        self.latents_cached = cached and codec.network is not None
+        if aside is not None:  # where pixels are at hand, arithmetic alone is no work
+            cached &= codec.network is not None or aside.network is not None
+        self.asides = aside and Asides(aside, config.images, cached=cached)
         towers, dropout = conditioner.towers, config.text_dropout
         self.learning = [*towers] if config.textual_inversion else [*config.learns]
         self.text_cached = [t for t in towers if config.cache_text and t not in self.learning]
@@ -84,6 +91,10 @@ class Encoder:
         """Where the networks are."""
         assert self._accelerator is not None
         return self._accelerator
+
+    @property
+    def _filling(self) -> Filling:
+        return Filling(self.accelerator, self.batch)
 
     @property
     def unread(self) -> list[str]:
@@ -111,6 +122,8 @@ class Encoder:
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
             self.latents_cached, self.text_cached = False, []
+            if self.asides:
+                self.asides.cached = False
         elif self.conditioner.towers:
             self.listed = True
             if self.accelerator.is_main_process:
@@ -125,29 +138,28 @@ class Encoder:
             self.text_cached = []
         if self.latents_cached:
             self.cache_latents(collection.train, collection.content(collection.train))
+        if self.asides and self.asides.cached:
+            self.cache_asides(collection.train, collection.content(collection.train))
         if self.text_cached:
             self.cache_text(captions, collection.content(collection.train))
 
     def cache_latents(self, items: Items, of: str) -> None:
         """Makes what is missing of the moments of ``items``, which are told by the hash ``of``."""
-        views = self.transform.views
-        for shape, numbers in items.by_shape():
-            cache = self.latents[shape] = self._latents_cache(shape)
-            chosen = np.zeros(len(items), bool)
-            chosen[numbers] = True
+        latents = OfPictures(
+            "latents",
+            self.latents,
+            self._latents_cache,
+            self.encode_pictures,
+            lambda: self._network("vae").to("cpu"),  # room for the next
+        )
+        self._filling.pictures(latents, items, self.transform.views, of)
 
-            def make(
-                chosen: np.ndarray = chosen,
-                cache: TensorCache = cache,
-                shape: tuple[int, int] = shape,
-            ) -> None:
-                wanted = CacheKeys(items.where(chosen).distinct(), views)
-                keys = wanted.keys()
-                what = f"latents of {shape[0]}x{shape[1]}"
-                self._build(cache, keys, partial(self.encode_pictures, wanted), what, "images")
-                self._network("vae").to("cpu")  # room for the next
-
-            self._unless_there(cache, fingerprint(of, len(views)), make)
+    def cache_asides(self, items: Items, of: str) -> None:
+        """The same of what the network is told of the pictures themselves."""
+        assert self.asides is not None
+        caches, opened = self.asides.caches, self.asides.cache
+        asides = OfPictures("asides", caches, opened, self._make_asides)
+        self._filling.pictures(asides, items, self.transform.views, of)
 
     def cache_text(self, captions: Sequence[str], of: str) -> None:
         """Makes what is missing of the embeddings of ``captions``, which are told by the hash
@@ -159,10 +171,10 @@ class Encoder:
             def make(tower: str = tower, cache: TensorCache = cache) -> None:
                 keys = column_of(map(key_of, captions))
                 encode = partial(self.encode_captions, tower, captions)
-                self._build(cache, keys, encode, "text", "captions")
+                self._filling.build(cache, keys, encode, "text", "captions")
                 self._network(tower).to("cpu")
 
-            self._unless_there(cache, fingerprint(of), make)
+            self._filling.unless_there(cache, fingerprint(of), make)
 
     def _network(self, name: str) -> Any:
         """That of the folder ``name``, which is brought to the device when it is asked."""
@@ -190,42 +202,21 @@ class Encoder:
     def _codec_print(self) -> str:
         return fingerprint(self.codec.network)
 
-    def _unless_there(self, cache: TensorCache, of: str, make: Callable[[], None]) -> None:
-        """``make`` unless all processes know that it was done before: then there is no need to go
-        through a million rows to find nothing missing.
-        """
-        self.accelerator.wait_for_everyone()
-        cache.refresh()
-        there = torch.tensor([cache.covers(of)], dtype=torch.float64)
-        if bool(self.accelerator.gather(there.to(self.accelerator.device)).all()):
-            return
-        make()
-        if self.accelerator.is_main_process:
-            cache.cover(of)
-
-    def _build(
-        self,
-        cache: TensorCache,
-        keys: np.ndarray,
-        make: Callable[[Sequence[int]], Mapping[str, Tensor]],
-        what: str,
-        unit: str,
-    ) -> None:
-        accelerator = self.accelerator
-        rank, world = accelerator.process_index, accelerator.num_processes
-        cache.build(keys, make, what=what, unit=unit, batch=self.batch, rank=rank, world=world)
-        accelerator.wait_for_everyone()
-        cache.refresh()
-        # Where another run removed or lost something meanwhile, each makes what it lacks.
-        cache.build(keys, make, what=what, unit=unit, batch=self.batch)
-
     @torch.no_grad()
     def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
+        x = self._seen(wanted, rows)
+        self._network("vae").to(x.device)
+        return self.codec.encode(x)._asdict()
+
+    def _make_asides(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
+        assert self.asides is not None
+        return self.asides.made(self._seen(wanted, rows))
+
+    def _seen(self, wanted: CacheKeys, rows: Sequence[int]) -> Tensor:
+        """Pixels ``b 3 h w`` of what ``rows`` are numbers of."""
         x = torch.stack([self._pixels(*wanted.at(row)) for row in rows])
-        device = self.accelerator.device
-        self._network("vae").to(device)
-        return self.codec.encode(x.to(device))._asdict()
+        return x.to(self.accelerator.device)
 
     @torch.no_grad()
     def encode_captions(
@@ -237,8 +228,12 @@ class Encoder:
             said = self.conditioner.towers[tower].encode([captions[row] for row in rows])
         return said.to("cpu", self.dtype).tensors()
 
-    def evaluated(self, items: Sequence[Item]) -> tuple[Moments, Condition]:
-        """Moments and conditions of ``items`` of one shape as evaluation sees them."""
+    def evaluated(
+        self, items: Sequence[Item], seed: int = 0, numbers: Sequence[int] | None = None
+    ) -> tuple[Moments, Condition]:
+        """Moments and conditions of ``items`` of one shape as evaluation sees them; what is drawn
+        for them is by ``seed`` and their ``numbers``.
+        """
         captions, device = [item.caption(None) for item in items], self.accelerator.device
         seen = [coordinates(item.size, View(), item.shape) for item in items]
         told = {"coordinates": torch.tensor(seen, device=device)}
@@ -249,20 +244,27 @@ class Encoder:
             rows = [{**self.picture(i, View()), **self.caption(c)} for i, c in both]
             batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
             return Moments(batch["mean"], batch["logvar"]), self.condition(batch | told)
-        x = torch.stack([self._pixels(item, View()) for item in items])
+        x = torch.stack([self._pixels(item, View()) for item in items]).to(device)
+        if self.asides:
+            told |= self.asides.evaluated(x, items[0].shape, seed, numbers or range(len(items)))
         with self._telling():
             cond = self.conditioner.encode(captions).to(device)
         cond = replace(cond, extra=cond.extra | told)
-        return self.codec.encode(x.to(device)), cond
+        return self.codec.encode(x), cond
 
     def _pixels(self, item: Item, view: View) -> Tensor:
         return to_pixels(self.transform(item.load(), view, item.shape))
 
     def picture(self, item: Item, view: View) -> dict[str, Tensor]:
-        """``mean`` and ``logvar`` of the latent, or ``pixels`` where latents are not cached."""
+        """``mean`` and ``logvar`` of the latent, or ``pixels`` where latents are not cached; and
+        what is cached of that which the network is told of the picture itself.
+        """
+        asides = self.asides.caches if self.asides else {}
+        key = latent_key(item, view) if self.latents or asides else b""
+        told = named(MADE, asides[item.shape][key]) if asides else {}
         if self.latents:
-            return self.latents[item.shape][latent_key(item, view)]
-        return {"pixels": self._pixels(item, view)}
+            return {**self.latents[item.shape][key], **told}
+        return {"pixels": self._pixels(item, view), **told}
 
     def caption(self, text: str, told: Sequence[bool] = ()) -> dict[str, Tensor]:
         """What each text tower says to ``text``, as ``TOWER.NAME``, or ``TOWER.ids`` where that is
@@ -321,6 +323,7 @@ class Encoder:
             batch["told"] = torch.empty(n, len(towers), dtype=torch.bool)
         if self.config.distil:
             batch[SCALE] = torch.empty(n, dtype=torch.float64)
+        batch |= self.asides.example(n) if self.asides else {}
         batch["coordinates"] = torch.empty(n, 6, dtype=torch.int64)
         batch["position"] = torch.empty(n, dtype=torch.int64)
         return batch | {"u": torch.empty(n, dtype=torch.float64)}
@@ -330,7 +333,8 @@ class Encoder:
         made.
         """
         one = {} if self.folder else self.example(1)
-        stated = [x.nbytes for name, x in one.items() if name in ("mean", "logvar")]
+        kept = ("mean", "logvar", MADE)
+        stated = [x.nbytes for name, x in one.items() if name.startswith(kept)]
         told = [x.nbytes for name, x in one.items() if "." in name and ".ids" not in name]
         return sum(stated), sum(told)
 
@@ -350,16 +354,14 @@ class Encoder:
 
     def condition(self, batch: dict[str, Tensor]) -> Condition:
         """What the denoiser is told; gradients flow into text towers that learn."""
-        conditioner = self.conditioner
-        if conditioner.towers:
-            cond = conditioner.join([self._said(name, batch) for name in conditioner.towers])
-        else:
-            cond = conditioner.encode_ids(batch["ids"])
         told = {name: batch[name] for name in ("coordinates", SCALE) if name in batch}
+        told |= self.asides.told(batch) if self.asides else {}
+        cond = self._heard(batch)
         return replace(cond, extra=cond.extra | told)
 
     def null(self, cond: Condition) -> Condition:
-        """What guidance steers away from, of length 1; beside shapes alone it is one of ``cond``'s.
+        """What guidance steers away from, of length 1, of the texts alone; beside shapes alone it
+        is one of ``cond``'s.
 
         Args:
             cond: of a batch.
@@ -369,8 +371,15 @@ class Encoder:
         if self._null is None:
             row = self.caption("", [False] * max(1, len(self.conditioner.towers)))
             device = self.accelerator.device
-            self._null = self.condition({name: x[None].to(device) for name, x in row.items()})
+            self._null = self._heard({name: x[None].to(device) for name, x in row.items()})
         return self._null
+
+    def _heard(self, batch: dict[str, Tensor]) -> Condition:
+        """What is said to the captions of ``batch``."""
+        conditioner = self.conditioner
+        if conditioner.towers:
+            return conditioner.join([self._said(name, batch) for name in conditioner.towers])
+        return conditioner.encode_ids(batch["ids"])
 
     def _said(self, name: str, batch: dict[str, Tensor]) -> Condition:
         """What a tower says to the captions of ``batch``."""

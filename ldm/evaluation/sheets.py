@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -62,6 +62,7 @@ def drawn(
     what: str,
     seed: int,
     batch: int,
+    each: Mapping[str, Tensor] | None = None,
     **settings: Any,
 ) -> list[Tensor]:
     """What ``pipe`` draws of ``prompts``, ``3 h w`` in [-1, 1] on the host: all processes take
@@ -77,6 +78,7 @@ def drawn(
         what: is drawn, for people who wait.
         seed: of the first picture.
         batch: pictures at a time.
+        each: further arguments of ``pipe``, of which every picture has its own, ``n ...``.
         settings: further arguments of ``pipe``.
 
     Raises:
@@ -87,10 +89,12 @@ def drawn(
     with Progress(f"drawing {what}", "pictures", len(prompts)) as progress:
         for start in starts:
             part = list(prompts[start : start + batch])
+            own = {name: x[start : start + batch] for name, x in (each or {}).items()}
             # The others are about as far. What a run draws, its captions, is listed elsewhere.
             with counted(pipe, progress, len(prompts) / len(starts)), unnamed():
                 try:
-                    images = pipe(part, seed=seed + start, output_type="pt", **settings).images
+                    told = {"seed": seed + start, "output_type": "pt", **own, **settings}
+                    images = pipe(part, **told).images
                 except NotFiniteError as error:
                     mine.append((start, f"{part[0]!r} was drawn as {error}"))  # the others wait
                     break

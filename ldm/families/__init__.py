@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.families.flux import Flux
+from ldm.families.imagen import Imagen
 from ldm.families.model import INPAINTED, Family, FamilyDenoiser, Tower
 from ldm.families.pixels import Pixels
 from ldm.families.sd import StableDiffusion
@@ -14,7 +15,14 @@ from ldm.families.sdxl import StableDiffusionXL
 
 FAMILIES: dict[str, Family] = {
     f.name: f
-    for f in (StableDiffusionXL(), StableDiffusion3(), Flux(), StableDiffusion(), Pixels())
+    for f in (
+        StableDiffusionXL(),
+        StableDiffusion3(),
+        Flux(),
+        Imagen(),
+        StableDiffusion(),
+        Pixels(),
+    )
 }
 """By the name that a config's ``family`` gives; the first that fits a pipeline is its own."""
 

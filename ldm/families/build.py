@@ -59,6 +59,9 @@ def build(
     with described("text" if classes is None else "condition"):
         _ = model.conditioner  # whether tokenizers and text encoders belong together
     latent_side(model.codec, config.images)  # whether it is whole
+    with described("aside"):
+        model.aside = family.aside(config, model)
+    _refuse_drawing(config, model)
     network = _network(config, model, meta)
     towers = {tower.part: networks[tower.part] for tower in family.present(networks)}
     networks = model.networks = {family.network: network, **towers, **networks}
@@ -96,6 +99,21 @@ def build(
     if config.frozen == "bfloat16":
         _halve(model, config)
     return model
+
+
+def _refuse_drawing(config: TrainConfig, model: Model) -> None:
+    """``ConfigError`` for what a run would draw from a text alone, where that is not enough."""
+    if model.aside is None:
+        return
+    told = "this model is also told something of the picture itself, which a text does not say"
+    asked = config.validation
+    for key, wrong in (
+        ("score", config.score),
+        ("validation.prompts", asked and asked.prompts),
+        ("validation.suites", asked and asked.suites),
+    ):
+        if wrong:
+            raise ConfigError(f"{key}: {told}: leave it out, and use validation.captions")
 
 
 def _halve(model: Model, config: TrainConfig) -> None:

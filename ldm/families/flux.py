@@ -26,7 +26,7 @@ from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
 from ldm.families.flow import ATTENTION, check_run, left_out, taken
-from ldm.families.index import OF_SD, OF_SDXL
+from ldm.families.index import OF_IMAGEN, OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.mmdit import initialise
 from ldm.models.wrapped import bare
@@ -173,7 +173,7 @@ class Flux(Family):
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``FluxPipeline``."""
-        others = (*OF_SD, *OF_SDXL, "classes", "unet", "text_encoder_3", "tokenizer_3")
+        others = (*OF_SD, *OF_SDXL, *OF_IMAGEN, "classes", "unet", "text_encoder_3", "tokenizer_3")
         kept = {key: value for key, value in index.items() if key not in others}
         return kept | {"_class_name": self.stock[0]}
 

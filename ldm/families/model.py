@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Predictor, Target, scheduler_config
-from ldm.guidance.told import SCALE
+from ldm.errors import ConfigError
+from ldm.families.drawing import Drawing
+from ldm.models.aside import Aside
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import Conditioner, TextConditioner, Towers
 from ldm.models.wrapped import bare
@@ -40,6 +41,8 @@ class Tower:
         pooled: name of the output that is one vector a text; None: it has none to say.
         reader: the class of transformers that reads the tokenizer's folder.
         length: tokens of a text at most; None: as many as its tokenizer says.
+        masked: whether the network is told which tokens are padding.
+        lower: whether it reads small letters alone.
     """
 
     part: str
@@ -49,6 +52,8 @@ class Tower:
     pooled: str | None = "pooler_output"
     reader: type = CLIPTokenizer
     length: int | None = None
+    masked: bool = False
+    lower: bool = False
 
     @property
     def clip(self) -> bool:
@@ -62,10 +67,9 @@ class Tower:
         return min(limit for limit in limits if limit is not None)
 
 
-class Family(ABC):
+class Family(Drawing, ABC):
     """A family of models: how its folders look and how its network is called."""
 
-    name: ClassVar[str]
     stock: ClassVar[tuple[str, ...]] = ()
     """Classes of diffusers that open its folders; what one saves names the first."""
     network: ClassVar[str] = "unet"
@@ -90,9 +94,8 @@ class Family(ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """What names of the network's modules end in that a LoRA adapts where no config says."""
 
-    drawing: ClassVar[Mapping[str, Any]] = {}
-    """How its stock pipeline draws where nothing else is asked for, by arguments of
-    ``SamplingDefaults``; {}: as Stable Diffusion's does."""
+    stepping: ClassVar[Mapping[str, Any]] = {}
+    """What the scheduler that its folders state is set to beside the noise process."""
 
     @property
     def adaptable(self) -> list[str]:
@@ -155,12 +158,6 @@ class Family(ABC):
         """Whether ``network`` is told a mask and the rest of the picture (``INPAINTED``)."""
         return bare(network).config.in_channels == 2 * self.channels(network) + 1
 
-    def taken(self, steps: int, strength: float) -> int:
-        """How many of so many steps its stock pipeline takes from a picture: ``steps *
-        strength``, rounded down.
-        """
-        return int(steps * strength)
-
     def side(self, network: nn.Module) -> int | Sequence[int] | None:
         """Side, or height and width, in latent cells of the pictures that ``network`` draws where
         nothing is asked for; None: nothing says it.
@@ -189,61 +186,18 @@ class Family(ABC):
         """Keys of ``model_index.json`` that ``model`` has, by the pipeline's arguments."""
         return {}
 
-    def spaced(self, steps: int) -> list[float] | None:
-        """Sigmas, before they are shifted, of so many steps of a flow's scheduler where the stock
-        pipeline has its own; None: those of the scheduler.
-        """
-        return None
-
-    def hears(self, network: nn.Module) -> bool:
-        """Whether ``network`` is told the scale of guidance, as one distilled from a guided one."""
-        return bare(network).config.get("time_cond_proj_dim") is not None
-
-    def guided(self, scale: float, asked: dict[str, Any], *, negative: bool, heard: bool) -> float:
-        """The scale of classifier-free guidance of a call whose ``guidance_scale`` is ``scale``.
-
-        Args:
-            scale: which may also be what the network is told (``told``).
-            asked: further arguments of the call, without those that this one takes away.
-            negative: whether there are negative prompts.
-            heard: whether the network ``hears`` it.
+    def aside(self, config: TrainConfig, model: Model) -> Aside | None:
+        """What the network is told of the picture itself in a run; None: nothing.
 
         Raises:
-            ValueError: it is no scale, or there is nothing to steer away from.
+            ConfigError: it cannot be told this.
         """
-        if heard and negative:
-            raise ValueError(
-                "negative_prompt: this network is told its guidance and steers away from no text:"
+        if config.aside is not None:
+            raise ConfigError(
+                f"aside: a model of the family {self.name} is told nothing of the picture itself:"
                 " leave it out"
             )
-        return 1.0 if heard else scale
-
-    def told(
-        self,
-        asked: dict[str, Any],
-        keys: Mapping[str, Any],
-        size: tuple[int, int],
-        device: Any,
-        scale: float | None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the network is told beside the texts of a drawing, and beside negative prompts.
-
-        Args:
-            asked: further arguments of the call, by the names that the stock pipeline has for them.
-            keys: of ``model_index.json``.
-            size: height and width of the pictures, in pixels.
-            device: where the network is.
-            scale: ``guidance_scale`` of the call; None: the network does not hear it.
-
-        Raises:
-            ValueError: it cannot be told this.
-        """
-        for name in asked:
-            raise ValueError(f"{name} is no argument of a model of the family {self.name}")
-        if scale is None:
-            return {}, {}
-        told = {SCALE: torch.tensor([scale], dtype=torch.float64, device=device)}
-        return told, told
+        return None
 
     def conditioner(
         self,
@@ -266,7 +220,14 @@ class Family(ABC):
         """
         read = [
             TextConditioner(
-                tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled, t.length
+                tokenizers[t.words],
+                networks[t.part],
+                t.part,
+                t.layer,
+                t.pooled,
+                t.length,
+                masked=t.masked,
+                lower=t.lower,
             )
             for t in self.present(networks)
         ]
@@ -332,6 +293,7 @@ class Model:
             alone, on the meta device.
         teacher: of a student.
         scheduler: what its folder states of the scheduler beside noise and target.
+        aside: what its network learns to be told of the picture itself.
     """
 
     family: Family
@@ -348,6 +310,7 @@ class Model:
     stored: Path | None = None
     teacher: Teacher | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
+    aside: Aside | None = None
 
     @property
     def network(self) -> Any:

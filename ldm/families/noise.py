@@ -33,7 +33,7 @@ def process_and_objective(config: TrainConfig) -> tuple[NoiseProcess, Objective]
         process, target, learned = saved(config.model)
         known = {"target": target, "learned_variance": learned}
     try:
-        process = _replaced(process, config.process)
+        process = replaced(process, config.process)
         given = _given(config.objective)
         if "times" in given:
             given["times"] = replace(given["times"])  # a state of its own, if it has any
@@ -62,10 +62,11 @@ def configured_process(settings: ProcessConfig, model: str | None) -> NoiseProce
     """The process of ``settings``; what they leave open is that of the folder ``model``, if there
     is one. ``ConfigError`` where its numbers cannot be.
     """
-    return _replaced(saved(model)[0] if model else DiscreteVP(), settings)
+    return replaced(saved(model)[0] if model else DiscreteVP(), settings)
 
 
-def _replaced(process: NoiseProcess, settings: ProcessConfig) -> NoiseProcess:
+def replaced(process: NoiseProcess, settings: ProcessConfig) -> NoiseProcess:
+    """``process`` with what ``settings`` give; ``ConfigError`` where their numbers cannot be."""
     given = _given(settings)
     if not given:
         return process  # also one that no config can state
@@ -86,11 +87,11 @@ def _given(settings: Any) -> dict[str, Any]:
     return given
 
 
-def saved(model: str) -> tuple[NoiseProcess, Target, bool]:
+def saved(model: str, part: str = "scheduler") -> tuple[NoiseProcess, Target, bool]:
     """The process of a pipeline folder, what its U-Net predicts, and whether it also predicts a
-    variance.
+    variance; ``part`` is the folder of the scheduler.
     """
-    file = Path(model) / "scheduler" / "scheduler_config.json"
+    file = Path(model) / part / "scheduler_config.json"
     try:
         config = json_object(file)
         check_scheduler(config)

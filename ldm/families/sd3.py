@@ -24,7 +24,7 @@ from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
 from ldm.families.flow import ATTENTION, check_run, left_out, taken
-from ldm.families.index import OF_SD, OF_SDXL
+from ldm.families.index import OF_IMAGEN, OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.conditioner import Conditioner
 from ldm.models.mmdit import initialise
@@ -147,7 +147,7 @@ class StableDiffusion3(Family):
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``StableDiffusion3Pipeline``."""
-        others = (*OF_SD, *OF_SDXL, "classes", "unet")
+        others = (*OF_SD, *OF_SDXL, *OF_IMAGEN, "classes", "unet")
         kept = {key: value for key, value in index.items() if key not in others}
         return kept | {"_class_name": self.stock[0]}
 

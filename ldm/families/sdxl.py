@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.errors import ConfigError
-from ldm.families.index import OF_SD, OF_SD3
+from ldm.families.index import OF_IMAGEN, OF_SD, OF_SD3
 from ldm.families.model import Family, Model, Tower
 from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
 from ldm.models.wrapped import bare
@@ -169,7 +169,8 @@ class StableDiffusionXL(Family):
         """That of ``StableDiffusionXLPipeline``, or ``StableDiffusionXLImg2ImgPipeline`` of a
         refiner.
         """
-        kept = {k: v for k, v in index.items() if k not in (*OF_SD, *OF_SD3, "classes")}
+        others = (*OF_SD, *OF_SD3, *OF_IMAGEN, "classes")
+        kept = {key: value for key, value in index.items() if key not in others}
         if kept["requires_aesthetics_score"]:
             return kept | {"_class_name": self.stock[1]}
         del kept["requires_aesthetics_score"]

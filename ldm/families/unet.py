@@ -26,7 +26,7 @@ def described_unet(
         config: the run.
         model: whose channels it takes and returns.
         width: of its tokens; None: it reads no text.
-        beside: further arguments of the class of diffusers.
+        beside: further arguments of the class of diffusers, or others in place of its own.
     """
     shape = config.unet
     assert shape is not None
@@ -60,7 +60,8 @@ def make_unet(
     **beside: Any,
 ) -> UNet2DConditionModel | UNet2DModel:
     """A U-Net of ``shape`` for latents of ``channels`` and ``side``, tokens of ``width`` (None:
-    it reads no text), and so many ``labels``, if any; ``beside``: further arguments of its class.
+    it reads no text), and so many ``labels``, if any; ``beside``: further arguments of its class,
+    or others in place of these.
     """
     levels = len(shape.block_out_channels)
     attention = shape.attention or (True,) * (levels - 1) + (False,)
@@ -69,7 +70,7 @@ def make_unet(
             f"unet.attention has {len(attention)} entries for {levels} block_out_channels"
         )
     attending = "Attn" if width is None else "CrossAttn"
-    common: dict[str, Any] = dict(
+    common = dict[str, Any](
         sample_size=side,
         in_channels=channels,
         out_channels=channels * (2 if learned_variance else 1),
@@ -82,8 +83,8 @@ def make_unet(
         resnet_time_scale_shift="scale_shift" if shape.scale_shift else "default",
         time_embedding_type=shape.time_embedding or "positional",
         num_class_embeds=labels,
-        **beside,
     )
+    common |= beside
     if width is None:
         return UNet2DModel(**common)
     return UNet2DConditionModel(

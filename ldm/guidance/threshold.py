@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +23,26 @@ class Threshold:
     Args:
         bound: of the data.
         percentile: of dynamic thresholding, in (0, 1): 0.995 in the paper; None: static.
+        most: s is not taken larger; None: any.
     """
 
     bound: float = 1.0
     percentile: float | None = None
+    most: float | None = None
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Threshold | None:
         """What a model of pixels is drawn with whose scheduler has ``config``, because E[x0 | x_t]
         lies where pixels do, and an error of eps is one of x0 sigma / alpha times as large.
-        ``clip_sample: false`` says no, ``clip_sample_range`` where to.
+        ``clip_sample: false`` says no, ``clip_sample_range`` where to; ``thresholding`` that it is
+        dynamic, and with which ``dynamic_thresholding_ratio`` and ``sample_max_value``.
         """
+        if config.get("thresholding"):
+            ratio, most = (
+                float(config.get(key, default))
+                for key, default in (("dynamic_thresholding_ratio", 0.995), ("sample_max_value", 1))
+            )
+            return Threshold(1.0, ratio, most)
         if not config.get("clip_sample", True):
             return None
         return Threshold(float(config.get("clip_sample_range", 1.0)))
@@ -46,7 +56,8 @@ class Threshold:
             limit = torch.full((len(x0),), self.bound, dtype=x0.dtype, device=x0.device)
             if self.percentile is not None:
                 found = x0.abs().flatten(1).float().quantile(self.percentile, dim=1)
-                limit = limit.maximum(found.to(x0.dtype))
+                most = math.inf if self.most is None else self.most
+                limit = limit.maximum(found.clamp(max=most).to(x0.dtype))
             limit = limit.reshape(-1, *(1,) * (x0.ndim - 1))
             return moved(prediction, x0.clamp(-limit, limit) * (self.bound / limit) - x0)
 

@@ -97,6 +97,8 @@ class TextConditioner:
             tower ends in.
         pooled: name of the output that is one vector a text; None: there is none.
         length: of every condition at most.
+        masked: whether the tower is given the mask of padding, also where its config does not say.
+        lower: whether texts are read in small letters, without white space at their ends.
 
     Raises:
         ValueError: the two do not belong together (length, vocabulary or end-of-text id).
@@ -112,6 +114,9 @@ class TextConditioner:
         layer: int | None = None,
         pooled: str | None = "pooler_output",
         length: int | None = None,
+        *,
+        masked: bool = False,
+        lower: bool = False,
     ) -> None:
         config, most = text_encoder.config, tokenizer.model_max_length
         self.length = most if length is None else min(length, most)
@@ -136,6 +141,10 @@ class TextConditioner:
         self.tokenizer: Any = tokenizer
         self.text_encoder = text_encoder
         self.name, self.layer, self.pooled, self.skip = name, layer, pooled, 0
+        self.lower = lower
+        self._marks = tuple(n for n, is_so in (("masked", masked), ("lower", lower)) if is_so)
+        # Stock Stable Diffusion hands the mask to the tower only where its config says so.
+        self.masked = masked or getattr(config, "use_attention_mask", False)
         self._reported: set[str] = set()
         # Words of several vectors (textual inversion): what follows their first token, by its id.
         self._further: dict[int, str] = {}
@@ -148,13 +157,15 @@ class TextConditioner:
                 self._further[added[token]] = "".join(f" {more}" for more in rest)
 
     @property
-    def printed(self) -> tuple[str, tuple[int | None, int]]:
-        """All that the ids of a text depend on, with a repr that tells it."""
+    def printed(self) -> tuple[str, tuple[Any, ...]]:
+        """All that the ids of a text depend on, and how they are read, with a repr that tells
+        it.
+        """
         backend = self.tokenizer.backend_tokenizer
         with TURN:
             backend.no_truncation()  # of the last call, no part of the tokenizer
             backend.no_padding()
-            return backend.to_str(), (self.tokenizer.pad_token_id, self.length)
+            return backend.to_str(), (self.tokenizer.pad_token_id, self.length, *self._marks)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Int64 ids ``b l`` on the CPU, cut and padded to ``length``; a word of textual inversion
@@ -223,6 +234,8 @@ class TextConditioner:
         for text in texts:
             if wrong := unreadable(text):
                 raise ValueError(f"the text {text[:100]!r} {wrong}")
+        if self.lower:
+            texts = [text.lower().strip() for text in texts]
         if not self._further or not texts:
             return list(texts)
         read = self._read(
@@ -276,10 +289,8 @@ class TextConditioner:
         """
         ids = ids.to(self.text_encoder.device)
         mask = self._real(ids)
-        # Stock Stable Diffusion hands the mask to the tower only where its config says so.
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         told = self.text_encoder, ids, mask, self.layer, self.pooled
-        return said(*told, masked=masked, skip=self.skip)
+        return said(*told, masked=self.masked, skip=self.skip)
 
     def skipping(self, layers: int) -> TextConditioner:
         """The same, read so many layers further from the end (``clip_skip`` of diffusers); a T5 is

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -62,10 +63,10 @@ class PromptTower(TextConditioner):
         return 2 * self.length
 
     @property
-    def printed(self) -> tuple[str, tuple[int | None, int]]:
-        """All that the ids of a text depend on."""
-        text, (pad, _) = self._tower.printed
-        return f"{self.syntax} {self.windows}\n{text}", (pad, self.length)
+    def printed(self) -> tuple[str, tuple[Any, ...]]:
+        """All that the ids of a text depend on, and how they are read."""
+        text, (pad, _, *marks) = self._tower.printed
+        return f"{self.syntax} {self.windows}\n{text}", (pad, self.length, *marks)
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text is, the specials of its windows included."""

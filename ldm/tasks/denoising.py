@@ -187,7 +187,7 @@ class DenoisingTask(nn.Module):
         with Progress("measuring held-out loss", "pictures", len(mine)) as progress:
             for numbers in _of_one_shape(chosen, mine, self.encoder.batch):
                 items = [chosen[n] for n in numbers]
-                moments, cond = self.encoder.evaluated(items)
+                moments, cond = self.encoder.evaluated(items, validation.seed, numbers)
                 z = codec.sample(moments, torch.zeros_like(moments.mean))
                 errors = errors_by_level(
                     self.objective, self.model.seen_by(z), self.denoiser, z, cond,
@@ -249,6 +249,7 @@ def pipeline(model: Model) -> LatentDiffusionPipeline:
     if model.codec.network is not None:
         # What Stable Diffusion's folders say, and what diffusers asks for in a saved pipeline.
         stated |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    stated |= model.family.stepping
     known = inspect.signature(scheduler.__init__).parameters
     scheduler = scheduler(**{key: value for key, value in stated.items() if key in known})
     return LatentDiffusionPipeline.of(model, scheduler)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
+import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
@@ -67,7 +69,7 @@ class Previews:
         if self._chosen:
             unconditional = self._model.classes == ()
             captions = ["" if unconditional else item.caption(None) for item, _ in self._chosen]
-            drawn = self._drawn(pipe, captions, accelerator)
+            drawn = self._drawn(pipe, captions, accelerator, self._told(pipe.device))
             cells = [
                 [x, *self._true(item)] for x, (item, _) in zip(drawn, self._chosen, strict=True)
             ]
@@ -78,8 +80,20 @@ class Previews:
             pages.append(sheets.sheet(cells, told if any(captions) else None, columns=4))
         return sheets.stacked(pages)
 
+    def _told(self, device: torch.device) -> dict[str, Tensor]:
+        """What the network is told of the true pictures themselves, if anything."""
+        aside = self._model.aside
+        if aside is None:
+            return {}
+        pixels = torch.stack([to_pixels(self._cut(item.load())) for item, _ in self._chosen])
+        return aside.asked(aside.made(pixels.to(device)))
+
     def _drawn(
-        self, pipe: LatentDiffusionPipeline, prompts: Sequence[str], accelerator: Accelerator
+        self,
+        pipe: LatentDiffusionPipeline,
+        prompts: Sequence[str],
+        accelerator: Accelerator,
+        each: Mapping[str, Tensor] | None = None,
     ) -> list[Image.Image]:
         asked = self.settings
         assert asked is not None
@@ -91,6 +105,7 @@ class Previews:
             seed=asked.seed,
             prompt_syntax=self._syntax,
             batch=4,  # few, so that many processes have some
+            each=each,
             **asdict(self._model.drawn_with(asked)),
             height=self.size,
             width=self.size,

@@ -61,7 +61,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     for network in (model.network, model.teacher and model.teacher.network):
         if network is not None:
             set_attention(network, config.attention, accelerator.device, bfloat16=bfloat16)
-    encoder = Encoder(config, model.codec, model.conditioner, accelerator, model.stored)
+    frozen = model.codec, model.conditioner
+    encoder = Encoder(config, *frozen, accelerator, model.stored, model.aside)
     suites = None
     if config.validation and config.validation.suites:
         suites = Suites(config, model, collection, accelerator, encoder.batch)
@@ -93,7 +94,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     final = trainer.fit()
     told = [] if model.classes == () else [prompt]  # an unconditional model reads none
     ldm = str(Path(sys.executable).with_name("ldm"))
-    command = [ldm, "sample", *told, "--model", str(base)]
+    drawn_by = ["--model", str(base)]
+    if model.aside is not None:  # it goes on from what another draws
+        drawn_by = ["--model", "BASE", "--then", str(base)]
+    command = [ldm, "sample", *told, *drawn_by]
     kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
     if kind:
         side = config.images.size
@@ -169,7 +173,8 @@ def step(config: TrainConfig) -> Step:
     for network in (model.network, teacher):
         if network is not None:
             set_attention(network, here, device_at_hand(), bfloat16=bfloat16)
-    encoder = Encoder(config, model.codec, model.conditioner, None, model.stored)
+    frozen = model.codec, model.conditioner
+    encoder = Encoder(config, *frozen, None, model.stored, model.aside)
     task = DenoisingTask(config, model, [], encoder)
     task.memory = Memory()  # there are no losses to learn from
     # Those of a cached set are shapes alone in a run too.

@@ -57,6 +57,28 @@ REFINER = SDXL | dict(
 """As the published folders have them."""
 
 
+IMAGEN = {
+    "unet.block_out_channels=[192,384,576,768]": 371_605_830,  # IF-I-M
+    "unet.block_out_channels=[320,640,960,1280]": 935_365_830,  # IF-I-L
+    "": 4_304_695_110,  # IF-I-XL
+}
+
+
+@pytest.mark.parametrize("override", IMAGEN)
+def test_parameters_of_imagen_s_base(override):
+    file = ROOT / "configs" / "imagen" / "64.yaml"
+    model = build(load(TrainConfig, file, [override] if override else []), [], meta=True)
+    found = {part: parameters(network) for part, network in model.networks.items()}
+    assert found == {"unet": IMAGEN[override], "text_encoder": T5_XXL}
+
+
+@pytest.mark.parametrize("side", [256, 1024])
+def test_parameters_of_imagen_s_efficient_u_nets(side):
+    model = build(load(TrainConfig, ROOT / "configs" / "imagen" / f"{side}.yaml"), [], meta=True)
+    assert parameters(model.network) == 813_980_806
+    assert model.network.config.in_channels == 6 and model.aside is not None
+
+
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
