@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ import typer
 from rich.console import Console
 
 from ldm.cli import edits
+from ldm.cli import stages as staged
 from ldm.cli.failure import at_hand, fail, named_sampler, there
 from ldm.cli.options import Guidance, Steps, weighted
 from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
@@ -68,7 +70,9 @@ def _scales(loras: Sequence[Path], scales: Sequence[float]) -> Sequence[float]:
 
 
 def _name(model: Path) -> str:
-    """The name of a folder, or of a repository without its revision."""
+    """The name of a file, of a folder, or of a repository without its revision."""
+    if model.suffix == ".safetensors":
+        return model.stem
     return Path(str(model).partition("@")[0]).resolve().name
 
 
@@ -168,6 +172,10 @@ def sample(
     outpaint: edits.Outpaint = None,
     variation_seed: edits.VariationSeed = None,
     variation_strength: edits.VariationStrength = 0.1,
+    then: staged.Then = None,
+    then_guidance: staged.ThenGuidance = None,
+    noise_level: staged.NoiseLevel = None,
+    stages: staged.Stages = False,
     argument: Annotated[
         list[str] | None,
         typer.Option(
@@ -212,11 +220,20 @@ def sample(
         fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
     if syntax not in (None, "a1111"):
         fail(f"--syntax is a1111, or left out, not {syntax!r}")
-    called = model.stem if model.suffix == ".safetensors" else _name(model)
+    then = then or []
+    called = " > ".join(map(_name, (model, *then)))
     model = at_hand(model, "--model ", file=True)
+    then = [at_hand(each, "--then ", file=True) for each in then]
     told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
     edit = edits.Edits(*told_of)
     edit.check()
+    behind = staged.Behind(len(then), then_guidance or [], noise_level or [], stages)
+    behind.check(
+        guidance_interval=guidance_interval,
+        image=image,
+        variation_seed=variation_seed,
+        argument=argument,
+    )
     if count < 1:
         fail(f"--count must be at least 1, not {count}")
     if sheet is not None and sheet.suffix.lower() != ".png":
@@ -263,6 +280,7 @@ def sample(
     import torch
     import transformers
 
+    from ldm.cascade import Cascade
     from ldm.evaluation import sheets
     from ldm.guidance import ClassifierFree
     from ldm.pipeline import LatentDiffusionPipeline
@@ -284,36 +302,40 @@ def sample(
             pipe.set_adapters(names, list(scales))
         for word in words:
             pipe.load_textual_inversion(word)
+        cascade = None
+        if then:
+            cascade = Cascade([pipe, *map(LatentDiffusionPipeline.from_pretrained, then)])
         try:
-            pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            (cascade or pipe).to(where)
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
             fail(f"--device {device}: {error}")
-        how = pipe.sampling_defaults.but(
-            num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
-        )
+        given = {"num_inference_steps": steps, "guidance_scale": guidance, "sampler": sampler}
+        how = pipe.sampling_defaults.but(**given)
         steps, guidance, sampler = how.num_inference_steps, how.guidance_scale, how.sampler
         guided = {"guidance_scale": guidance, "guidance_rescale": guidance_rescale}
         if interval is not None:
             guided["guidance"] = ClassifierFree(guidance, guidance_rescale, interval)
         total = len(prompts) * count
-        with (
-            Progress("drawing", "pictures", total) as progress,
-            sheets.counted(pipe, progress, total),
-        ):
-            images = pipe(
-                prompts,
-                height=height,
-                width=width,
-                num_inference_steps=steps,
-                negative_prompt=negative,
-                num_images_per_prompt=count,
-                sampler=None if sampler == "model" else sampler,
-                prompt_syntax=syntax,
-                batch_size=batch,
-                **guided,
-                **edit.call(seed, total),
-                **beside,
-            ).images
+        call = {"height": height, "width": width, "negative_prompt": negative, "batch_size": batch}
+        call |= {"num_images_per_prompt": count, "prompt_syntax": syntax, **edit.call(seed, total)}
+        earlier: list[Any] = []
+        with Progress("drawing", "pictures", total) as progress, ExitStack() as counting:
+            every = cascade.stages if cascade else [pipe]
+            for stage in every:
+                counting.enter_context(sheets.counted(stage, progress, total / len(every)))
+            if cascade:
+                call["guidance_rescale"] = guidance_rescale
+                images, earlier = behind.draw(cascade, prompts, given, **call)
+            else:
+                images = pipe(
+                    prompts,
+                    num_inference_steps=steps,
+                    sampler=None if sampler == "model" else sampler,
+                    **call,
+                    **guided,
+                    **beside,
+                ).images
         if pipe.reads == ():
             guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         targets[0].parent.mkdir(parents=True, exist_ok=True)
@@ -329,6 +351,9 @@ def sample(
                 **edit.told(seed, i),
             )
             write_picture(made, target, parameters)
+            for number, before in enumerate(earlier, 1):
+                name = f"{target.stem}-stage{number}{target.suffix}"
+                write_picture(before[i], target.with_name(name), parameters)
             if captions:
                 row = {"file_name": target.name, "text": parameters.prompt}
                 with (target.parent / "metadata.jsonl").open("a") as rows:

@@ -20,6 +20,7 @@ LEVELS = [
     {"ldm.tasks"},
     {"ldm.engine"},
     {"ldm.encoding"},
+    {"ldm.cascade"},
     {"ldm.pipeline"},
     {"ldm.calls"},  # of the pipeline
     {"ldm.families"},

@@ -60,7 +60,7 @@ def components(*, enlarges: bool, seed: int = 0, **scheduler: Any) -> dict[str, 
         "dynamic_thresholding_ratio": 0.9,
         "sample_max_value": 1.5,
     }
-    parts["scheduler"] = DDPMScheduler(**noise, **stepping | scheduler)
+    parts["scheduler"] = DDPMScheduler(**noise | stepping | scheduler)
     if enlarges:
         parts["image_noising_scheduler"] = DDPMScheduler(**noise)
     return {**parts, "tokenizer": words}

@@ -1,0 +1,101 @@
+"""What ``ldm sample`` is told of models that enlarge what came before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ldm.cli.failure import fail
+
+if TYPE_CHECKING:
+    from ldm.cascade import Cascade
+
+Then = Annotated[
+    list[Path] | None,
+    typer.Option(help="A folder that enlarges what came before. May be repeated."),
+]
+ThenGuidance = Annotated[
+    list[float] | None,
+    typer.Option(help="Guidance of --then, in place of --guidance. Once, or once for each."),
+]
+NoiseLevel = Annotated[
+    list[int] | None,
+    typer.Option(help="Level at which --then is told what came before. Once, or for each."),
+]
+Stages = Annotated[
+    bool, typer.Option("--stages", help="Also the pictures before each --then, -stage1, ...")
+]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Options of the models behind the first, each as it was given.
+
+    Args:
+        many: how many they are.
+        scales: of guidance.
+        levels: at which each is told what came before.
+        stages: whether the pictures before each are written too.
+    """
+
+    many: int
+    scales: Sequence[float]
+    levels: Sequence[int]
+    stages: bool
+
+    def check(self, **alone: Any) -> None:
+        """Ends the command for what is wrong before anything is loaded, ``alone`` among it:
+        options of one model, None where they are not given.
+        """
+        for option, given in (("then-guidance", self.scales), ("noise-level", self.levels)):
+            if given and not self.many:
+                fail(f"--{option} is of --then, of which there is none")
+            if len(given) > 1 and len(given) != self.many:
+                fail(
+                    f"--{option} is given {len(given)} times for {self.many} --then: once, or for"
+                    " each"
+                )
+        if self.stages and not self.many:
+            fail("--stages are those of --then, of which there is none")
+        for name, value in alone.items():
+            if value is not None and self.many:
+                fail(f"--{name.replace('_', '-')} is of one model: leave it out, or --then")
+
+    def draw(
+        self, cascade: Cascade, prompts: list[str], asked: dict[str, Any], **call: Any
+    ) -> tuple[Any, list[Any]]:
+        """The pictures, and those before each of the models, if they are written.
+
+        Args:
+            cascade: all models.
+            prompts: texts.
+            asked: steps, guidance and sampler of all of them, by the arguments of
+                ``SamplingDefaults``.
+            call: further arguments.
+
+        Raises:
+            ValueError: one of them is wrong.
+        """
+        scales = [None, *self._each(self.scales)]
+        own = [
+            stage.sampling_defaults.but(**asked).but(guidance_scale=scale)
+            for stage, scale in zip(cascade.stages, scales, strict=True)
+        ]
+        found = cascade(
+            prompts,
+            guidance=[each.guidance_scale for each in own],
+            steps=[each.num_inference_steps for each in own],
+            sampler=[None if each.sampler == "model" else each.sampler for each in own],
+            noise_level=self._each(self.levels),
+            intermediate=self.stages,
+            **call,
+        )
+        return found.images, found.stages[:-1]
+
+    def _each(self, given: Sequence[Any]) -> list[Any]:
+        """One of each model, None where nothing is given."""
+        return list(given) * self.many if len(given) == 1 else [*given] or [None] * self.many
