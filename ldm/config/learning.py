@@ -33,29 +33,37 @@ Learning = Annotated[
 """A part, or ``PART.PATTERN``: those of its parameters whose name fits the glob PATTERN."""
 
 
+_NEW = {"rank": 8, "dora": False, "text_targets": ("q_proj", "k_proj", "v_proj", "out_proj")}
+"""Of a LoRA that no file says more about."""
+
+
 @config_class
 class Lora:
     """Low-rank adapters that learn in place of the parts named in ``train`` (``ldm.models.lora``).
 
     Args:
-        rank: r, the inner width of every update.
-        alpha: the update is scaled by ``alpha / rank``; None: by 1.
-        dora: learn a magnitude per output beside it (Liu et al. 2024).
+        rank: r, the inner width of every update; None: 8, or as in ``file``.
+        alpha: the update is scaled by ``alpha / rank``; None: by 1, or as in ``file``.
+        dora: learn a magnitude per output beside it (Liu et al. 2024); None: if ``file`` has them.
         targets: names that modules of the U-Net or transformer end in; None: all of attention, as
-            its family calls it.
-        text_targets: the same in the text encoder.
+            its family calls it, or the modules of ``file``.
+        text_targets: the same in the text encoder; None: ``q_proj``, ``k_proj``, ``v_proj`` and
+            ``out_proj``, or the modules of ``file``.
+        file: a LoRA that learns on, diffusers' or kohya's: its file or folder; None: a new one.
     """
 
-    rank: Annotated[int, Field(gt=0, le=2**14)] = 8
+    rank: Annotated[int, Field(gt=0, le=2**14)] | None = None
     alpha: Annotated[float, Field(gt=0)] | None = None
-    dora: bool = False
+    dora: bool | None = None
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    text_targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "out_proj",
-    )
+    text_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is None:  # as runs have recorded them ever since
+            for key, usual in _NEW.items():
+                if getattr(self, key) is None:
+                    object.__setattr__(self, key, usual)
 
 
 @config_class

@@ -148,17 +148,21 @@ def begun(run: Path) -> dict[str, str]:
 
 _PATH, _KIND = (re.compile(rf"data(\.\d+)?\.{name}") for name in ("path", "kind"))
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
-_CHANGED = {_CONTENT: "the pictures or captions"} | dict.fromkeys(
-    [
-        "model.unet",
-        "model.transformer",
-        "model.text",
-        "model.vae",
-        "vae.folder",
-        "text.folder",
-        "distil.teacher",
-    ],
-    "the weights (or config) that the folder holds",
+_CHANGED = (
+    {_CONTENT: "the pictures or captions"}
+    | dict.fromkeys(
+        [
+            "model.unet",
+            "model.transformer",
+            "model.text",
+            "model.vae",
+            "vae.folder",
+            "text.folder",
+            "distil.teacher",
+        ],
+        "the weights (or config) that the folder holds",
+    )
+    | {"lora.file": "the LoRA that it holds"}
 )
 # The end may move as long as the learning rate has not begun to fall towards it.
 _DURATION = "duration"

@@ -13,6 +13,7 @@ from torch import nn
 from ldm.config.learning import PARTS, part_of
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
+from ldm.families import continued
 from ldm.families.model import Model
 from ldm.families.networks import described, initialised, on_meta
 from ldm.families.reads import learns
@@ -56,26 +57,28 @@ def adapt(model: Model, config: TrainConfig, *, meta: bool = False) -> None:
 def _adapters(model: Model, config: TrainConfig, meta: bool) -> None:
     settings = config.lora
     assert settings is not None
-    for part in learns(config, model):
+    parts = learns(config, model)
+    for part in parts:
         network = _network(model, part)
         if part not in model.family.adaptable:
             raise ConfigError(
                 f"train: a {type(network).__name__}, {part}, can have no LoRA, which diffusers does"
                 f" not read: only {' and '.join(model.family.adaptable)} can"
             )
+    if settings.file is not None:
+        continued.put_in(model, settings, parts, seed=config.seed, meta=meta)
+        return
+    rank, dora, text_targets = settings.rank, settings.dora, settings.text_targets
+    assert rank is not None and dora is not None and text_targets is not None
+    alpha = float(rank) if settings.alpha is None else settings.alpha
+    for part in parts:
+        network = model.networks[part]
         predicts = part == model.family.network
         key = "targets" if predicts else "text_targets"
-        given = settings.targets or model.family.targets if predicts else settings.text_targets
+        given = settings.targets or model.family.targets if predicts else text_targets
 
         def make(network: nn.Module = network, targets: Sequence[str] = given) -> None:
-            alpha = float(settings.rank) if settings.alpha is None else settings.alpha
-            lora.attach(
-                network,
-                targets,
-                rank=settings.rank,
-                alpha=alpha,
-                dora=settings.dora,
-            )
+            lora.attach(network, targets, rank=rank, alpha=alpha, dora=dora)
 
         with described(f"lora.{key}"):
             if meta:

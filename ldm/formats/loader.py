@@ -128,7 +128,7 @@ class LoraLoader(
         unet = bare(self.unet)
         config = None if unet is None else unet.config
         stock = None if unet is not None else getattr(diffusers, self.family.stock[0])
-        convert = None if stock is None else partial(_converted, stock)
+        convert = None if stock is None else partial(converted, stock)
         if isinstance(source, Mapping):
             read, told = lora.parse(source, unet=config, convert=convert), "these weights"
         elif Path(source).exists():
@@ -226,8 +226,8 @@ class LoraLoader(
         StableDiffusionLoraLoaderMixin.write_lora_layers(*given.args, **given.kwargs)
 
 
-def _converted(stock: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """``tensors`` in diffusers' format, by the pipeline ``stock`` of it.
+def converted(stock: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``tensors`` of a transformer's LoRA in diffusers' format, by the pipeline ``stock`` of it.
 
     Raises:
         ValueError: it cannot read them all; the message is one line.

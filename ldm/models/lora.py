@@ -9,6 +9,8 @@ are peft's own; here is what they are made of, apart from any network and any fi
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +107,39 @@ def attach(
     assert all(p.dtype == torch.float32 for p in weights(network).values())
 
 
+def attach_updates(network: nn.Module, updates: Updates) -> None:
+    """Puts ``updates`` into ``network`` as adapters, to the bit; they alone learn from then on.
+
+    Args:
+        network: a diffusers or transformers model; on the meta device shapes alone are put in.
+        updates: of its modules, which they fit (``check_fit``).
+
+    Raises:
+        ValueError: some have magnitudes and some have not; peft's config knows only all or none.
+    """
+    dora = [update.magnitude is not None for update in updates.values()]
+    if any(dora) and not all(dora):
+        raise ValueError(f"DoRA in {sum(dora)} of {len(dora)} modules: not in all")
+    # peft's patterns are for the ends of names unless they begin with "^".
+    exact = {name: "^" + re.escape(name) for name in updates}
+    network.add_adapter(  # type: ignore[operator]
+        LoraConfig(
+            rank_pattern={exact[name]: update.rank for name, update in updates.items()},
+            alpha_pattern={exact[name]: update.alpha for name, update in updates.items()},
+            target_modules="|".join(map(re.escape, updates)),
+            use_dora=any(dora),
+        ),
+        ADAPTER,
+    )
+    made = weights(network)
+    assert all(p.dtype == torch.float32 for p in made.values())
+    with torch.no_grad():
+        for name, value in named(updates).items():
+            parameter = made.pop(name)
+            parameter.copy_(value.reshape(parameter.shape))
+    assert not made
+
+
 def weights(network: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that ``attach`` made, by their names in ``network``."""
     made = {
@@ -140,6 +175,21 @@ def named(updates: Updates) -> dict[str, Tensor]:
         if update.magnitude is not None:
             found[f"{name}.lora_magnitude_vector.{ADAPTER}.weight"] = update.magnitude
     return found
+
+
+def fingerprint(lora: Mapping[str, Updates]) -> str:
+    """Hex SHA-256 of what the updates of some networks, by part, are in float32: the same in every
+    format of files.
+    """
+    told = hashlib.sha256()
+    for part, updates in sorted(lora.items()):
+        tensors = named(updates)
+        alphas = {name: update.alpha for name, update in sorted(updates.items())}
+        shapes = {name: tuple(value.shape) for name, value in sorted(tensors.items())}
+        told.update(f"{part} {alphas} {shapes}".encode())
+        for name in shapes:
+            told.update(tensors[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return told.hexdigest()
 
 
 def check_fit(updates: Updates, network: nn.Module) -> None:

@@ -23,13 +23,14 @@ from ldm.engine.precision import device_at_hand
 from ldm.engine.sampler_state import Memory
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
-from ldm.families.build import build, is_model, parameters
+from ldm.families.build import is_model, parameters
 from ldm.models.attention import set_attention
 from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.cache_root import cache_root
 from ldm.storage.checkpoint import write_folder
 from ldm.storage.disk import writing
+from ldm.tasks.continued import build
 from ldm.tasks.denoising import DenoisingTask, save_pipeline
 from ldm.tasks.estimate import Step
 from ldm.tasks.frozen import cached_set
