@@ -33,7 +33,7 @@ def convert_lora(
         fail(f"{target} is there already: remove it, or choose another name")
     try:
         updates = lora.read(source)
-        written = lora.write(updates, out, to.value)
+        written = lora.write(updates, out, to.value, told=lora.told(source))
     except (ValueError, OSError, SafetensorError) as error:
         fail(error)
     for part, modules in updates.items():

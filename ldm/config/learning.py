@@ -50,6 +50,8 @@ class Lora:
         text_targets: the same in the text encoder; None: ``q_proj``, ``k_proj``, ``v_proj`` and
             ``out_proj``, or the modules of ``file``.
         file: a LoRA that learns on, diffusers' or kohya's: its file or folder; None: a new one.
+        trigger: words of a prompt that call what it has learnt, for the header of its file, where
+            others show them.
     """
 
     rank: Annotated[int, Field(gt=0, le=2**14)] | None = None
@@ -58,6 +60,7 @@ class Lora:
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     text_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     file: str | None = None
+    trigger: Annotated[str, Field(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.file is None:  # as runs have recorded them ever since

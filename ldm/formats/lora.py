@@ -38,7 +38,7 @@ from diffusers.utils.state_dict_utils import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.formats import lora_names, pickled
+from ldm.formats import lora_names, pickled, recognised
 from ldm.formats.lora_names import NETWORKS, PARTS, in_file, in_network
 from ldm.models.lora import Update, Updates
 from ldm.storage.tensors import write_tensors
@@ -62,6 +62,7 @@ _BARE = re.compile(r"(?:down_blocks|mid_block|up_blocks)\.")
 # peft's patterns are regular expressions, and what is written are names. A name leaves matching no
 # choice; alternations and repetitions, a few of which take for ever, are not read.
 _NAME = re.compile(r"(?:[\w.^$-]|\\\.){1,500}")
+_TOLD = re.compile(r"(ss_|modelspec\.)(?!hash).*")
 _PATTERNS = 10_000  # of a network
 
 
@@ -344,12 +345,24 @@ def header(metadata: Mapping[str, Any] | None) -> dict[str, str]:
     return {"format": "pt", _METADATA: text}
 
 
+def told(path: str | PathLike[str]) -> dict[str, str]:
+    """What the header of a LoRA says of its training: ``ss_*`` and ``modelspec.*``, without the
+    hash, which is another in another format.
+
+    Raises:
+        ValueError: as ``read``.
+    """
+    every = recognised.metadata(_choose(Path(path), None))
+    return {key: text for key, text in every.items() if _TOLD.fullmatch(key)}
+
+
 def write(
     lora: Lora,
     path: str | PathLike[str],
     to: Format = "diffusers",
     base: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a LoRA and returns its file.
 
@@ -359,14 +372,15 @@ def write(
         to: the format.
         base: fingerprints (and settings) of the networks that it was trained on, for the header.
         unet: config of the U-Net that it is for, as ``to_kohya`` takes it.
+        told: what the header says of its training (``told``).
 
     Raises:
         ValueError: the format cannot express it (``to_diffusers``, ``to_kohya``).
     """
     path = Path(path)
     tensors, metadata = (to_kohya(lora, unet), None) if to == "kohya" else to_diffusers(lora)
-    told = header(metadata) | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
+    known = header(metadata) | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(tensors, file, told)
+    write_tensors(tensors, file, {**known, **(told or {})})
     return file

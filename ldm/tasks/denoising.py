@@ -11,7 +11,7 @@ batch (``ldm.encoding.encoder``): the task below only computes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -62,8 +62,10 @@ class DenoisingTask(nn.Module):
         encoder: Encoder,
         suites: Suites | None = None,
         previews: Previews | None = None,
+        told: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.told = told  # by the file of a LoRA, beside its base
         self.config, self.process = config, model.process
         _, self.objective = process_and_objective(config)
         self.model, self.held_out, self.encoder = model, held_out, encoder
@@ -209,7 +211,7 @@ class DenoisingTask(nn.Module):
         networks, word = self.model.networks, self.config.textual_inversion
         if self.config.lora:
             updates = {part: collect(networks[part]) for part in self.learns}
-            lora.write(updates, folder, base=self.model.origin)
+            lora.write(updates, folder, base=self.model.origin, told=self.told)
         elif word is not None:
             rows = [*self.trained().values()]  # of each text encoder
             textual_inversion.write(word.token, rows, folder, self.model.origin)

@@ -30,6 +30,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.cache_root import cache_root
 from ldm.storage.checkpoint import write_folder
 from ldm.storage.disk import writing
+from ldm.tasks import lora_metadata
 from ldm.tasks.continued import build
 from ldm.tasks.denoising import DenoisingTask, save_pipeline
 from ldm.tasks.estimate import Step
@@ -68,7 +69,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     if config.validation and config.validation.suites:
         suites = Suites(config, model, collection, accelerator, encoder.batch)
     previews = Previews(config, model, collection)
-    task = DenoisingTask(config, model, collection.held_out, encoder, suites, previews)
+    told = lora_metadata.told(config, model, collection.epoch) if config.lora else None
+    task = DenoisingTask(config, model, collection.held_out, encoder, suites, previews, told)
     task.place(accelerator.device)
     draws = ImageDraws(config, collection, encoder)
     accelerator.print(

@@ -121,6 +121,8 @@ def test_the_file_is_needed_once(base, there, tmp_path):
     assert len(raw) == sum(2 + (part == "unet") for part in there for _ in there[part])
     identity = json.loads((whole / last / "training" / "run.json").read_text())["identity"]
     assert len(json.loads(identity["lora.file"])) == 64  # and no path
+    told = lora.told(whole / "final")
+    assert told["ss_network_dim"] == told["ss_network_alpha"] == "Dynamic"
     # Another LoRA is another run.
     lora.write({**there, "text_encoder": dict(list(there["text_encoder"].items())[1:])}, moved)
     with pytest.raises(CheckpointError, match="lora.file: the LoRA that it holds changed"):

@@ -22,9 +22,11 @@ from ldm.evaluation import sheets
 from ldm.families.build import build
 from ldm.formats import lora
 from ldm.formats.png import read_parameters
+from ldm.formats.recognised import metadata
 from ldm.models.lora import named, weights
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks import text_to_image
+from ldm.tasks.lora_metadata import base_of
 from programs import told
 from runs import accelerator, train, tree
 
@@ -283,16 +285,65 @@ def test_a_base_whose_noise_is_another_is_written(base, tmp_path, capsys):
 
 
 def test_convert_at_the_command_line(base, tmp_path):
-    final = train(tmp_path / "run", **settings(base, duration="2 steps"))
+    asked = {"rank": 2, "alpha": 3.0, "trigger": "sks shape"}
+    final = train(tmp_path / "run", **settings(base, duration="2 steps", lora=asked))
     kohya, back = tmp_path / "k.safetensors", tmp_path / "back"
     for source, out, to in ((final, kohya, "kohya"), (kohya, back, "diffusers")):
         run = CliRunner().invoke(app, ["lora", str(source), str(out), "--to", to])
         assert run.exit_code == 0, run.output
         assert "modules of rank 2" in run.output
     assert same(tensors(back), tensors(final))
+    # What others show goes with it, and nothing that names this machine.
+    heads = [metadata(f) for f in (final / lora.FILE, kohya, back / lora.FILE)]
+    shown = [{k: v for k, v in h.items() if k.startswith(("ss_", "modelspec."))} for h in heads]
+    assert (
+        shown[0]
+        == shown[1]
+        == shown[2]
+        == {
+            "ss_output_name": "run",
+            "ss_network_dim": "2",
+            "ss_network_alpha": "3",
+            "ss_resolution": "(16, 16)",
+            "ss_num_train_images": "57",
+            "ss_total_batch_size": "16",
+            "ss_max_train_steps": "2",
+            "ss_learning_rate": "0.01",
+            "ss_seed": "3",
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": "ldm/lora",
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": "run",
+            "modelspec.resolution": "16x16",
+            "modelspec.prediction_type": "epsilon",
+            "modelspec.trigger_phrase": "sks shape",
+        }
+    )
+    assert "lora_adapter_metadata" in heads[0] and str(tmp_path) not in str(heads)
     again = CliRunner().invoke(app, ["lora", str(final), str(kohya), "--to", "kohya"])
     assert again.exit_code == 2
     assert again.stderr == f"error: {kohya} is there already: remove it, or choose another name\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"cross_attention_dim": 768}, ("sd_v1", "stable-diffusion-v1")),
+        ({"cross_attention_dim": 1024}, ("sd_v2", "stable-diffusion-v2-512")),
+        (
+            {"cross_attention_dim": 2048, "block_out_channels": (320, 640, 1280)},
+            ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+        ),
+        ({"cross_attention_dim": 768, "block_out_channels": [64]}, (None, "ldm")),
+        (
+            {"block_out_channels": None, "num_layers": 19, "num_single_layers": 38}
+            | {"num_attention_heads": 24, "guidance_embeds": True},
+            ("flux1", "flux-1-dev"),
+        ),
+    ],
+)
+def test_the_base_is_named_where_its_shape_is_known(config, expected):
+    assert base_of({"block_out_channels": [320, 640, 1280, 1280], **config}) == expected
 
 
 # -- what a user gets wrong --
