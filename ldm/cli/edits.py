@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ldm.cli.failure import fail, there
+from ldm.cli.failure import there
 
 Image = Annotated[
     Path | None, typer.Option(help="A picture to set out from; the result has its size.")
@@ -62,41 +62,54 @@ class Edits:
     varied: float
 
     def check(self) -> None:
-        """Ends the command for what is wrong before anything is loaded."""
+        """Tells what is wrong before anything is loaded.
+
+        Raises:
+            ValueError: the message names the option.
+        """
         for option, value in (
             ("mask", self.mask), ("strength", self.strength), ("outpaint", self.outpaint)
         ):  # fmt: skip
             if value is not None and self.image is None:
-                fail(f"--{option} needs --image: the picture that is edited")
+                raise ValueError(f"--{option} needs --image: the picture that is edited")
         if self.mask is not None and self.outpaint is not None:
-            fail("--outpaint makes a mask of its own: leave out --mask")
+            raise ValueError("--outpaint makes a mask of its own: leave out --mask")
         if self.feather is not None and self.mask is None and self.outpaint is None:
-            fail("--feather is that of a --mask, or of --outpaint")
+            raise ValueError("--feather is that of a --mask, or of --outpaint")
         for option, path in (("image", self.image), ("mask", self.mask)):
             if path is not None and not (there(path, f"--{option} ") and path.is_file()):
-                fail(f"--{option} {path}: there is no such file")
+                raise ValueError(f"--{option} {path}: there is no such file")
         for option, share in (
             ("strength", self.strength), ("variation-strength", self.varied)
         ):  # fmt: skip
             if share is not None and not (math.isfinite(share) and 0 <= share <= 1):
-                fail(f"--{option} must lie in 0..1, not {share}")
+                raise ValueError(f"--{option} must lie in 0..1, not {share}")
         if self.variation is not None and not 0 <= self.variation < _SEEDS:
-            fail(f"--variation-seed must lie in 0..2^32 - 1, not {self.variation}")
+            raise ValueError(f"--variation-seed must lie in 0..2^32 - 1, not {self.variation}")
         if self.outpaint is not None and not re.fullmatch(r"\d{1,5}(,\d{1,5}){3}", self.outpaint):
-            fail(
+            raise ValueError(
                 f"--outpaint must look like 0,0,64,0 (LEFT,TOP,RIGHT,BOTTOM), not {self.outpaint!r}"
             )
 
-    def call(self, seed: int, count: int) -> dict[str, Any]:
-        """Arguments of a call of the pipeline that draws ``count`` pictures.
+    def of(self, settings: Any) -> Edits:
+        """The same, with what ``settings`` say of edits."""
+        return replace(
+            self,
+            strength=settings.strength,
+            variation=settings.variation_seed,
+            varied=settings.variation_strength,
+        )
+
+    def call(self, seeds: list[int], others: list[int]) -> dict[str, Any]:
+        """Arguments of a call of the pipeline that draws a picture of each seed, a variation each
+        of it towards one of ``others`` if there are some.
 
         Raises:
             ValueError: a file is no picture.
         """
-        found: dict[str, Any] = {"seed": seed}
-        if self.variation is not None:
-            found["seed"] = [seed] * count
-            found["variation"] = ([self.variation + n for n in range(count)], self.varied)
+        found: dict[str, Any] = {"seed": seeds}
+        if others:
+            found["variation"] = (others, self.varied)
         if self.image is None:
             return found
         found |= {"image": _picture(self.image), "strength": self.strength}
@@ -111,19 +124,15 @@ class Edits:
             found |= {"image": image, "mask_image": mask, "feather": self.feather}
         return found
 
-    def told(self, seed: int, number: int) -> dict[str, Any]:
-        """Arguments of ``Parameters`` of the picture ``number`` of a call."""
-        found: dict[str, Any] = {"seed": seed + number}
-        if self.variation is not None:
-            found = {"seed": seed, "variation_seed": self.variation + number}
-            found["variation_strength"] = self.varied
-        if self.image is not None:
-            from ldm.editing.edit import STRENGTH
+    def share(self) -> float | None:
+        """The strength that the picture is edited with, if it is."""
+        if self.image is None:
+            return None
+        from ldm.editing.edit import STRENGTH
 
-            masked = self.mask is not None or self.outpaint is not None
-            usual = 1.0 if masked else STRENGTH
-            found["strength"] = usual if self.strength is None else self.strength
-        return found
+        masked = self.mask is not None or self.outpaint is not None
+        usual = 1.0 if masked else STRENGTH
+        return usual if self.strength is None else self.strength
 
 
 def _picture(path: Path, *, white: bool = True) -> Any:

@@ -8,21 +8,20 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from ldm.cli import edits
+from ldm.cli import edits, story
 from ldm.cli import stages as staged
-from ldm.cli.failure import at_hand, fail, named_sampler, there
+from ldm.cli.failure import at_hand, fail, there
 from ldm.cli.options import Guidance, Steps, weighted
-from ldm.formats.png import FORMATS, Parameters, check_room, write_picture
-from ldm.progress import Progress
-from ldm.prompts.files import drawn, lines
+from ldm.cli.rows import again, drawn, of_command, worded
+from ldm.cli.settings import Row, Settings, calls
+from ldm.formats.png import FORMATS, check_room, write_picture
 from ldm.sampling.names import OF_ANY_PROCESS, SCHEDULED
 
 _WEIGHT = re.compile(r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)")
@@ -85,41 +84,22 @@ def _tell(texts: Sequence[str], syntax: str | None) -> None:
         fail(f"{lora[0]} in a prompt: pass the file as --lora, and its scale as --lora-scale")
 
 
-def _interval(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        fail(f"--guidance-interval must look like -3,3, not {text!r}")
-    if not low < high:
-        fail(f"--guidance-interval: {low:g} is not less than {high:g}")
-    return low, high
-
-
-def _arguments(given: Sequence[str]) -> dict[str, Any]:
-    """By name, a number or several."""
-    found: dict[str, Any] = {}
-    for text in given:
-        name, _, value = text.partition("=")
-        try:
-            numbers = [int(part) if part.isdecimal() else float(part) for part in value.split(",")]
-        except ValueError:
-            numbers = []
-        if not numbers or not name.isidentifier():
-            fail(f"--argument must look like NAME=4.5 or NAME=512,512, not {text!r}")
-        found[name] = numbers[0] if len(numbers) == 1 else tuple(numbers)
-    return found
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options that were passed."""
+    # By its name: older versions of typer have click beside them, newer ones have it inside.
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
 def sample(
+    context: typer.Context,
     model: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             help="Pipeline folder in diffusers' layout, a model in one file, or a repository of the"
-            " Hub, OWNER/NAME[@REVISION]."
+            " Hub, OWNER/NAME[@REVISION]; required."
         ),
-    ],
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -198,80 +178,107 @@ def sample(
         ),
     ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option("--prompts", help="A text file with one PROMPT a line.")
+        Path | None,
+        typer.Option(
+            "--prompts",
+            help="A text file with one PROMPT a line; or a .jsonl, each line an object of prompt"
+            " and settings by the names of options.",
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A picture that carries its parameters: it is drawn again, but for what is passed"
+            " beside.",
+        ),
     ] = None,
     wildcards: Annotated[
         Path | None,
         typer.Option(help="A folder: __NAME__ is a line of its NAME.txt, drawn by the seed."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell file, seed, prompt and settings, a line a picture.")
+    ] = False,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
 ) -> None:
     """Draws pictures of PROMPTs and saves them as files that carry their parameters."""
-    width, height = None, None
-    if size is not None:
-        found = re.fullmatch(r"(\d+)x(\d+)", size)
-        if found is None:
-            fail(f"--size must look like 512x512, not {size!r}")
-        width, height = int(found[1]), int(found[2])
-    interval, beside = _interval(guidance_interval), _arguments(argument or [])
-    sampler = named_sampler(sampler)
-    if not 0 <= guidance_rescale <= 1:
-        fail(f"--guidance-rescale must lie in 0..1, not {guidance_rescale}")
-    if syntax not in (None, "a1111"):
-        fail(f"--syntax is a1111, or left out, not {syntax!r}")
-    then = then or []
-    called = " > ".join(map(_name, (model, *then)))
-    model = at_hand(model, "--model ", file=True)
-    then = [at_hand(each, "--then ", file=True) for each in then]
+    given = _given(context)
     told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
     edit = edits.Edits(*told_of)
-    edit.check()
+    then = then or []
     behind = staged.Behind(len(then), then_guidance or [], noise_level or [], stages)
     behind.check(
         guidance_interval=guidance_interval,
         image=image,
         variation_seed=variation_seed,
         argument=argument,
+        **{"from": picture},
     )
+    found = None
+    try:
+        if picture is not None:
+            found = again(picture, out)
+            model, edit = found.found(model), found.edits(edit, given)
+        elif model is None:
+            raise ValueError("--model is missing: the folder of the model that draws")
+        common = Settings(
+            negative=negative, seed=seed, size=size, steps=steps, guidance=guidance,
+            guidance_rescale=guidance_rescale, guidance_interval=guidance_interval,
+            sampler=sampler, strength=strength, variation_seed=variation_seed,
+            variation_strength=variation_strength, syntax=syntax, argument=tuple(argument or ()),
+        ).checked()  # fmt: skip
+    except ValueError as error:
+        fail(error)
+    called = " > ".join(map(_name, (model, *then)))
+    model = at_hand(model, "--model ", file=True)
+    then = [at_hand(each, "--then ", file=True) for each in then]
+    if found is not None and found.model not in (None, called):
+        print(f"note: {picture} was drawn by the model {found.model!r}", file=sys.stderr)
     if count < 1:
         fail(f"--count must be at least 1, not {count}")
+    if batch < 1:
+        fail(f"--batch must be at least 1, not {batch}")
     if sheet is not None and sheet.suffix.lower() != ".png":
         fail(f"--sheet writes a .png, not {sheet}")
     if captions and _is_picture(out):
         fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
-    prompts = list(prompts or [])
     try:
-        prompts += lines(prompt_file) if prompt_file is not None else []
-        if wildcards is not None and prompts:  # by its own seed, every picture has its own text
-            every = [prompt for prompt in prompts for _ in range(count)]
-            prompts = [drawn(text, wildcards, seed + i) for i, text in enumerate(every)]
-            count = 1
+        rows = of_command(prompts or [], prompt_file, common, found, given)
+        said = bool(rows)
+        if wildcards is not None and rows:
+            rows, count = worded(rows, wildcards, count), 1
+        rows = rows or [Row("", common)]
+        for row in rows:
+            edit.of(row.settings).check()
+        asked, words = [weighted(one, math.nan) for one in lora or []], embedding or []
+        for option, paths in (("lora", [path for path, _ in asked]), ("embedding", words)):
+            for path in paths:
+                if not there(path, f"--{option} "):
+                    fail(f"--{option} {path}: there is no such file or folder")
+        if lora_scale:
+            every = _scales([path for path, _ in asked], lora_scale)
+            asked = [
+                (p, s if math.isnan(own) else own) for (p, own), s in zip(asked, every, strict=True)
+            ]
+        if found is not None:
+            asked, words = found.adapters(asked), found.embeddings(words)
     except ValueError as error:
         fail(error)
-    _tell(prompts + [negative], syntax)
-    asked, words = [weighted(one, math.nan) for one in lora or []], embedding or []
+    for row in rows:
+        _tell([row.prompt, row.settings.negative], row.settings.syntax)
     loras = [path for path, _ in asked]
-    scales = _scales(loras, lora_scale or [1.0])
-    scales = [s if math.isnan(own) else own for (_, own), s in zip(asked, scales, strict=True)]
-    for option, paths in (("lora", loras), ("embedding", words)):
-        for path in paths:
-            if not there(path, f"--{option} "):
-                fail(f"--{option} {path}: there is no such file or folder")
-    used = [f"{p.resolve().stem} {s:g}" for p, s in zip(loras, scales, strict=True)]
-    told = partial(
-        Parameters,
-        negative=negative,
-        model=called,
-        lora=", ".join(used) or None,
-        rescale=guidance_rescale or None,
-        interval=guidance_interval,
-        arguments=" ".join(argument or []) or None,
-    )
+    scales = [1.0 if math.isnan(scale) else scale for _, scale in asked]
+    used = [(p.resolve().stem, s) for p, s in zip(loras, scales, strict=True)]
+    carried = {"loras": used, "words": [path.resolve().stem for path in words]}
+    told = {"model": called, "lora": ", ".join(f"{name} {s:g}" for name, s in used) or None}
     if _is_picture(out):
-        for prompt in prompts or [""]:
+        for row in rows:
+            settings = replace(row.settings, steps=row.settings.steps or 1)  # the text has some
+            parameters = settings.parameters(row.prompt, **told)
             try:
-                check_room(out, told(prompt))
+                check_room(out, parameters, story.beside(settings, parameters, edit, **carried))
             except ValueError as error:
                 fail(error)
 
@@ -282,19 +289,20 @@ def sample(
 
     from ldm.cascade import Cascade
     from ldm.evaluation import sheets
-    from ldm.guidance import ClassifierFree
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
         pipe = LatentDiffusionPipeline.from_pretrained(model)
-        for name in sorted(beside.keys() & inspect.signature(pipe.__call__).parameters.keys()):
-            fail(f"--argument {name}: it is not of the model's family, but of all drawing")
-        if not prompts and pipe.reads is None:
+        known = inspect.signature(pipe.__call__).parameters.keys()
+        for row in rows:
+            for name in sorted(row.settings.arguments().keys() & known):
+                fail(f"{row.where}--argument {name}: it is not of the model's family, but of all"
+                     " drawing")  # fmt: skip
+        if not said and pipe.reads is None:
             fail("PROMPT is missing: say what to draw")
-        prompts = prompts or [""]
-        targets = _targets(out, len(prompts) * count)
+        targets = _targets(out, len(rows) * count)
         names = [f"lora{number}" for number in range(len(loras))]
         for path, name in zip(loras, names, strict=True):
             pipe.load_lora_weights(path, adapter_name=name)
@@ -310,64 +318,35 @@ def sample(
             (cascade or pipe).to(where)
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
             fail(f"--device {device}: {error}")
-        given = {"num_inference_steps": steps, "guidance_scale": guidance, "sampler": sampler}
-        how = pipe.sampling_defaults.but(**given)
-        steps, guidance, sampler = how.num_inference_steps, how.guidance_scale, how.sampler
-        guided = {"guidance_scale": guidance, "guidance_rescale": guidance_rescale}
-        if interval is not None:
-            guided["guidance"] = ClassifierFree(guidance, guidance_rescale, interval)
-        total = len(prompts) * count
-        call = {"height": height, "width": width, "negative_prompt": negative, "batch_size": batch}
-        call |= {"num_images_per_prompt": count, "prompt_syntax": syntax, **edit.call(seed, total)}
-        earlier: list[Any] = []
-        with Progress("drawing", "pictures", total) as progress, ExitStack() as counting:
-            every = cascade.stages if cascade else [pipe]
-            for stage in every:
-                counting.enter_context(sheets.counted(stage, progress, total / len(every)))
-            if cascade:
-                call["guidance_rescale"] = guidance_rescale
-                images, earlier = behind.draw(cascade, prompts, given, **call)
-            else:
-                images = pipe(
-                    prompts,
-                    num_inference_steps=steps,
-                    sampler=None if sampler == "model" else sampler,
-                    **call,
-                    **guided,
-                    **beside,
-                ).images
-        if pipe.reads == ():
-            guidance = 1.0  # what the pictures were drawn with: there is nothing to guide by
         targets[0].parent.mkdir(parents=True, exist_ok=True)
-        console = Console()
-        for i, (made, target) in enumerate(zip(images, targets, strict=True)):
-            parameters = told(
-                prompts[i // count],
-                steps=steps,
-                sampler=type(pipe.scheduler).__name__ if sampler == "model" else sampler,
-                guidance=guidance,
-                width=made.width,
-                height=made.height,
-                **edit.told(seed, i),
-            )
-            write_picture(made, target, parameters)
-            for number, before in enumerate(earlier, 1):
+        console, pictures = Console(), []
+        through = staged.Through(cascade, behind) if cascade else None
+        every = drawn(pipe, calls(rows, count), edit, batch, through)
+        for made, target in zip(every, targets, strict=True):
+            parameters = made.parameters(**told)
+            beside = story.beside(made.settings, parameters, edit, **carried, among=made.company)
+            write_picture(made.picture, target, parameters, beside)
+            for number, before in enumerate(made.before, 1):
                 name = f"{target.stem}-stage{number}{target.suffix}"
-                write_picture(before[i], target.with_name(name), parameters)
+                write_picture(before, target.with_name(name), parameters)
+            pictures.append(made)
             if captions:
-                row = {"file_name": target.name, "text": parameters.prompt}
-                with (target.parent / "metadata.jsonl").open("a") as rows:
-                    rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-            console.print(str(target), highlight=False, soft_wrap=True)
+                line = {"file_name": target.name, "text": parameters.prompt}
+                with (target.parent / "metadata.jsonl").open("a") as listed:
+                    listed.write(json.dumps(line, ensure_ascii=False) + "\n")
+            line = json.dumps(story.row_of(made, target), ensure_ascii=False)
+            shown = line if as_json else str(target)
+            console.print(shown, markup=False, highlight=False, soft_wrap=True)
         if sheet is not None:
-            captioned = [prompt for prompt in prompts for _ in range(count)]
+            captioned = [made.prompt for made in pictures]
             page = sheets.sheet(
-                [[made] for made in images],
+                [[made.picture] for made in pictures],
                 captioned if any(captioned) else None,
-                columns=min(len(images), 4),
-                scale=2 if images[0].width <= 128 else 1,
+                columns=min(len(pictures), 4),
+                scale=2 if pictures[0].picture.width <= 128 else 1,
             )
             sheets.save(page, sheet)
-            console.print(str(sheet), highlight=False, soft_wrap=True)
+            if not as_json:
+                console.print(str(sheet), highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
         fail(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from ldm.cli.failure import fail
 
 if TYPE_CHECKING:
     from ldm.cascade import Cascade
+    from ldm.cli.settings import Settings
 
 Then = Annotated[
     list[Path] | None,
@@ -65,37 +66,57 @@ class Behind:
             if value is not None and self.many:
                 fail(f"--{name.replace('_', '-')} is of one model: leave it out, or --then")
 
-    def draw(
-        self, cascade: Cascade, prompts: list[str], asked: dict[str, Any], **call: Any
-    ) -> tuple[Any, list[Any]]:
+    def each(self, given: Sequence[Any]) -> list[Any]:
+        """One of each model, None where nothing is given."""
+        return list(given) * self.many if len(given) == 1 else [*given] or [None] * self.many
+
+
+@dataclass(frozen=True)
+class Through:
+    """Draws by several models what is asked of the first.
+
+    Args:
+        cascade: all of them.
+        behind: what is asked of those behind it.
+    """
+
+    cascade: Cascade
+    behind: Behind
+
+    @property
+    def stages(self) -> Sequence[Any]:
+        """The pipelines, in order."""
+        return self.cascade.stages
+
+    def draw(self, asked: Settings, call: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """The pictures, and those before each of the models, if they are written.
 
         Args:
-            cascade: all models.
-            prompts: texts.
-            asked: steps, guidance and sampler of all of them, by the arguments of
-                ``SamplingDefaults``.
-            call: further arguments.
+            asked: steps, guidance and sampler of all models, None where each folder states its own.
+            call: arguments of the call of the first model.
 
         Raises:
             ValueError: one of them is wrong.
         """
-        scales = [None, *self._each(self.scales)]
+        scales = [None, *self.behind.each(self.behind.scales)]
         own = [
-            stage.sampling_defaults.but(**asked).but(guidance_scale=scale)
-            for stage, scale in zip(cascade.stages, scales, strict=True)
+            stage.sampling_defaults.but(
+                num_inference_steps=asked.steps,
+                guidance_scale=asked.guidance if scale is None else scale,
+                sampler=asked.sampler,
+            )
+            for stage, scale in zip(self.stages, scales, strict=True)
         ]
-        found = cascade(
-            prompts,
+        found = self.cascade(
             guidance=[each.guidance_scale for each in own],
             steps=[each.num_inference_steps for each in own],
             sampler=[None if each.sampler == "model" else each.sampler for each in own],
-            noise_level=self._each(self.levels),
-            intermediate=self.stages,
-            **call,
+            noise_level=self.behind.each(self.behind.levels),
+            intermediate=self.behind.stages,
+            **{name: value for name, value in call.items() if name not in _EACH},
         )
         return found.images, found.stages[:-1]
 
-    def _each(self, given: Sequence[Any]) -> list[Any]:
-        """One of each model, None where nothing is given."""
-        return list(given) * self.many if len(given) == 1 else [*given] or [None] * self.many
+
+_EACH = {"num_inference_steps", "guidance_scale", "sampler"}
+"""Arguments that a cascade takes for each model."""

@@ -6,13 +6,16 @@ write and read.
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: .., Model: ..
 
 The format of AUTOMATIC1111's web UI: in a PNG a tEXt chunk in Latin-1, or iTXt in UTF-8 where the
-text needs it; in JPEG and WebP the user comment of EXIF, in UTF-16.
+text needs it; in JPEG and WebP the user comment of EXIF, in UTF-16. What that text does not say is
+a JSON object of our own beside it: in a PNG the tEXt chunk "ldm", else the maker note of EXIF.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -25,7 +28,11 @@ from ldm.sampling.names import SCHEDULED
 
 _T = TypeVar("_T", int, float)
 _KEY = "parameters"
-_EXIF, _COMMENT = 0x8769, 0x9286  # the tags of EXIF's own table and of the user comment in it
+# The tags of EXIF's own table, and in it of the user comment and of what a maker notes for itself.
+_EXIF, _COMMENT, _NOTE = 0x8769, 0x9286, 0x927C
+_OWN = "ldm"
+_MAKER = b"ldm\0"
+_NUMBERS = b" " * 200  # of a note, which are not known before the picture is drawn
 _UNICODE = b"UNICODE\0"
 _SEGMENT = 65_533 - len(b"Exif\0\0")  # bytes that a JPEG has for it
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -116,11 +123,8 @@ class Parameters:
     @classmethod
     def parse(cls, text: str) -> Parameters:
         """Reads what ``str`` or a web UI wrote; entries that are missing or unknown are skipped."""
-        body, _, last = text.rpartition("\n")
-        if not re.match(r"Steps: \d", last):
-            body, last = text, ""
+        body, found = _parted(text)
         prompt, _, negative = body.partition("\n" + _NEGATIVE)
-        found = {key.strip(): _unquoted(value) for key, value in _ENTRY.findall(last)}
         ours = {known.label: name for name, known in SCHEDULED.items()}
         sampler = found.get("Sampler")
         width, _, height = found.get("Size", "").partition("x")
@@ -145,6 +149,18 @@ class Parameters:
         )
 
 
+def entries(text: str) -> dict[str, str]:
+    """Everything that the last line of a ``parameters`` text says, by its keys."""
+    return _parted(text)[1]
+
+
+def _parted(text: str) -> tuple[str, dict[str, str]]:
+    body, _, last = text.rpartition("\n")
+    if not re.match(r"Steps: \d", last):
+        return text, {}
+    return body, {key.strip(): _unquoted(value) for key, value in _ENTRY.findall(last)}
+
+
 def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
 
@@ -165,9 +181,14 @@ def _number(kind: type[_T], text: str | None) -> _T | None:
         return None
 
 
-def write_picture(image: Image.Image, path: str | PathLike[str], parameters: Parameters) -> None:
+def write_picture(
+    image: Image.Image,
+    path: str | PathLike[str],
+    parameters: Parameters,
+    beside: Mapping[str, Any] | None = None,
+) -> None:
     """Saves ``image`` as a PNG, JPEG or WebP, after the suffix of ``path``, that carries
-    ``parameters``.
+    ``parameters``, and ``beside`` them what ``read_beside`` finds.
 
     Raises:
         ValueError: the suffix is another, or the parameters are too long for a JPEG.
@@ -178,28 +199,43 @@ def write_picture(image: Image.Image, path: str | PathLike[str], parameters: Par
     if kind == "PNG":
         info = PngInfo()
         info.add_text(_KEY, str(parameters))
+        if beside is not None:
+            info.add_text(_OWN, _note(beside).decode())
         image.save(path, format=kind, pnginfo=info)
         return
-    image.save(path, format=kind, exif=_exif(path, kind, parameters), quality=95)
+    note = None if beside is None else _MAKER + _note(beside)
+    image.save(path, format=kind, exif=_exif(path, kind, parameters, note), quality=95)
 
 
-def check_room(path: str | PathLike[str], parameters: Parameters) -> None:
-    """Tells before anything is drawn whether ``path`` has room for ``parameters``; numbers and
-    names that are not known yet count as their longest.
+def check_room(
+    path: str | PathLike[str], parameters: Parameters, beside: Mapping[str, Any] | None = None
+) -> None:
+    """Tells before anything is drawn whether ``path`` has room for ``parameters`` and what is
+    ``beside`` them; numbers and names that are not known yet count as their longest.
 
     Raises:
         ValueError: they are too long for a JPEG.
     """
     kind = FORMATS.get(Path(path).suffix.lower())
     if kind == "JPEG":
-        _exif(path, kind, replace(parameters, **_LONGEST))
+        note = None if beside is None else _MAKER + _note(beside) + _NUMBERS
+        _exif(path, kind, replace(parameters, **_LONGEST), note)
 
 
-def _exif(path: str | PathLike[str], kind: str, parameters: Parameters) -> Image.Exif:
+def _note(beside: Mapping[str, Any]) -> bytes:
+    return json.dumps(beside, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _exif(
+    path: str | PathLike[str], kind: str, parameters: Parameters, note: bytes | None
+) -> Image.Exif:
     exif = Image.Exif()
     # UTF-16 as EXIF has its numbers in Pillow; the web UI's own reader tries both orders. Half a
     # character is no text, which is the pipeline's to say.
-    exif.get_ifd(_EXIF)[_COMMENT] = _UNICODE + str(parameters).encode("utf-16-be", "surrogatepass")
+    own = exif.get_ifd(_EXIF)
+    own[_COMMENT] = _UNICODE + str(parameters).encode("utf-16-be", "surrogatepass")
+    if note is not None:
+        own[_NOTE] = note
     if kind == "JPEG" and len(exif.tobytes()) > _SEGMENT:
         raise ValueError(f"{path}: the prompt is too long for a JPEG: write a .png or .webp")
     return exif
@@ -207,10 +243,46 @@ def _exif(path: str | PathLike[str], kind: str, parameters: Parameters) -> Image
 
 def read_parameters(path: str | PathLike[str]) -> Parameters | None:
     """The parameters of a picture, or None if it carries none."""
-    with Image.open(path) as image:
-        image.load()  # the chunk may stand behind the pixels
-        text = image.info.get(_KEY) or _comment(image.getexif().get_ifd(_EXIF).get(_COMMENT))
-    return Parameters.parse(text) if isinstance(text, str) else None
+    text = read_text(path)
+    return None if text is None else Parameters.parse(text)
+
+
+def read_text(path: str | PathLike[str]) -> str | None:
+    """The text of a picture's parameters, or None if it carries none."""
+    info, exif = _carried(path)
+    text = info.get(_KEY) or _comment(exif.get(_COMMENT))
+    return text if isinstance(text, str) else None
+
+
+def read_beside(path: str | PathLike[str]) -> dict[str, Any] | None:
+    """What ``write_picture`` wrote beside the parameters, or None if that was nothing.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    info, exif = _carried(path)
+    note = exif.get(_NOTE)
+    own = note.startswith(_MAKER) if isinstance(note, bytes) else False
+    text = note[len(_MAKER) :] if own else info.get(_OWN)
+    if not isinstance(text, (str, bytes)):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: what {_OWN} wrote into it is damaged")
+    return found
+
+
+def _carried(path: str | PathLike[str]) -> tuple[dict[Any, Any], dict[int, Any]]:
+    """What a picture carries, and the table of its EXIF."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # the chunk may stand behind the pixels
+            return image.info, image.getexif().get_ifd(_EXIF)
+    except (SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: it is no picture: {error}") from None
 
 
 def _comment(value: object) -> str | None:

@@ -1,9 +1,13 @@
-"""Prompts in text files: one a line, and lines that stand for a word in others (wildcards)."""
+"""Prompts in files: one a line, an object a line with settings beside (.jsonl), and lines that
+stand for a word in others (wildcards).
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from ldm.diffusion.streams import stream
 
@@ -17,6 +21,34 @@ def lines(file: Path) -> list[str]:
     Raises:
         ValueError: there is none, or it is no text in UTF-8; the message is one line.
     """
+    return [line for _, line in _numbered(file)]
+
+
+def objects(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The JSON objects of ``file``, one a line, and the numbers of their lines.
+
+    Raises:
+        ValueError: some lines are none, all of which the message names, or as ``lines`` has it.
+    """
+    found, wrong = list[tuple[int, dict[str, Any]]](), list[str]()
+    for number, line in _numbered(file):
+        try:
+            told = json.loads(line)
+        except (ValueError, RecursionError):
+            told = None
+        if isinstance(told, dict):
+            found.append((number, told))
+        else:
+            wrong.append(f"line {number}")
+    if wrong:
+        raise ValueError(
+            f'{file}, {", ".join(wrong)}: it is no JSON object, which looks like {{"prompt": "a'
+            ' cat", "steps": 20}'
+        )
+    return found
+
+
+def _numbered(file: Path) -> list[tuple[int, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -24,7 +56,8 @@ def lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         number = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{file}, line {number}: it is no text in UTF-8") from None
-    if found := [line.strip() for line in text.split("\n") if line.strip()]:
+    every = enumerate(text.split("\n"), 1)
+    if found := [(number, line.strip()) for number, line in every if line.strip()]:
         return found
     raise ValueError(f"{file}: it is empty")
 
