@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ldm.formats import lora, textual_inversion
 from ldm.formats.lora_names import FIRST, NETWORKS, SECOND, TRANSFORMER, UNET, as_in
+from ldm.models import lycoris
 from ldm.models.lora import check_fit
 from ldm.models.tokenizer import folded
 from ldm.models.wrapped import bare
@@ -108,9 +109,10 @@ class LoraLoader(
 
         Files of this machine are read by ``ldm.formats.lora``: diffusers' and kohya's format, with
         the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
-        files. Of a transformer, what is not in diffusers' format is read as far as its stock
-        pipeline does (kohya's and ComfyUI's files of Flux.1). What is not on this machine is a
-        repository of the Hub and is left to diffusers.
+        files; LoHa and LoKr of LyCORIS as well, for a U-Net and its text encoders. Of a
+        transformer, what is not in diffusers' format is read as far as its stock pipeline does
+        (kohya's and ComfyUI's files of Flux.1). What is not on this machine is a repository of the
+        Hub and is left to diffusers.
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, its folder, or its tensors (then alpha is
@@ -130,10 +132,13 @@ class LoraLoader(
         stock = None if unet is not None else getattr(diffusers, self.family.stock[0])
         convert = None if stock is None else partial(converted, stock)
         if isinstance(source, Mapping):
-            read, told = lora.parse(source, unet=config, convert=convert), "these weights"
+            read, told = (
+                lora.parse(source, unet=config, convert=convert, drawn=True),
+                "these weights",
+            )
         elif Path(source).exists():
             folder = Path(source) / subfolder
-            read, told = lora.read(folder, weight_name, config, convert), str(source)
+            read, told = lora.read(folder, weight_name, config, convert, drawn=True), str(source)
         else:
             where = {"weight_name": weight_name, "subfolder": subfolder}
             if stock is None:
@@ -146,7 +151,7 @@ class LoraLoader(
         for part, updates in read.items():
             self._check_place(part, networks[part], told)
             try:
-                check_fit(updates, networks[part])
+                (lycoris.check_fit if _factors(read) else check_fit)(updates, networks[part])
             except ValueError as error:
                 raise ValueError(f"{told} is not for this {part}: {error}") from None
         taken = {name for names in self.get_list_adapters().values() for name in names}
@@ -154,6 +159,12 @@ class LoraLoader(
             raise ValueError(f"there is an adapter {adapter_name!r} already: choose another name")
         numbered = (f"default_{number}" for number in range(len(taken) + 1))
         name = adapter_name or next(name for name in numbered if name not in taken)
+        if _factors(read):
+            if hotswap:
+                raise ValueError(f"{told}: LoHa and LoKr take no hotswap: unload the other first")
+            for part, updates in read.items():
+                lycoris.attach(networks[part], updates, name)
+            return
         tensors, metadata = lora.to_diffusers(read)
         into = {
             UNET: self.load_lora_into_unet,
@@ -224,6 +235,13 @@ class LoraLoader(
             header = lora.header(asked["lora_adapter_metadata"])
             asked["save_function"] = partial(write_tensors, metadata=header)
         StableDiffusionLoraLoaderMixin.write_lora_layers(*given.args, **given.kwargs)
+
+
+def _factors(read: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether these are updates of LyCORIS."""
+    return any(
+        isinstance(u, lycoris.Factors) for updates in read.values() for u in updates.values()
+    )
 
 
 def converted(stock: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -38,7 +38,7 @@ from diffusers.utils.state_dict_utils import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.formats import lora_names, pickled, recognised
+from ldm.formats import lora_names, lycoris, pickled, recognised
 from ldm.formats.lora_names import NETWORKS, PARTS, in_file, in_network
 from ldm.models.lora import Update, Updates
 from ldm.storage.tensors import write_tensors
@@ -71,8 +71,9 @@ def read(
     file: str | None = None,
     unet: Mapping[str, Any] | None = None,
     convert: Convert | None = None,
-) -> Lora:
-    """The updates of a LoRA file in either format.
+    drawn: bool = False,
+) -> Any:
+    """The updates of a LoRA file in either format, a ``Lora``.
 
     Args:
         path: the file, or its folder.
@@ -80,6 +81,8 @@ def read(
         unet: config of the U-Net that it is for, which says what kohya's names of SDXL mean; by
             default they are those of SDXL's base or refiner.
         convert: what reads the formats of others for a transformer.
+        drawn: whether they are drawn with and no more: then those of LoHa and LoKr are read too, as
+            ``ldm.formats.lycoris`` has them.
 
     Raises:
         ValueError: there is no such file, or it holds something else; the message is one line.
@@ -97,7 +100,7 @@ def read(
         raise ValueError(f"{chosen} cannot be read as safetensors: {line}") from None
     try:
         _check_numbers(tensors)
-        return parse(tensors, metadata, unet, convert)
+        return parse(tensors, metadata, unet, convert, drawn)
     except ValueError as error:
         raise ValueError(f"{chosen}: {error}") from None
 
@@ -132,14 +135,21 @@ def parse(
     metadata: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
     convert: Convert | None = None,
-) -> Lora:
+    drawn: bool = False,
+) -> Any:
     """The updates in the tensors of a file; ``metadata`` as in its header (diffusers only), and
-    ``unet`` and ``convert`` as for ``read``.
+    ``unet``, ``convert`` and ``drawn`` as for ``read``.
 
     Raises:
         ValueError: a tensor is not one of a LoRA for a U-Net or a transformer and CLIP text
             encoders.
     """
+    if kind := lora_names.kind_of(tensors):
+        if convert is not None:
+            raise ValueError(f"this is {kind} of LyCORIS, which is read for a U-Net alone")
+        if drawn or kind not in lycoris.KINDS:
+            return lycoris.parse(tensors, unet)
+        raise ValueError(f"this is {kind}, no LoRA: --lora and load_lora_weights alone read it")
     if convert is not None and not all(key.startswith(_OURS) for key in tensors):
         tensors = convert(tensors)
     if tensors and all(key.startswith("lora_") for key in tensors):
@@ -281,7 +291,6 @@ def _from_kohya(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None) -
         if stem not in modules_of or kind not in kinds:
             raise ValueError(
                 f"{key} is of no LoRA for a U-Net and text encoders of Stable Diffusion 1, 2 or XL"
-                " (LoHa and LoKr are not supported)"
             )
         part, name = modules_of[stem]
         if (kind == "alpha" and value.numel() != 1) or (kind != "alpha" and value.ndim == 0):

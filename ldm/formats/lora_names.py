@@ -35,6 +35,18 @@ _WORDS = re.compile(
     "|add_embedding|linear_1|linear_2|down_blocks|mid_block|up_blocks|transformer_blocks|to_q|to_k"
     "|to_v|to_out|text_model|text_projection|self_attn|q_proj|k_proj|v_proj|out_proj|[a-z0-9]+"
 )
+_LYCORIS = {
+    re.compile(pattern): kind
+    for pattern, kind in {
+        "hada_": "LoHa",
+        "lokr_": "LoKr",
+        "oft_": "OFT",
+        "on_input$": "IA3",
+        r"[ab][12]\.weight$": "GLoRA",
+        r"(diff|diff_b)$": "full difference",
+        "(w|b)_norm$": "norm",
+    }.items()
+}
 # Layers that no U-Net of Stable Diffusion 1 or 2 has.
 _SDXL = re.compile(r".+\.transformer_blocks\.[1-9].*|add_embedding\..+")
 
@@ -127,6 +139,12 @@ def to_kohya(
             called = theirs[name] if of_sdxl and part == UNET else in_file(part, name)
             found[part, name] = (prefixes.get(part, "lora_te2_") + called).replace(".", "_")
     return found
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """What kind of LyCORIS a file with tensors of these names is; None: none, a LoRA maybe."""
+    endings = {name.partition(".")[2] for name in names if name.startswith(tuple(_KOHYA))}
+    return next((kind for sign, kind in _LYCORIS.items() if any(map(sign.match, endings))), None)
 
 
 def _renamed(

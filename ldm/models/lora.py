@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
+_LAYERS = (LoraLayer, LycorisLayer)
 ADAPTER = "default"
 """What peft calls the adapter of a run."""
 
@@ -207,7 +209,7 @@ def check_fit(updates: Updates, network: nn.Module) -> None:
 
 def adapted(network: nn.Module) -> bool:
     """Whether there are adapters in ``network``, fused or not."""
-    return any(isinstance(module, LoraLayer) for module in network.modules())
+    return any(isinstance(module, _LAYERS) for module in network.modules())
 
 
 def fused(network: nn.Module) -> bool:
@@ -217,7 +219,7 @@ def fused(network: nn.Module) -> bool:
     return all(
         set(module.active_adapters) & module.r.keys() <= set(module.merged_adapters)
         for module in network.modules()
-        if isinstance(module, LoraLayer)
+        if isinstance(module, _LAYERS)
     )
 
 
@@ -226,7 +228,7 @@ def scaled(networks: Sequence[nn.Module], scale: float) -> Iterator[None]:
     """Inside, the updates of ``networks`` are ``scale`` times as strong; nobody else may use the
     networks meanwhile.
     """
-    layers = [m for n in networks for m in n.modules() if isinstance(m, LoraLayer)]
+    layers = [m for n in networks for m in n.modules() if isinstance(m, _LAYERS)]
     before = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:

@@ -367,7 +367,7 @@ PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)
             r"unet.a: \(2, 3\) and \(4, 3\) are no pair of low rank",
         ),
         ({"unet.a.lokr_w1": torch.ones(2)}, "unet.a.lokr_w1 is no tensor of a LoRA"),
-        ({"lora_unet_a.hada_w1_a": torch.ones(2)}, "lora_unet_a.hada_w1_a is of no LoRA for"),
+        ({"lora_unet_a.hada_w1_a": torch.ones(2)}, "unet.a: this is no LoHa: hada_w1_a"),
         ({f"lora_te3_a.{k}": v for k, v in PAIR.items()}, "lora_te3_a.lora_down.weight is of no"),
         (
             {f"lora_te2_a.{k}": v for k, v in PAIR.items()},

@@ -400,7 +400,7 @@ LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
     "weights of nothing": (module(KOHYA, lora_down__weight=DOWN * float("nan"),
                                   lora_up__weight=UP), "nan"),
     "whole numbers": (module(KOHYA, lora_down__weight=DOWN.int(), lora_up__weight=UP.int()), ""),
-    "LoHa": (module(KOHYA, hada_w1_a=DOWN, hada_w1_b=UP), "is of no LoRA"),
+    "LoHa": (module(KOHYA, hada_w1_a=DOWN, hada_w1_b=UP), "this is no LoHa: hada_w1_a"),
     "LoKr": (module("unet.a", lokr_w1=DOWN), "is no tensor of a LoRA"),
     "a second tower": (module("lora_te2_a", **PAIR), "and this model has none"),
     "a third tower": (module("lora_te3_a", **PAIR), "is of no LoRA"),
