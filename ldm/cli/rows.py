@@ -4,8 +4,9 @@ settings; and how they are drawn, call by call.
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,11 @@ from ldm.cli.stages import Through
 from ldm.cli.story import Story, of_picture
 from ldm.progress import Progress
 from ldm.prompts import files
+
+_SWEPT: dict[str, Callable[[str], Any]] = {
+    "steps": int, "guidance": float, "guidance_rescale": float, "sampler": str, "seed": int,
+    "strength": float, "variation_seed": int, "variation_strength": float,
+}  # fmt: skip
 
 
 def again(file: Path, out: Path) -> Story:
@@ -103,6 +109,41 @@ def worded(rows: Sequence[Row], folder: Path, count: int) -> list[Row]:
             text = files.drawn(row.prompt, folder, seed)
             own = row.own | {"seed", "variation_seed"}
             found.append(replace(row, prompt=text, settings=shot, own=own))
+    return found
+
+
+def axis(text: str) -> tuple[str, list[Any]]:
+    """``NAME=VALUE,...`` as the name of a setting and its values.
+
+    Raises:
+        ValueError: there is no such setting to sweep over, or no such value of it.
+    """
+    name, _, told = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in _SWEPT:
+        raise ValueError(f"--sweep must look like NAME=4,8,16 of {', '.join(_SWEPT)}, not {text!r}")
+    try:
+        return name, [_SWEPT[name](value.strip()) for value in told.split(",")]
+    except ValueError:
+        raise ValueError(f"--sweep {text}: a value is no number") from None
+
+
+def swept(rows: Sequence[Row], axes: Sequence[tuple[str, list[Any]]]) -> list[Row]:
+    """``rows``, each with all values of ``axes``, the first the fastest, and the same seed.
+
+    Raises:
+        ValueError: a value is none of its setting.
+    """
+    if not axes:
+        return list(rows)
+    found = list[Row]()
+    for row in rows:
+        for values in itertools.product(*(values for _, values in reversed(axes))):
+            told = dict(zip((name for name, _ in axes), reversed(values), strict=True))
+            label = ", ".join(f"{name} {value}" for name, value in told.items())
+            label = label if len(rows) == 1 else f"{label}: {row.prompt}"
+            own, settings = row.own | {"seed", "variation_seed"}, row.settings.but(told)
+            found.append(replace(row, settings=settings, own=own, company=None, label=label))
     return found
 
 

@@ -19,7 +19,7 @@ from ldm.cli import edits, story
 from ldm.cli import stages as staged
 from ldm.cli.failure import at_hand, fail, there
 from ldm.cli.options import Guidance, Steps, weighted
-from ldm.cli.rows import again, drawn, of_command, worded
+from ldm.cli.rows import again, axis, drawn, of_command, swept, worded
 from ldm.cli.settings import Row, Settings, calls
 from ldm.formats.png import FORMATS, check_room, write_picture
 from ldm.sampling.names import OF_ANY_PROCESS, SCHEDULED
@@ -197,6 +197,14 @@ def sample(
         Path | None,
         typer.Option(help="A folder: __NAME__ is a line of its NAME.txt, drawn by the seed."),
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="steps=4,8,16: each prompt with every value and the same seed, on a page beside;"
+            " of two, the second goes down.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Tell file, seed, prompt and settings, a line a picture.")
     ] = False,
@@ -246,10 +254,16 @@ def sample(
         fail(f"--captions writes a metadata.jsonl: --out must be a folder, not {out}")
     try:
         rows = of_command(prompts or [], prompt_file, common, found, given)
-        said = bool(rows)
+        said, axes = bool(rows), [axis(one) for one in sweep or []]
+        if axes and (count > 1 or wildcards is not None or len(axes) > 2):
+            raise ValueError("--sweep is given once or twice, without --count and --wildcards")
         if wildcards is not None and rows:
             rows, count = worded(rows, wildcards, count), 1
-        rows = rows or [Row("", common)]
+        rows = swept(rows or [Row("", common)], axes)
+        if axes and sheet is None:
+            sheet = (
+                out.with_name(f"{out.stem}-sweep.png") if _is_picture(out) else out / "sweep.png"
+            )
         for row in rows:
             edit.of(row.settings).check()
         asked, words = [weighted(one, math.nan) for one in lora or []], embedding or []
@@ -266,8 +280,9 @@ def sample(
             asked, words = found.adapters(asked), found.embeddings(words)
     except ValueError as error:
         fail(error)
-    for row in rows:
-        _tell([row.prompt, row.settings.negative], row.settings.syntax)
+    for read_as in {row.settings.syntax: None for row in rows}:
+        alike = [row for row in rows if row.settings.syntax == read_as]
+        _tell([text for row in alike for text in (row.prompt, row.settings.negative)], read_as)
     loras = [path for path, _ in asked]
     scales = [1.0 if math.isnan(scale) else scale for _, scale in asked]
     used = [(p.resolve().stem, s) for p, s in zip(loras, scales, strict=True)]
@@ -338,11 +353,11 @@ def sample(
             shown = line if as_json else str(target)
             console.print(shown, markup=False, highlight=False, soft_wrap=True)
         if sheet is not None:
-            captioned = [made.prompt for made in pictures]
+            captioned = [row.label or row.prompt for row in rows for _ in range(count)]
             page = sheets.sheet(
                 [[made.picture] for made in pictures],
                 captioned if any(captioned) else None,
-                columns=min(len(pictures), 4),
+                columns=len(axes[0][1]) if axes else min(len(pictures), 4),
                 scale=2 if pictures[0].picture.width <= 128 else 1,
             )
             sheets.save(page, sheet)

@@ -216,6 +216,7 @@ class Row:
         own: names of those that are its own, and not of the command.
         where: what an error of it begins with.
         company: it is drawn in, if in any.
+        label: what a page says of it, in place of the prompt.
     """
 
     prompt: str
@@ -223,6 +224,7 @@ class Row:
     own: frozenset[str] = frozenset()
     where: str = ""
     company: Company | None = None
+    label: str | None = None
 
     def shots(self, before: int, count: int) -> list[Settings]:
         """Of each of its ``count`` pictures, ``before`` which there are others of the command."""

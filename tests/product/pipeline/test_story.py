@@ -226,3 +226,24 @@ def test_lines_have_settings_of_their_own(model: Path, tmp_path: Path) -> None:
     result = run(*common, "--out", tmp_path / "some")
     assert result.exit_code == 2 and f"error: {file}, line 2: " in result.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_sweep_is_a_page_of_one_seed(model: Path, tmp_path: Path) -> None:
+    out, common = tmp_path / "x.png", ("a", "--model", model, "--seed", 3)
+    shown = drawn(*common, "--sweep", "steps=1,2", "--sweep", "guidance=1,3,5", "--out", out)
+    assert shown.stdout.split()[-1] == str(tmp_path / "x-sweep.png")
+    found = [read_parameters(tmp_path / f"x-000{n}.png") for n in range(6)]
+    assert [(p.steps, p.guidance, p.seed) for p in found] == [
+        (steps, guidance, 3) for guidance in (1.0, 3.0, 5.0) for steps in (1, 2)
+    ]
+    page = pixels(tmp_path / "x-sweep.png")
+    assert page.shape == (3 * (2 * 16 + 30), 2 * (2 * 16 + 8), 3)
+    last = pixels(tmp_path / "x-0005.png").repeat(2, 0).repeat(2, 1)
+    assert np.array_equal(page[124 : 124 + 32, 40 : 40 + 32], last)
+    for wrong, told in (
+        ("size=1,2", "--sweep must look like NAME=4,8,16 of steps, guidance,"),
+        ("steps=a", "--sweep steps=a: a value is no number"),
+        ("steps=0", "--steps must be a whole number from 1, not 0"),
+    ):
+        assert told in refused(*common, "--sweep", wrong, "--out", out)
+    assert "without --count" in refused(*common, "--sweep", "steps=1", "--count", 2)
