@@ -286,7 +286,10 @@ def _defaults(config: Any, prefix: str, found: Mapping[str, str]) -> dict[str, s
             continue  # null, or a number: what lies below is not there
         if not any(_within(name, key) for name in found):
             if field.default is not dataclasses.MISSING:
-                absent |= _flat(key, plain(field.default))
+                usual = field.default
+                if usual is None and prefix:  # a part may fill in what is left out
+                    usual = getattr(dataclasses.replace(config, **{field.name: None}), field.name)
+                absent |= _flat(key, plain(usual))
             elif field.default_factory is not dataclasses.MISSING:
                 absent |= _flat(key, plain(field.default_factory()))
         elif dataclasses.is_dataclass(value):
