@@ -33,7 +33,9 @@ def said(
         skip: layers further from the end, of a CLIP; the norm that ends one is of no layer.
     """
     hidden = {} if layer is None and not skip else {"output_hidden_states": True}
-    output = network(ids, attention_mask=mask.long() if masked else None, **hidden)
+    # Without values a mask says nothing, and transformers asks whether it is all ones.
+    heeded = mask.long() if masked and not ids.is_meta else None
+    output = network(ids, attention_mask=heeded, **hidden)
     if layer is not None:
         tokens = output.hidden_states[layer - skip]
     elif skip:

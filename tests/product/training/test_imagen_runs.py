@@ -29,6 +29,7 @@ from ldm.families.build import build, parameters
 from ldm.families.imagen import Imagen
 from ldm.models.aside import Aside, LowResolution
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.tasks import text_to_image
 from runs import accelerator, train, tree
 
 T5 = {"kind": "t5", "vocab_size": 600, "max_length": 77, "hidden_size": 16,
@@ -81,6 +82,11 @@ def test_super_resolution_trains_and_stock_opens_the_folder(tmp_path):
         kept = [tmp_path / run / "final" / part / "scheduler_config.json"
                 for run in ("whole", "more")]  # fmt: skip
         assert kept[0].read_text() == kept[1].read_text()
+
+
+def test_a_dry_run_asks_no_mask_for_its_values():
+    step = text_to_image.step(validate(TrainConfig, tree(Path("run"), **settings(aside=None))))
+    assert step.networks["text_encoder"].device.type == "meta"
 
 
 def test_a_base_trains(tmp_path):
