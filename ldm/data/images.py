@@ -9,6 +9,7 @@ fits already is not resampled.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -97,7 +98,7 @@ class ImageTransform:
         anywhere = self.crop == "random" and self.crops is None
         return not anywhere and not self.random_background and not self.random_shift
 
-    @property
+    @cached_property
     def views(self) -> tuple[View, ...]:
         """All views of a picture if the transform is deterministic: each as likely as any other."""
         places = (0.5,) if self.crops is None else (n / (self.crops - 1) for n in range(self.crops))

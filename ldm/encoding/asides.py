@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import PIL
 import torch
 from torch import Tensor
 
 from ldm.data.images import ImageTransform, Shape
+from ldm.encoding.cache_keys import pictures_space
 from ldm.models.aside import Aside
 from ldm.storage.cache_root import cache_root
-from ldm.storage.tensor_cache import TensorCache, fingerprint
+from ldm.storage.tensor_cache import TensorCache
 
 MADE, DRAWN = "aside:", "drawn:"
 
@@ -35,11 +35,10 @@ class Asides:
 
     def cache(self, shape: Shape) -> TensorCache:
         """The cache of pictures of this shape."""
-        # What a view cannot change: a flip, a crop is another entry, a bucket a space of its own.
-        settings = (self.transform.background, PIL.__version__, "float32")
         network = self.aside.network
         made_by = () if network is None else (network,)
-        space = fingerprint("asides", self.aside.printed, settings, shape, *made_by)
+        told = self.aside.printed, *made_by
+        space = pictures_space("asides", self.transform, shape, *told)
         return TensorCache(cache_root() / "asides", space)
 
     @torch.no_grad()

@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import PIL
 
 from ldm.config.schema import TrainConfig
-from ldm.data.images import View, cuts
+from ldm.data.images import ImageTransform, Shape, View, cuts
 from ldm.data.items import Item, Items
-from ldm.storage.tensor_cache import column_of, key_of
+from ldm.storage.tensor_cache import column_of, fingerprint, key_of
 
 
 class CacheKeys:
@@ -41,6 +42,14 @@ def reading(config: TrainConfig) -> dict[str, str | int | None] | None:
     """How captions become tokens where not as they are."""
     told = {"syntax": config.prompt_syntax, "windows": config.prompt_windows}
     return None if told == {"syntax": None, "windows": 1} else told
+
+
+def pictures_space(kind: str, transform: ImageTransform, shape: Shape, *made_by: object) -> str:
+    """The space of what is made ``kind`` of pictures of ``shape``, and by what it is made: all that
+    a view cannot change. A flip, a crop is another entry, a bucket a space of its own.
+    """
+    settings = (transform.background, PIL.__version__, "float32")
+    return fingerprint(kind, settings, shape, *made_by)
 
 
 def latent_key(item: Item, view: View) -> bytes:

@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import PIL
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -22,7 +21,7 @@ from ldm.data.items import Item, Items
 from ldm.diffusion import Condition
 from ldm.encoding import long_captions
 from ldm.encoding.asides import MADE, Asides, named
-from ldm.encoding.cache_keys import CacheKeys, latent_key, reading
+from ldm.encoding.cache_keys import CacheKeys, latent_key, pictures_space, reading
 from ldm.encoding.filling import Filling, OfPictures
 from ldm.errors import ConfigError, DataError
 from ldm.families.text import text_key
@@ -184,9 +183,7 @@ class Encoder:
         if self.folder:
             name = f"{shape[0]}x{shape[1]}"
             return TensorCache(self.folder / "latents", name, whole=whole)
-        # What a view cannot change: a flip, a crop is another entry, a bucket a space of its own.
-        settings = (self.transform.background, PIL.__version__, "float32")
-        space = fingerprint("moments", settings, shape, self._codec_print)
+        space = pictures_space("moments", self.transform, shape, self._codec_print)
         return TensorCache(cache_root() / "latents", space)
 
     def _text_cache(self, name: str, *, whole: bool = False) -> TensorCache:
