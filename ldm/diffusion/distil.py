@@ -126,9 +126,7 @@ class Distillation(Objective):
         level = process.level(t)
         found = predictor(denoiser, self.target)(x_t, level, process.timestep(t), cond)
         mse = (found.y.to(y.dtype) - y).square().flatten(1).mean(1)
-        term = self.weight(level).to(mse) * mse
-        loss = term if importance is None else term * importance.to(term)
-        return LossTerms(loss, mse, t, level, term)
+        return self._terms(process, mse, t, level, importance)
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,7 @@ class GuidanceDistillation(Distillation):
         x_t = process.perturb(z, eps, t)
         with torch.no_grad():
             y = ask(process, self.teacher, x_t, t, cond).as_(self.target).to(x_t.dtype)
-        weight = importance if self.times.unbiased else None
-        return self._fitted(process, denoiser, x_t, t, cond, y, weight)
+        return self._fitted(process, denoiser, x_t, t, cond, y, importance)
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,28 @@ class Objective:
         y = a * z + b * eps
         out, v = out.to(y.dtype).chunk(2, 1) if self.learned_variance else (out.to(y.dtype), None)
         mse = (out - y).square().flatten(1).mean(1)
-        term, nats = self.weight(level).to(mse) * mse, None
+        nats = None
         if v is not None:
             x0_hat = Prediction(x_t, level, out.detach(), self.target).x0
             nats = bound(process, t, x_t, z, x0_hat, v, self.bins)
+        return self._terms(process, mse, t, level, importance, nats)
+
+    def _terms(
+        self,
+        process: NoiseProcess,
+        mse: Tensor,
+        t: Tensor,
+        level: Level,
+        importance: Tensor | None = None,
+        nats: Tensor | None = None,
+    ) -> LossTerms:
+        """``mse`` weighted by its level, with the bound, and by ``importance`` where the times
+        are to be unbiased.
+        """
+        term = self.weight(level).to(mse) * mse
+        if nats is not None:
             term = term + self.bound_weight * process.num_train_timesteps * nats
-        loss = term * importance.to(term) if self.times.unbiased else term
+        loss = term
+        if importance is not None and self.times.unbiased:
+            loss = term * importance.to(term)
         return LossTerms(loss, mse, t, level, term, nats)
