@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm.cli.failure import at_hand, fail, named_sampler
-from ldm.cli.options import Guidance, Steps
+from ldm.cli.options import Guidance, Lora, Steps, load_loras, there_are, weighted
 from ldm.config.suites import SUITES, that_need, without_text
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _asked(chosen: list[Suite] | None, data: str | None, prompts: Path) -> list[
 
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Pipeline folder.")],
+    lora: Lora = None,
     suite: Annotated[
         list[Suite] | None,
         typer.Option(
@@ -115,6 +116,8 @@ def evaluate(
     model = at_hand(model)
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
+    loras = [weighted(one) for one in lora or []]
+    there_are([path for path, _ in loras], "lora")
     asked = _asked(suite, data, prompts)
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
@@ -142,7 +145,9 @@ def evaluate(
         named = space or ["pixels:16", *([own] if own else [])]
         compares = that_need("spaces") & {*asked}
         spaces = [features.space(spec, device) for spec in named] if compares else []
-        pipe = LatentDiffusionPipeline.from_pretrained(model).to(device)
+        pipe = LatentDiffusionPipeline.from_pretrained(model)
+        load_loras(pipe, loras)
+        pipe.to(device)
         if pipe.reads is not None and (unread := [s for s in asked if s in that_need("text")]):
             told = f"--suite {unread[0]}: this model reads no text; measure it by"
             fail(f"{told} {' or '.join(without_text())}")
@@ -175,7 +180,7 @@ def evaluate(
                 several.append(replace(report, spent=spent))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
-            write(out, model, data, reports, drawings, name, environment())
+            write(out, model, loras, data, reports, drawings, name, environment())
             show(out, chosen.value, several, drawings, name)
     except (ValueError, OSError) as error:
         fail(error)

@@ -18,7 +18,7 @@ from rich.console import Console
 from ldm.cli import edits, story
 from ldm.cli import stages as staged
 from ldm.cli.failure import at_hand, fail, there
-from ldm.cli.options import Guidance, Steps, weighted
+from ldm.cli.options import Guidance, Lora, Steps, load_loras, there_are, weighted
 from ldm.cli.rows import again, axis, drawn, of_command, swept, worded
 from ldm.cli.settings import Row, Settings, calls
 from ldm.formats.png import FORMATS, check_room, write_picture
@@ -129,13 +129,7 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="A .png, .jpg or .webp, or a folder for numbered files.")
     ] = Path("sample.png"),
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A LoRA of diffusers or kohya: its file or folder, or PATH:WEIGHT. May be"
-            " repeated."
-        ),
-    ] = None,
+    lora: Lora = None,
     lora_scale: Annotated[
         list[float] | None,
         typer.Option(help="How much of the LoRA; 1 is as trained. Once, or once for each."),
@@ -267,10 +261,8 @@ def sample(
         for row in rows:
             edit.of(row.settings).check()
         asked, words = [weighted(one, math.nan) for one in lora or []], embedding or []
-        for option, paths in (("lora", [path for path, _ in asked]), ("embedding", words)):
-            for path in paths:
-                if not there(path, f"--{option} "):
-                    fail(f"--{option} {path}: there is no such file or folder")
+        there_are([path for path, _ in asked], "lora")
+        there_are(words, "embedding")
         if lora_scale:
             every = _scales([path for path, _ in asked], lora_scale)
             asked = [
@@ -318,11 +310,7 @@ def sample(
         if not said and pipe.reads is None:
             fail("PROMPT is missing: say what to draw")
         targets = _targets(out, len(rows) * count)
-        names = [f"lora{number}" for number in range(len(loras))]
-        for path, name in zip(loras, names, strict=True):
-            pipe.load_lora_weights(path, adapter_name=name)
-        if loras:
-            pipe.set_adapters(names, list(scales))
+        load_loras(pipe, list(zip(loras, scales, strict=True)))
         for word in words:
             pipe.load_textual_inversion(word)
         cascade = None

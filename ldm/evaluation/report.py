@@ -46,15 +46,17 @@ class Drawing:
 
 
 def write(
-    out: Path, model: Path, data: str | None, reports: Mapping[str, Sequence[Report]],
-    drawings: Sequence[Drawing], swept: str, environment: Mapping[str, Any],
+    out: Path, model: Path, loras: Sequence[tuple[Path, float]], data: str | None,
+    reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing], swept: str,
+    environment: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """``figures.json`` and ``table.md`` of all suites so far, with ``data`` compared with, and
-    ``environment`` measured in.
+    """``figures.json`` and ``table.md`` of all suites so far, with ``loras`` at their weights,
+    ``data`` compared with, and ``environment`` measured in.
     """
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "model": model.resolve().name,
+        "lora": {path.resolve().name: weight for path, weight in loras},
         "data": data,
         "environment": environment,
         "measured": [

@@ -26,6 +26,9 @@ from ldm.evaluation.distances import Figure
 from ldm.evaluation.features import space
 from ldm.evaluation.heldout import held_out_bits, held_out_loss
 from ldm.evaluation.retrieval import Proportion
+from ldm.formats import lora
+from ldm.models.lora import attach, collect
+from loras import shake
 
 WHOLE = ImageTransform(size=64)
 
@@ -237,6 +240,23 @@ def test_the_command_draws_lists_and_measures_loss(model: Path, tmp_path: Path) 
     assert refused.exit_code == 2 and "there is no .txt of prompts" in refused.stderr
 
 
+def test_the_command_measures_with_a_lora(model: Path, tmp_path: Path) -> None:
+    adapted = tiny.unet()
+    attach(adapted, ["to_q", "to_v"], rank=2, alpha=2.0, dora=False)
+    shake(adapted)
+    lora.write({"unet": collect(adapted)}, tmp_path / "a.safetensors")
+    losses = []
+    for weight in (None, 0, 0.5):
+        given = () if weight is None else ("--lora", f"{tmp_path / 'a.safetensors'}:{weight}")
+        out = tmp_path / f"{weight}"
+        result = run(model, "--suite", "loss", "--count", 8, *given, "--out", out)
+        assert result.exit_code == 0, result.output
+        record = json.loads((out / "figures.json").read_text())
+        assert record["lora"] == ({} if weight is None else {"a.safetensors": weight})
+        losses.append(record["measured"][0]["figures"]["loss"]["value"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) != losses[2]
+
+
 def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> None:
     matplotlib = pytest.importorskip("matplotlib.figure")
     drawn = []
@@ -274,6 +294,7 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
         (("--sweep", "step=4"), "write steps=4,8,16,50 or guidance=1,2,3,5"),
         (("--sweep", "steps=4,x"), "the values are no numbers"),
         (("--count", "2"), "--count must be at least 8"),
+        (("--lora", "/nowhere:0.5"), "--lora /nowhere: there is no such file or folder"),
         (("--space", "clip:/nowhere"), "there is no /nowhere/text_encoder"),
         (("--suite", "shapes", "--count", "8", "--sampler", "dimm"), "did you mean 'ddim'"),
         (("--suite", "quality", "--data", "nowhere"), "nowhere"),
