@@ -331,7 +331,8 @@ class LatentDiffusionPipeline(
                 that of another seed, which it is at 1.
             told: what the family of the model is told beside these, as its stock pipeline calls it:
                 ``prompt_2``, ``negative_prompt_2``, ``pooled_prompt_embeds``,
-                ``negative_pooled_prompt_embeds``, ``original_size``, ``true_cfg_scale``, ...
+                ``negative_pooled_prompt_embeds``, ``original_size``, ``true_cfg_scale``,
+                ``max_sequence_length`` (tokens of a T5), ...
 
         Raises:
             ValueError: an argument is wrong, or what was drawn is not finite; the message is one

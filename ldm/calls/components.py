@@ -51,8 +51,13 @@ class Components:
     @property
     def conditioner(self) -> Conditioner:
         """What makes conditions of prompts."""
+        return self._reading(None)
+
+    def _reading(self, length: int | None) -> Conditioner:
+        """What makes conditions of prompts whose tokens of a T5 are so many, where that is said."""
         parts, zeros = self.components, self.config.force_zeros_for_empty_prompt
-        return self.family.conditioner(parts, parts, self.config.classes, zeros=zeros)
+        classes = self.config.classes
+        return self.family.conditioner(parts, parts, classes, zeros=zeros, length=length)
 
     @property
     def sampling_defaults(self) -> SamplingDefaults:
@@ -90,7 +95,8 @@ class Components:
         text = "".join(pictures.prompts + pictures.negatives)
         if text and self.reads == ():
             raise ValueError(f"this model is unconditional: it reads no prompt, {text!r}")
-        return Texts(self.conditioner, wording, pictures.prompts, pictures.negatives)
+        said = self._reading(wording.length)
+        return Texts(said, wording, pictures.prompts, pictures.negatives)
 
     def _scaled(self, strength: float) -> AbstractContextManager[None]:
         """Inside, LoRAs are ``strength`` times as strong."""

@@ -16,6 +16,7 @@ from ldm.families import Family
 from ldm.models.conditioner import Conditioner
 from ldm.prompts.windows import SYNTAX, count, written
 
+_FEWEST = 2  # tokens: one, and the end of the text
 _ONE = "pass either {prompt} or {prompt}_embeds, not both"
 
 
@@ -92,11 +93,13 @@ class Wording:
         skip: layers of CLIP towers that the prompts are read before the usual one, as in stock not
             the negative prompts.
         syntax: the grammar of all texts (``ldm.prompts``); None: each is what it says.
+        length: tokens of a T5, be it there or not; None: as ever.
     """
 
     sides: tuple[Side, Side]
     skip: int | None = None
     syntax: str | None = None
+    length: int | None = None
 
     @classmethod
     def taken(
@@ -126,7 +129,8 @@ class Wording:
             raise ValueError(
                 f"prompt_syntax must be None or {SYNTAX!r}, not {shown(prompt_syntax)}"
             )
-        return cls((first, second), skip, prompt_syntax if family.towers else None)
+        syntax = prompt_syntax if family.towers else None
+        return cls((first, second), skip, syntax, _length(family, told))
 
     def texts(self, prompt: Any, negative: Any) -> tuple[Any, Any]:
         """The two arguments, with empty texts where something else is said in their place."""
@@ -227,6 +231,19 @@ def alike(cond: Condition, null: Condition) -> Condition:
             " both as texts, or prompt_embeds and negative_prompt_embeds of the same length"
         )
     return null
+
+
+def _length(family: Family, told: dict[str, Any]) -> int | None:
+    """``max_sequence_length`` of a call; None: it has none. Where the ``family`` knows none it is
+    left in ``told``.
+    """
+    if family.longest is None:
+        return None
+    name = "max_sequence_length"
+    length = whole(name, told.pop(name, None), most=family.longest, optional=True)
+    if length is not None and length < _FEWEST:
+        raise ValueError(f"{name} must be at least {_FEWEST}, not {length}")
+    return length
 
 
 def _texts(name: str, given: Any) -> list[str]:

@@ -22,6 +22,10 @@ class Drawing:
     """How its stock pipeline draws where nothing else is asked for, by arguments of
     ``SamplingDefaults``; {}: as Stable Diffusion's does."""
 
+    longest: ClassVar[int | None] = None
+    """Tokens of its T5 that a call asks for at most (``max_sequence_length``); None: it has no such
+    argument."""
+
     def taken(self, steps: int, strength: float) -> int:
         """How many of so many steps its stock pipeline takes from a picture: ``steps *
         strength``, rounded down.

@@ -14,6 +14,8 @@ ATTENTION = (
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
 )
 """What names of modules end in that are the attention of both streams."""
+LONGEST = 512
+"""Tokens of a T5 that a call asks for at most, as in stock."""
 
 
 def check_run(config: TrainConfig, model: Model, patch: int, positions: int | None = None) -> None:

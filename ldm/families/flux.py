@@ -25,7 +25,7 @@ from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
-from ldm.families.flow import ATTENTION, check_run, left_out, taken
+from ldm.families.flow import ATTENTION, LONGEST, check_run, left_out, taken
 from ldm.families.index import OF_IMAGEN, OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
 from ldm.models.mmdit import initialise
@@ -54,6 +54,7 @@ class Flux(Family):
     )
     flow = FLOW_EULER
     pooled = True
+    longest = LONGEST
     targets = ATTENTION
     drawing = {"num_inference_steps": 28, "guidance_scale": 3.5}
     reads = FluxTransformer2DModel

@@ -11,7 +11,12 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+)
 
 from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Predictor, Target, scheduler_config
@@ -206,6 +211,7 @@ class Family(Drawing, ABC):
         classes: Sequence[str] | None = None,
         *,
         zeros: bool = False,
+        length: int | None = None,
     ) -> Conditioner:
         """What makes conditions of texts.
 
@@ -214,10 +220,20 @@ class Family(Drawing, ABC):
             tokenizers: the same.
             classes: of a family without text.
             zeros: whether no text is zeros, of a family of several towers.
+            length: tokens of a T5, of a family with ``longest``; None: as ever.
 
         Raises:
             ValueError: a tower and its tokenizer do not belong together.
         """
+        read = self._read(networks, tokenizers, length)
+        if len(self.towers) == 1:
+            return read[0]
+        return Towers(read, partial(self.join, networks=networks), zeros=zeros, mutes=self.mutes)
+
+    def _read(
+        self, networks: Mapping[str, Any], tokenizers: Mapping[str, Any], length: int | None
+    ) -> list[TextConditioner]:
+        """The towers that are among ``networks``."""
         read = [
             TextConditioner(
                 tokenizers[t.words],
@@ -231,9 +247,10 @@ class Family(Drawing, ABC):
             )
             for t in self.present(networks)
         ]
-        if len(self.towers) == 1:
-            return read[0]
-        return Towers(read, partial(self.join, networks=networks), zeros=zeros, mutes=self.mutes)
+        for tower in read if length is not None else ():
+            if isinstance(tower.text_encoder.config, T5Config):
+                tower.length = length  # its positions are relative: its tokenizer's limit is none
+        return read
 
 
 class FamilyDenoiser(nn.Module):

@@ -77,6 +77,7 @@ class Pixels(Family):
         classes: Sequence[str] | None = None,
         *,
         zeros: bool = False,
+        length: int | None = None,
     ) -> Conditioner:
         """Names of classes -> labels."""
         return LabelConditioner(classes or ())

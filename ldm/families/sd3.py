@@ -11,6 +11,7 @@ stand for its tokens, as in stock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ from ldm.config.schema import TrainConfig
 from ldm.diffusion import Condition
 from ldm.diffusion.schedulers import FLOW_EULER
 from ldm.errors import ConfigError
-from ldm.families.flow import ATTENTION, check_run, left_out, taken
+from ldm.families.flow import ATTENTION, LONGEST, check_run, left_out, taken
 from ldm.families.index import OF_IMAGEN, OF_SD, OF_SDXL
 from ldm.families.model import Family, Model, Tower
-from ldm.models.conditioner import Conditioner
+from ldm.models.conditioner import Conditioner, Towers
 from ldm.models.mmdit import initialise
 from ldm.models.wrapped import bare
 
@@ -48,6 +49,7 @@ class StableDiffusion3(Family):
     )
     flow = FLOW_EULER
     mutes = pooled = skips = True
+    longest = LONGEST
     targets = ATTENTION
     reads = SD3Transformer2DModel
 
@@ -103,15 +105,19 @@ class StableDiffusion3(Family):
                 f" {has.joint_attention_dim}, the text encoders write {tokens}"
             )
 
-    def join(self, said: Sequence[Condition], networks: Mapping[str, Any]) -> Condition:
-        """Tokens of the CLIP towers side by side, behind them those of the T5."""
+    def join(
+        self, said: Sequence[Condition], networks: Mapping[str, Any], length: int = LENGTH
+    ) -> Condition:
+        """Tokens of the CLIP towers side by side, behind them those of the T5, of which there are
+        ``length`` where it is absent.
+        """
         parts = [tower.part for tower in self.present(networks)]
         by_part = dict(zip(parts, said, strict=True))
         t5 = by_part.pop(T5, None)
         clip = torch.cat([cond.tokens for cond in by_part.values()], -1)
         width = bare(networks["transformer"]).config.joint_attention_dim
         clip = nn.functional.pad(clip, (0, width - clip.shape[-1]))
-        late = clip.new_zeros(len(clip), LENGTH, width) if t5 is None else t5.tokens
+        late = clip.new_zeros(len(clip), length, width) if t5 is None else t5.tokens
         pooled = torch.cat([cond.pooled for cond in by_part.values()], -1)
         return Condition(torch.cat([clip, late], 1), None, pooled)
 
@@ -137,9 +143,11 @@ class StableDiffusion3(Family):
         classes: Sequence[str] | None = None,
         *,
         zeros: bool = False,
+        length: int | None = None,
     ) -> Conditioner:
         """The towers; no text is what they say to the empty one, as in stock."""
-        return super().conditioner(networks, tokenizers, classes, zeros=False)
+        join = partial(self.join, networks=networks, length=LENGTH if length is None else length)
+        return Towers(self._read(networks, tokenizers, length), join, mutes=True)
 
     def taken(self, steps: int, strength: float) -> int:
         """As in stock rounded up."""

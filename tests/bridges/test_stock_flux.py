@@ -43,7 +43,7 @@ def drawn(pipe: Any, asked: dict[str, Any]) -> Tensor:
     told = {**CALL, **asked, "generator": torch.Generator().manual_seed(0)}
     if isinstance(pipe, LatentDiffusionPipeline):
         return pipe(**told).images
-    packed = pipe(**told, max_sequence_length=tiny_flux.LENGTH).images
+    packed = pipe(**{"max_sequence_length": tiny_flux.LENGTH} | told).images
     return FluxPipeline._unpack_latents(packed, told["height"], told["width"], 2)
 
 
@@ -60,8 +60,13 @@ def apart(one: Tensor, other: Tensor) -> float:
         WIDE | TRUE | {"guidance_scale": 1.0},
         SMALL | {"true_cfg_scale": 3.0},
         SMALL | {"negative_prompt": "blurred"},
+        SMALL | TRUE | {"max_sequence_length": 4},
+        WIDE | {"max_sequence_length": 30},
     ],
-    ids=["default", "wide", "true", "wide, true", "nothing negative", "no true scale"],
+    ids=[
+        *("default", "wide", "true", "wide, true", "nothing negative", "no true scale"),
+        *("4 tokens", "30 tokens"),
+    ],
 )
 def test_latents_are_those_of_stock(parts, call):
     asked = {"prompt": PROMPTS, **call}

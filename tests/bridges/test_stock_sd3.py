@@ -1,6 +1,7 @@
 """SD3: our latents are stock's, whichever flow scheduler, size or towers; folders go both ways."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -87,14 +88,42 @@ def test_the_shift_goes_by_the_size(parts):
         assert apart(draw(FlowMatchEulerDiscreteScheduler(), width), by_size) > 1e-3
 
 
-def test_without_the_t5_zeros_stand_for_it(parts):
+@pytest.mark.parametrize("length", [None, tiny_sd3.LENGTH], ids=["256", "20"])
+def test_without_the_t5_zeros_stand_for_it(parts, length):
     alone = parts | {"text_encoder_3": None, "tokenizer_3": None}
-    asked = {"prompt": PROMPTS, **CALL}
+    asked = {"prompt": PROMPTS, **CALL} | ({"max_sequence_length": length} if length else {})
     scheduler = SCHEDULERS["shift 3"]
     theirs = stock(alone, scheduler)(generator=generator(), **asked).images
     mine = ours(alone, scheduler)(generator=generator(), **asked).images
     assert apart(mine, theirs) <= 1e-6
     assert apart(ours(parts, scheduler)(generator=generator(), **asked).images, theirs) > 1e-3
+
+
+# Fewer tokens than a text has, and more than the tokenizer says that it reads.
+@pytest.mark.parametrize("length", [2, 5, 40])
+def test_the_t5_reads_as_many_tokens_as_are_asked_for(parts, length):
+    asked = {"prompt": PROMPTS, "negative_prompt": "blurred", "max_sequence_length": length, **CALL}
+    scheduler, drawn = SCHEDULERS["shift 3"], []
+    for make in (stock, ours):
+        drawn.append(make(parts, scheduler)(generator=generator(), **asked).images)
+    assert apart(*drawn) <= 1e-6
+    pipe, usual = ours(parts, scheduler), {"prompt": PROMPTS, "negative_prompt": "blurred", **CALL}
+    assert apart(pipe(generator=generator(), **usual).images, drawn[0]) > 1e-3
+    assert pipe.conditioner.towers["text_encoder_3"].length == tiny_sd3.LENGTH
+    weighted = pipe(generator=generator(), prompt_syntax="a1111", **asked).images
+    assert apart(weighted, drawn[0]) <= 1e-6
+
+
+def test_a_folder_is_opened_without_its_t5(tmp_path, parts):
+    ours(parts, SCHEDULERS["shift 3"]).save_pretrained(tmp_path)
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    asked = {"prompt": PROMPTS, "max_sequence_length": tiny_sd3.LENGTH, **CALL}
+    theirs = quiet(StableDiffusion3Pipeline.from_pretrained(tmp_path, **absent))
+    shutil.rmtree(tmp_path / "text_encoder_3")  # nobody has to have it
+    mine = quiet(LatentDiffusionPipeline.from_pretrained(tmp_path, **absent))
+    assert mine.text_encoder_3 is None and [*mine.conditioner.towers][1:] == ["text_encoder_2"]
+    drawn = theirs(generator=generator(), **asked).images
+    assert apart(mine(generator=generator(), **asked).images, drawn) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -145,6 +174,9 @@ def test_pictures_and_what_is_refused(parts):
         ({"height": 18}, "height must be a multiple of 4 pixels, not 18"),
         ({"original_size": (16, 16)}, "original_size is no argument of a model of the family sd3"),
         ({"sampler": "dpm++"}, "use one of flow-euler, flow-heun"),
+        ({"max_sequence_length": 513}, "max_sequence_length must be at most 512, not 513"),
+        ({"max_sequence_length": 1}, "max_sequence_length must be at least 2, not 1"),
+        ({"max_sequence_length": "long"}, "max_sequence_length must be a whole number, not 'long'"),
     ):
         with pytest.raises(ValueError, match=message):
             pipe("a red apple", num_inference_steps=2, **wrong)
