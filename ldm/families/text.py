@@ -10,6 +10,7 @@ from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
@@ -22,9 +23,13 @@ from ldm.errors import ConfigError
 from ldm.families.model import Tower
 from ldm.families.networks import described, in_model, initialised, on_meta, read
 from ldm.formats import open_clip
+from ldm.formats.integrity import json_object
+from ldm.models import clip
 from ldm.models.tokenizer import TokenizerShape, train_tokenizer
 from ldm.models.unigram import train_unigram
 from ldm.storage import checkpoint
+
+_BARE = CLIPTextModel.__name__
 
 
 def make_tower(
@@ -58,13 +63,25 @@ def make_tower(
             tokenizer = _shape(tower, network) if meta else make.tokenizer()
     else:
         root = Path(entry) if entry else in_model(config.model, "text", "")
-        network = read(tower.network, root / tower.part, "text", meta)
+        if not meta and _projected(tower, root):
+            with described("text"):
+                network = clip.with_projection(root)
+        else:
+            network = read(tower.network, root / tower.part, "text", meta)
         tokenizer = _shape(tower, network)
         if not meta:
             tokenizer = read_tokenizer(root / tower.words, tower.reader)
     if config.text_layers is not None:
         _cut(network, config.text_layers)
     return tokenizer, network
+
+
+def _projected(tower: Tower, root: Path) -> bool:
+    """Whether the projection of ``tower`` lies beside the picture tower of the pipeline."""
+    file = root / tower.part / "config.json"
+    if tower.network is not CLIPTextModelWithProjection or not file.is_file():
+        return False
+    return clip.is_beside(root) and json_object(file).get("architectures") == [_BARE]
 
 
 def _shape(tower: Tower, network: Any) -> TokenizerShape:

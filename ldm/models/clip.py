@@ -142,6 +142,21 @@ def is_beside(folder: str | Path) -> bool:
     return (Path(folder) / "image_encoder" / _PROJECTION).is_file()
 
 
+def with_projection(folder: str | Path) -> CLIPTextModelWithProjection:
+    """The text tower of a pipeline's ``folder`` with its projection, which lies beside the picture
+    tower that it learnt to meet.
+
+    Raises:
+        ValueError: see ``Clip.load``.
+    """
+    model = Clip.load(Path(folder) / "text_encoder", Path(folder) / "image_encoder").model
+    with torch.random.fork_rng(devices=[]):
+        tower = CLIPTextModelWithProjection(model.config.text_config)
+    tower.text_model.load_state_dict(model.text_model.state_dict())
+    tower.text_projection.load_state_dict(model.text_projection.state_dict())
+    return tower.eval()
+
+
 def fingerprint(text_model: nn.Module) -> str:
     """Of a text tower's weights in float16, which is the same before and after an export."""
     told = hashlib.sha256()

@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
@@ -20,7 +22,7 @@ FOLDER = ROOT / "configs" / "papers"
 NAMED = {
     "ddpm", "improved_ddpm", "ncsn", "score_sde_vp", "score_sde_ve", "ddim", "guided_diffusion",
     "cfg", "ldm", "flow_matching", "edm", "progressive_distillation", "consistency_models",
-    "latent_consistency", "sdxl", "imagen_base", "imagen_sr",
+    "latent_consistency", "sdxl", "sd3", "imagen_base", "imagen_sr",
 }  # fmt: skip
 FILES = sorted(FOLDER.glob("*.yaml"))
 TAUGHT = [file for file in FILES if "\ndistil:" in file.read_text()]
@@ -65,20 +67,25 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     config = load(TrainConfig, file, [])
     whole = build(config, [], meta=True)  # as a dry run does
-    told = re.search(r"U-Net of ([\d.]+) M parameters", file.read_text())
+    told = re.search(r"(?:U-Net|MM-DiT) of ([\d.]+) M parameters", file.read_text())
     assert told and float(told[1]) == round(parameters(whole.network) / 1e6, 1)
     # The same processes and targets; a narrow network, and pictures that are there.
     width = 32 if config.family == "imagen" else 16  # which has 32 groups in its attention
-    overrides = [
-        *QUICK, f"run={tmp_path / 'run'}", f"data={{path: {digits}}}",
-        f"unet.block_out_channels={[width] * len(config.unet.block_out_channels)}",
-        "unet.attention_head_dim=4",
-    ]  # fmt: skip
+    narrow = ["transformer.layers=1", "transformer.head_dim=8"]
+    if config.unet is not None:
+        widths = [width] * len(config.unet.block_out_channels)
+        narrow = [f"unet.block_out_channels={widths}", "unet.attention_head_dim=4"]
+    overrides = [*QUICK, f"run={tmp_path / 'run'}", f"data={{path: {digits}}}", *narrow]
     small = load(TrainConfig, file, overrides)
     assert process_and_objective(small)[0] == whole.process
     final = text_to_image.train(small, accelerator())
-    assert (final / "unet" / "diffusion_pytorch_model.safetensors").is_file()
-    assert (final / "vae").exists() == (file.stem in ("ldm", "sdxl"))
+    network = final / whole.family.network
+    assert (network / "diffusion_pytorch_model.safetensors").is_file()
+    assert (final / "vae").exists() == (file.stem in ("ldm", "sdxl", "sd3"))
+    if file.stem == "sd3":  # a text encoder is that of the folder, with its projection
+        known = load_file(ROOT / "assets/ldm-small/image_encoder/text_projection.safetensors")
+        tower = load_file(final / "text_encoder" / "model.safetensors")
+        assert torch.equal(tower["text_projection.weight"], known["text_projection.weight"])
 
 
 @pytest.mark.parametrize("file", TAUGHT, ids=lambda file: file.stem)
