@@ -32,6 +32,7 @@ from ldm.calls.texts import Wording
 from ldm.calls.values import checked
 from ldm.diffusion import predictor, target_of
 from ldm.families.model import Model
+from ldm.formats.hub import Published
 from ldm.formats.loader import EmbeddingLoader, LoraLoader
 from ldm.formats.pipeline_folder import opened, save
 from ldm.formats.single.loader import SingleFileLoader
@@ -47,7 +48,7 @@ _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
 class LatentDiffusionPipeline(
-    SeenFromCallbacks, DiffusionPipeline, Components, Savings,
+    SeenFromCallbacks, Published, DiffusionPipeline, Components, Savings,
     EmbeddingLoader, LoraLoader, SingleFileLoader,
 ):  # fmt: skip
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
@@ -196,16 +197,16 @@ class LatentDiffusionPipeline(
         than in a mixture, and no config names the folder that a part was read from.
 
         A pipeline that is in the folder is replaced in one step, whatever its layout was; a kill
-        leaves the old one or the new one. What else lies there stays.
+        leaves the old one or the new one. What else lies there stays. ``push_to_hub=True`` uploads
+        the folder when it is complete, as ``repo_id``.
 
         Raises:
             ValueError: ``save_directory`` is a file, or adapters are loaded that are not in the
                 weights; fused ones are, and the folder is that of the fused weights.
         """
-        if kwargs.get("push_to_hub"):
-            raise ValueError(
-                "push_to_hub would upload before the folder is complete: save first, then upload it"
-            )
+        if kwargs.pop("push_to_hub", False):
+            self.pushed(save_directory, kwargs)
+            return
         loaded = {name: bare(getattr(self, name)) for name in self._lora_loadable_modules}
         loaded = {
             n: network for n, network in loaded.items() if network is not None and adapted(network)

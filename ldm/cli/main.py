@@ -10,6 +10,7 @@ from ldm.cli.export import export
 from ldm.cli.import_file import import_file
 from ldm.cli.lora import convert_lora
 from ldm.cli.merge import extract, merge
+from ldm.cli.publish import card, push
 from ldm.cli.sample import sample
 from ldm.cli.schema import schema
 from ldm.progress import listen
@@ -24,6 +25,8 @@ app.command()(schema)
 app.command("lora")(convert_lora)
 app.command()(merge)
 app.command()(extract)
+app.command()(card)
+app.command()(push)
 
 
 @app.callback()
