@@ -26,6 +26,7 @@ from ldm.calls.arguments import TENSORS, Pictures
 from ldm.calls.batches import Batches, walk
 from ldm.calls.begin import Asked, begun
 from ldm.calls.components import Components
+from ldm.calls.control import Control
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
 from ldm.calls.texts import Wording
@@ -37,6 +38,7 @@ from ldm.formats.loader import EmbeddingLoader, LoraLoader
 from ldm.formats.pipeline_folder import opened, save
 from ldm.formats.single.loader import SingleFileLoader
 from ldm.guidance import Guidance
+from ldm.models.control import as_one
 from ldm.models.lora import adapted, fused
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults
@@ -82,13 +84,14 @@ class LatentDiffusionPipeline(
         text_encoder_3: the third text tower of a family that has three.
         tokenizer_3: its tokenizer.
         image_noising_scheduler: states the noise of a picture that the network is told.
+        controlnet: a ``ControlNetModel`` beside the U-Net, or a list of them.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
     _optional_components = [
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
         "text_encoder_2", "tokenizer_2", "unet", "transformer", "text_encoder_3",
-        "tokenizer_3", "image_noising_scheduler",
+        "tokenizer_3", "image_noising_scheduler", "controlnet",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = [*TENSORS]
@@ -114,6 +117,7 @@ class LatentDiffusionPipeline(
         text_encoder_3: Any = None,
         tokenizer_3: Any = None,
         image_noising_scheduler: Any = None,
+        controlnet: Any = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -125,21 +129,12 @@ class LatentDiffusionPipeline(
         if vae is not None and getattr(scheduler.config, "clip_sample", False):
             scheduler.register_to_config(clip_sample=False)
         self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            text_encoder_2=text_encoder_2,
-            tokenizer_2=tokenizer_2,
-            transformer=transformer,
-            text_encoder_3=text_encoder_3,
-            tokenizer_3=tokenizer_3,
-            image_noising_scheduler=image_noising_scheduler,
-        )
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+            safety_checker=safety_checker, feature_extractor=feature_extractor,
+            image_encoder=image_encoder, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
+            transformer=transformer, text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3,
+            image_noising_scheduler=image_noising_scheduler, controlnet=as_one(controlnet),
+        )  # fmt: skip
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
@@ -185,6 +180,8 @@ class LatentDiffusionPipeline(
         """The text of ``model_index.json``, which names the stock class where there is one."""
         index = json.loads(super().to_json_string())
         sampling = index.pop("sampling")
+        if index["controlnet"][0] is None:
+            del index["controlnet"]
         index = self.family.index(index) | ({KEY: sampling} if sampling else {})
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
@@ -333,7 +330,9 @@ class LatentDiffusionPipeline(
             told: what the family of the model is told beside these, as its stock pipeline calls it:
                 ``prompt_2``, ``negative_prompt_2``, ``pooled_prompt_embeds``,
                 ``negative_pooled_prompt_embeds``, ``original_size``, ``true_cfg_scale``,
-                ``max_sequence_length`` (tokens of a T5), ...
+                ``max_sequence_length`` (tokens of a T5), ...; and a ControlNet ``control_image``,
+                a hint as ``image`` may be, and how it speaks: ``controlnet_conditioning_scale``,
+                ``control_guidance_start`` and ``..._end``, ``guess_mode``; of several a list.
 
         Raises:
             ValueError: an argument is wrong, or what was drawn is not finite; the message is one
@@ -367,7 +366,8 @@ class LatentDiffusionPipeline(
             callback_on_step_end, named, self.network.dtype,
         )  # fmt: skip
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
-        denoiser = call.watched(self.denoiser, network)
+        control = Control.taken(family, self.components, told)
+        denoiser = call.watched(self._denoiser(partial(control.strength, call)), network)
         batches = Batches(
             call,
             pictures,
@@ -379,14 +379,16 @@ class LatentDiffusionPipeline(
         )
         with running(call), self._scaled(adapters):
             edit = image, mask_image, strength, feather
-            asked = Asked(height, width, latents, *edit, denoising_start, denoising_end, told)
+            span = denoising_start, denoising_end
+            asked = Asked(height, width, latents, *edit, *span, told, control)
             begin = begun(pictures, family, self.components, codec, device, asked)
             stepper = stepper.seen_at(family.tokens(network, begin.noise))
             how_many = how.num_inference_steps, timesteps, sigmas
             taken = partial(begin.edit.taken, family.taken)
             steps = walk(call, stepper, device, *how_many, begin.shares, family.spaced, taken)
             hears = how.guidance_scale if heard else None
-            batches.told = family.told(told, self.config, codec.size(begin.noise), device, hears)
+            said = family.told(told, self.config, codec.size(begin.noise), device, hears)
+            batches.told = control.told(*said)
             total = call.num_timesteps * len(pictures.batches())
             with self.progress_bar(total=total) as bar:
                 whole = batches.draw(begin, steps, bar, latent=form == "latent")

@@ -11,6 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ldm.calls.arguments import Pictures, part
+from ldm.calls.control import Control
 from ldm.editing.edit import Edit, encoded
 from ldm.editing.masks import cells, nearest_cells
 from ldm.editing.seeds import varied
@@ -69,7 +70,7 @@ class Begin:
 @dataclass(frozen=True)
 class Asked:
     """Arguments of a call that say what it draws from, by its names for them; ``told`` are the
-    further ones, which a family takes its own from.
+    further ones, which a family takes its own from, and ``control`` what ControlNets are told.
     """
 
     height: int | None
@@ -82,6 +83,7 @@ class Asked:
     denoising_start: float | None
     denoising_end: float | None
     told: dict[str, Any] = field(default_factory=dict)
+    control: Control = field(default_factory=Control)
 
 
 def begun(
@@ -128,6 +130,7 @@ def begun(
     inpaints = family.inpaints(network)
     if inpaints and edit.drawn is None:
         raise ValueError("this model inpaints: pass the picture as image, and a mask_image")
+    height, width = asked.control.sides(height, width, asked.image, unit)
     numbers = edit.numbers(len(pictures.prompts), pictures.each)
 
     def of(pixels: Tensor) -> Tensor:
@@ -148,6 +151,7 @@ def begun(
     if known is not None and known.shape != x.shape:
         raise ValueError(f"image: latents of shape {tuple(known.shape)}, not {tuple(x.shape)}")
     beside = family.beside(asked.told, parts, pictures, codec.size(x), device)
+    beside |= asked.control.beside(pictures, codec.size(x), device)
     if edit.pixels is None or edit.drawn is None:
         return Begin(x, shares, edit, numbers, known, beside=beside)
     if inpaints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +15,7 @@ from ldm.families import Family, FamilyDenoiser, family_of
 from ldm.guidance import Threshold
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import Conditioner
+from ldm.models.control import Strength
 from ldm.models.lora import scaled
 from ldm.sampling import (
     Sampler,
@@ -108,7 +109,12 @@ class Components:
         """The network, which alone computes in its own dtype: guidance and the scheduler's maths
         stay in float32.
         """
-        network, dtype = FamilyDenoiser(self.family, self.network), self.network.dtype
+        return self._denoiser(Strength)
+
+    def _denoiser(self, strength: Callable[[], Strength]) -> Denoiser:
+        """The same with ControlNets, where there are some and hints for them."""
+        beside, dtype = self.components.get("controlnet"), self.network.dtype
+        network = FamilyDenoiser(self.family, self.network, beside, strength)
 
         def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
             return network(x_t.to(dtype), timestep, cond).float()

@@ -111,6 +111,11 @@ class Call:
         """Whether there is classifier-free guidance now."""
         return self.guidance is None and self.guidance_scale > 1
 
+    @property
+    def done(self) -> int:
+        """Evaluations of the batch that are behind it."""
+        return self._done
+
     def step(self) -> str:
         """How a message calls the step that is under way."""
         return f"step {self._done + 1} of {self.num_timesteps}"

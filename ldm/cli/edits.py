@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,14 @@ VariationSeed = Annotated[
 VariationStrength = Annotated[
     float, typer.Option(help="0 to 1: how far towards it; 1 is the other seed's picture.")
 ]
+Control = Annotated[
+    list[Path] | None,
+    typer.Option(help="A picture that --controlnet follows; once for each of them."),
+]
+ControlNet = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of a ControlNet of the model. May be repeated."),
+]
 _SEEDS = 2**32
 
 
@@ -51,6 +60,8 @@ class Edits:
         outpaint: pixels on four sides, with commas between.
         variation: seed of other noise.
         varied: how far towards it.
+        hints: files of pictures that ControlNets follow.
+        nets: folders of these.
     """
 
     image: Path | None
@@ -60,6 +71,8 @@ class Edits:
     outpaint: str | None
     variation: int | None
     varied: float
+    hints: Sequence[Path] = ()
+    nets: Sequence[Path] = ()
 
     def check(self) -> None:
         """Tells what is wrong before anything is loaded.
@@ -76,7 +89,13 @@ class Edits:
             raise ValueError("--outpaint makes a mask of its own: leave out --mask")
         if self.feather is not None and self.mask is None and self.outpaint is None:
             raise ValueError("--feather is that of a --mask, or of --outpaint")
-        for option, path in (("image", self.image), ("mask", self.mask)):
+        if len(self.hints) != len(self.nets):
+            raise ValueError(
+                f"--control is given {len(self.hints)} times for {len(self.nets)} --controlnet:"
+                " a picture for each"
+            )
+        pictures = ("image", self.image), ("mask", self.mask)
+        for option, path in (*pictures, *(("control", hint) for hint in self.hints)):
             if path is not None and not (there(path, f"--{option} ") and path.is_file()):
                 raise ValueError(f"--{option} {path}: there is no such file")
         for option, share in (
@@ -110,6 +129,9 @@ class Edits:
         found: dict[str, Any] = {"seed": seeds}
         if others:
             found["variation"] = (others, self.varied)
+        if self.hints:
+            hints = [_picture(path) for path in self.hints]
+            found["control_image"] = hints if len(hints) > 1 else hints[0]
         if self.image is None:
             return found
         found |= {"image": _picture(self.image), "strength": self.strength}
@@ -123,6 +145,13 @@ class Edits:
             image, mask = outpainted(found["image"], **around)
             found |= {"image": image, "mask_image": mask, "feather": self.feather}
         return found
+
+    def beside(self) -> dict[str, Any]:
+        """Arguments of ``from_pretrained``: the networks that stand beside the model's."""
+        if not self.nets:
+            return {}
+        nets = list(map(str, self.nets))
+        return {"controlnet": nets if len(nets) > 1 else nets[0]}
 
     def share(self) -> float | None:
         """The strength that the picture is edited with, if it is."""

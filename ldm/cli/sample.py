@@ -144,6 +144,8 @@ def sample(
     strength: edits.Strength = None,
     feather: edits.Feather = None,
     outpaint: edits.Outpaint = None,
+    control: edits.Control = None,
+    controlnet: edits.ControlNet = None,
     variation_seed: edits.VariationSeed = None,
     variation_strength: edits.VariationStrength = 0.1,
     then: staged.Then = None,
@@ -208,12 +210,13 @@ def sample(
     """Draws pictures of PROMPTs and saves them as files that carry their parameters."""
     given = _given(context)
     told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
-    edit = edits.Edits(*told_of)
+    edit = edits.Edits(*told_of, control or [], controlnet or [])
     then = then or []
     behind = staged.Behind(len(then), then_guidance or [], noise_level or [], stages)
     behind.check(
         guidance_interval=guidance_interval,
         image=image,
+        controlnet=controlnet,
         variation_seed=variation_seed,
         argument=argument,
         **{"from": picture},
@@ -301,7 +304,7 @@ def sample(
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipe = LatentDiffusionPipeline.from_pretrained(model)
+        pipe = LatentDiffusionPipeline.from_pretrained(model, **edit.beside())
         known = inspect.signature(pipe.__call__).parameters.keys()
         for row in rows:
             for name in sorted(row.settings.arguments().keys() & known):

@@ -60,6 +60,8 @@ def beside(
             "outpaint": edit.outpaint, "feather": edit.feather
         }  # fmt: skip
         found["edited"] = {name: value for name, value in options.items() if value not in (None, 0)}
+    if edit.hints:
+        found["edited"] = found.get("edited", {}) | {"control": True, "controlnet": True}
     every = {"loras": [*map(list, loras)], "words": [*words], "batch": among and [*among]}
     return found | {name: value for name, value in every.items() if value}
 
@@ -121,7 +123,8 @@ class Story:
         Raises:
             ValueError: the picture that it was made from is not passed.
         """
-        needed = [name for name in ("image", "mask") if self.edited.get(name)]
+        every = ("image", "mask", "control", "controlnet")
+        needed = [name for name in every if self.edited.get(name)]
         missing = [name for name in needed if name not in given]
         if missing:
             asked = " and ".join(f"--{name}" for name in missing)

@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ldm.editing.masks import feathered, padded
-from ldm.editing.pictures import masks, pictures, resized, size
+from ldm.editing.pictures import masks, numbers, pictures, resized, size
 from ldm.models.codec import Codec, Generators, Moments
 
 STRENGTH = 0.75
@@ -122,16 +122,7 @@ class Edit:
             ValueError: there is neither one, nor one a prompt, nor one for each.
         """
         given = self.latents if self.pixels is None else self.pixels
-        many = 1 if given is None else len(given)
-        count = prompts * each
-        if many not in (1, prompts, count):
-            raise ValueError(
-                f"image: {many} pictures for {prompts} prompts of {each} pictures each: pass one"
-                " for all, one a prompt or one for each"
-            )
-        if many == 1:
-            return [0] * count
-        return [n if many == count else n // each for n in range(count)]
+        return numbers("image", 1 if given is None else len(given), prompts, each)
 
     def taken(self, count: Callable[[int, float], int], steps: int) -> int:
         """Steps that are taken of so many, as (steps, strength) are ``count``ed.

@@ -53,6 +53,24 @@ def masks(name: str, value: Any) -> list[Image.Image] | Tensor:
     return _in_range(name, _tensor(name, images, 1, "h w", "h w"))
 
 
+def numbers(name: str, many: int, prompts: int, each: int) -> list[int]:
+    """Which of ``many`` pictures of the argument ``name`` those of a call go with, ``each`` of
+    every prompt.
+
+    Raises:
+        ValueError: there is neither one, nor one a prompt, nor one for each.
+    """
+    count = prompts * each
+    if many not in (1, prompts, count):
+        raise ValueError(
+            f"{name}: {many} pictures for {prompts} prompts of {each} pictures each: pass one"
+            " for all, one a prompt or one for each"
+        )
+    if many == 1:
+        return [0] * count
+    return [n if many == count else n // each for n in range(count)]
+
+
 def size(found: list[Image.Image] | Tensor) -> tuple[int, int]:
     """Height and width of the first."""
     if isinstance(found, list):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ldm.families.drawing import Drawing
 from ldm.models.aside import Aside
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import Conditioner, TextConditioner, Towers
+from ldm.models.control import Strength, spoken
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults, default_sampler
 
@@ -99,6 +100,9 @@ class Family(Drawing, ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """What names of the network's modules end in that a LoRA adapts where no config says."""
 
+    controlled: ClassVar[bool] = False
+    """Whether ControlNets may stand beside its network."""
+
     stepping: ClassVar[Mapping[str, Any]] = {}
     """What the scheduler that its folders state is set to beside the noise process."""
 
@@ -144,6 +148,12 @@ class Family(Drawing, ABC):
         cond: Condition,
     ) -> Float[Tensor, "b y h w"]:
         """What ``network`` says at ``timestep`` (``b`` or ``()``, float32)."""
+
+    def arguments(self, network: nn.Module, cond: Condition) -> dict[str, Any]:
+        """What of ``cond`` its network and the ControlNets beside it are told alike, by the names
+        of their arguments; of a family that is ``controlled``.
+        """
+        return {}
 
     def join(self, said: Sequence[Condition], networks: Mapping[str, Any]) -> Condition:
         """One condition of what all towers that are among ``networks`` say, in their order."""
@@ -259,18 +269,31 @@ class FamilyDenoiser(nn.Module):
     Args:
         family: of it.
         network: used as it is, be it compiled or wrapped by peft.
+        controlnet: one, or several, that stand beside it (``ldm.models.control``).
+        strength: theirs, asked at every call.
     """
 
-    def __init__(self, family: Family, network: nn.Module) -> None:
+    def __init__(
+        self,
+        family: Family,
+        network: nn.Module,
+        controlnet: nn.Module | None = None,
+        strength: Callable[[], Strength] = Strength,
+    ) -> None:
         super().__init__()
         self.family, self.network = family, network
+        self.controlnet, self.strength = controlnet, strength
 
     def forward(
         self, x_t: Float[Tensor, "b c h w"], timestep: Shaped[Tensor, "..."], cond: Condition
     ) -> Float[Tensor, "b y h w"]:
         """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
-        return self.family.call(self.network, x_t, timestep.float(), cond)
+        timestep = timestep.float()
+        if self.controlnet is not None:
+            told = self.family.arguments(self.network, cond)
+            cond = spoken(self.controlnet, x_t, timestep, cond, told, self.strength())
+        return self.family.call(self.network, x_t, timestep, cond)
 
 
 @dataclass(frozen=True)
@@ -348,7 +371,7 @@ class Model:
     @property
     def denoiser(self) -> FamilyDenoiser:
         """The network, behind one call."""
-        return FamilyDenoiser(self.family, self.network)
+        return FamilyDenoiser(self.family, self.network, self.networks.get("controlnet"))
 
     def seen_by(self, latent: Tensor) -> NoiseProcess:
         """The noise as pictures of the size of ``latent`` see it."""

@@ -16,6 +16,7 @@ from ldm.errors import ConfigError
 from ldm.families.index import OF_OTHERS
 from ldm.families.model import Family, Model, Tower
 from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
+from ldm.models.control import side_inputs
 
 
 class StableDiffusion(Family):
@@ -25,9 +26,9 @@ class StableDiffusion(Family):
     """
 
     name = "sd"
-    stock = ("StableDiffusionPipeline",)
+    stock = ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline")
     towers = (Tower("text_encoder", "tokenizer", CLIPTextModel),)
-    skips = True
+    skips = controlled = True
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
@@ -58,11 +59,19 @@ class StableDiffusion(Family):
     ) -> Float[Tensor, "b y h w"]:
         """Tokens reach cross-attention."""
         x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
-        return network(x, timestep, encoder_hidden_states=cond.tokens, **told).sample
+        told |= self.arguments(network, cond) | side_inputs(cond)
+        return network(x, timestep, **told).sample
+
+    def arguments(self, network: nn.Module, cond: Condition) -> dict[str, Any]:
+        """The tokens."""
+        return {"encoder_hidden_states": cond.tokens}
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
-        """That of ``StableDiffusionPipeline``; a model of text and pixels has no stock pipeline."""
+        """That of ``StableDiffusionPipeline``, or of its kind with a ControlNet; a model of text
+        and pixels has no stock pipeline.
+        """
         kept = {key: value for key, value in index.items() if key not in OF_OTHERS}
         if index["vae"][0] is None:
             return kept
-        return {k: v for k, v in kept.items() if k != "classes"} | {"_class_name": self.stock[0]}
+        name = self.stock["controlnet" in kept]
+        return {k: v for k, v in kept.items() if k != "classes"} | {"_class_name": name}

@@ -26,6 +26,7 @@ from ldm.errors import ConfigError
 from ldm.families.index import OF_IMAGEN, OF_SD, OF_SD3
 from ldm.families.model import Family, Model, Tower
 from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
+from ldm.models.control import side_inputs
 from ldm.models.wrapped import bare
 
 SCORE, LOW_SCORE = 6.0, 2.5
@@ -36,7 +37,11 @@ class StableDiffusionXL(Family):
     """Two CLIP text towers, and a U-Net that is told how its picture was cut."""
 
     name = "sdxl"
-    stock = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    stock = (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLControlNetPipeline",
+    )
     towers = (
         Tower("text_encoder", "tokenizer", CLIPTextModel, -2, None),
         Tower(
@@ -47,7 +52,7 @@ class StableDiffusionXL(Family):
             "text_embeds",
         ),
     )
-    zeros = pooled = skips = True
+    zeros = pooled = skips = controlled = True
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
@@ -98,6 +103,13 @@ class StableDiffusionXL(Family):
         cond: Condition,
     ) -> Float[Tensor, "b y h w"]:
         """Tokens reach cross-attention, pooled text and numbers the embedding of the timestep."""
+        x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
+        told |= self.arguments(network, cond) | side_inputs(cond)
+        return network(x, timestep, **told).sample
+
+    def arguments(self, network: nn.Module, cond: Condition) -> dict[str, Any]:
+        """The tokens, the pooled text and the numbers."""
+        assert cond.pooled is not None
         numbers = cond.extra["coordinates"].to(cond.pooled.dtype)
         if _scored(bare(network), cond.pooled.shape[-1]):
             scores = cond.extra.get("aesthetic_score")
@@ -105,10 +117,7 @@ class StableDiffusionXL(Family):
                 scores = numbers.new_full((len(numbers), 1), SCORE)
             numbers = torch.cat([numbers[:, :4], scores.to(numbers)], 1)
         added = {"text_embeds": cond.pooled, "time_ids": numbers}
-        x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
-        return network(
-            x, timestep, encoder_hidden_states=cond.tokens, added_cond_kwargs=added, **told
-        ).sample
+        return {"encoder_hidden_states": cond.tokens, "added_cond_kwargs": added}
 
     def keys(self, model: Model) -> dict[str, Any]:
         """Whether it is a refiner, and what it is told where there is no text."""
@@ -166,15 +175,15 @@ class StableDiffusionXL(Family):
         return both[0], both[1]
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
-        """That of ``StableDiffusionXLPipeline``, or ``StableDiffusionXLImg2ImgPipeline`` of a
-        refiner.
+        """That of ``StableDiffusionXLPipeline``, of ``StableDiffusionXLImg2ImgPipeline`` for a
+        refiner, or of the kind with a ControlNet.
         """
         others = (*OF_SD, *OF_SD3, *OF_IMAGEN, "classes")
         kept = {key: value for key, value in index.items() if key not in others}
         if kept["requires_aesthetics_score"]:
             return kept | {"_class_name": self.stock[1]}
         del kept["requires_aesthetics_score"]
-        return kept | {"_class_name": self.stock[0]}
+        return kept | {"_class_name": self.stock[2 if "controlnet" in kept else 0]}
 
 
 def _width(model: Model) -> int:

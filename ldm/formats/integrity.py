@@ -20,6 +20,7 @@ _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files of we
 _NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
              "text_encoder_3")  # fmt: skip
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+_SIDE_NETWORKS = ("controlnet",)
 _OTHERS = ("scheduler", *_TOKENIZERS, "safety_checker", "feature_extractor", "image_encoder")
 _UNKNOWN = 2**18  # the widest and the deepest network of pickled weights, which are not looked into
 _TOWER = "text_model."
@@ -80,7 +81,7 @@ def check(folder: Path, given: Mapping[str, Any], pickled: bool) -> list[str]:
         if index.get(name) in absent and given.get(name) is None:
             raise ValueError(f"{folder / INDEX} lists no {name}: it is no text-to-image pipeline")
     networks = []
-    for name in (*_NETWORKS, *_OTHERS):
+    for name in (*_NETWORKS, *_SIDE_NETWORKS, *_OTHERS):
         if name in given or index.get(name) in (None, [None, None]):
             continue
         if not is_part(index[name]):
@@ -96,7 +97,7 @@ def check(folder: Path, given: Mapping[str, Any], pickled: bool) -> list[str]:
                 raise ValueError(f"{where / _CONFIG[name]}: {error}") from None
         elif name in _TOKENIZERS:
             _check_tokenizer(where)
-        elif name in _NETWORKS:
+        elif name in (*_NETWORKS, *_SIDE_NETWORKS):
             check_network(where, config, given.get("variant"), pickled)
             networks.append(name)
     return networks

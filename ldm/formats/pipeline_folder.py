@@ -13,6 +13,7 @@ from typing import Any
 
 from ldm.formats import integrity
 from ldm.formats.recognised import INDEX, told, whole
+from ldm.formats.side_networks import beside
 from ldm.formats.single.loader import unpacked
 from ldm.models.clip import save_text_encoder
 from ldm.models.strip_paths import strip_paths
@@ -41,6 +42,8 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
     asked = dict(asked)
     if pickled := asked.get("use_safetensors") is False:
         asked["use_safetensors"] = None  # today's text encoders are safetensors even there
+    if asked.get("controlnet") is not None:
+        asked["controlnet"] = beside(asked["controlnet"], asked)
     folder = Path(path)
     if whole(folder):
         with unpacked(folder, asked) as (name, found):

@@ -1,0 +1,50 @@
+"""Folders of networks that stand beside a U-Net, as diffusers saves them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+
+from ldm.formats import integrity
+
+
+def beside(given: Any, asked: Mapping[str, Any]) -> Any:
+    """``given``, a ControlNet or several, each of them read where it is the path of its folder.
+
+    Args:
+        given: networks, folders of them, or names on the Hub.
+        asked: ``dtype`` and ``use_safetensors`` of the pipeline that they stand in.
+
+    Raises:
+        OSError: there is no such folder, or a file of it is missing; the message is one line.
+        ValueError: something in it is damaged, or it holds another network.
+    """
+    if isinstance(given, (list, tuple)):
+        return [beside(one, asked) for one in given]
+    if not isinstance(given, (str, os.PathLike)):
+        return given
+    folder, options = Path(given), {"use_safetensors": asked.get("use_safetensors", True)}
+    dtype = asked.get("dtype") or asked.get("torch_dtype")
+    options["torch_dtype"] = dtype if isinstance(dtype, torch.dtype) else torch.float32
+    if folder.exists() or not integrity.may_be_of_the_hub(str(given)):
+        _check(folder)
+    try:
+        return ControlNetModel.from_pretrained(given, **options)
+    except Exception as error:  # whatever diffusers, safetensors, the Hub or torch raise
+        line = " ".join(str(error).split())[:300]
+        raise ValueError(f"{given} cannot be read as a ControlNet: {line}") from error
+
+
+def _check(folder: Path) -> None:
+    if not folder.is_dir():
+        raise OSError(f"{folder}: there is no such folder of a ControlNet")
+    config = integrity.json_object(folder / "config.json")
+    kind = config.get("_class_name")
+    if kind != ControlNetModel.__name__:
+        raise ValueError(f"{folder} holds no ControlNet, but {kind or 'no network of diffusers'}")
+    integrity.check_network(folder, config)

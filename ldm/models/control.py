@@ -1,0 +1,121 @@
+"""Networks beside a U-Net that are told a picture, and what they say to it.
+
+    h_k <- h_k + s z_k(E_k(x_t, t, text, hint))        ControlNet (Zhang et al. 2023, eqs. 2 and 9)
+
+h_k are the skip connections and the middle of the U-Net, E_k those of a copy of its first half, and
+z_k convolutions that begin as 0. What is said stands in ``Condition.extra``, a tensor a sample, and
+whoever calls the U-Net hands it on (``side_inputs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffusers import MultiControlNetModel
+from torch import Tensor, nn
+
+from ldm.diffusion import Condition
+from ldm.models.wrapped import bare
+
+HINT = "hint:"
+"""``Condition.extra`` of ControlNet number k, behind the colon: its picture, ``b 3 h w`` in
+[0, 1]."""
+SHARE = "hint share"
+"""How much of what ControlNets say a sample hears, ``b``; all, where there is none."""
+RESIDUAL = "residual:"
+"""What they say to skip connection number k, and last to the middle, ``b c h w``."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strongly ControlNets speak.
+
+    Args:
+        scales: s of each; None: 1.
+        guess: whether s falls to a tenth from the middle to the first skip connection, as in stock.
+    """
+
+    scales: Sequence[float] | None = None
+    guess: bool = False
+
+
+def as_one(controlnet: Any) -> Any:
+    """A pipeline's component of one ControlNet, or of a list of them."""
+    several = isinstance(controlnet, (list, tuple))
+    return MultiControlNetModel(list(controlnet)) if several else controlnet
+
+
+def nets_of(controlnet: Any) -> list[Any]:
+    """The ControlNets of a pipeline's component: itself, those of several, or none."""
+    found = bare(controlnet)
+    if found is None:
+        return []
+    return list(found.nets) if isinstance(found, MultiControlNetModel) else [controlnet]
+
+
+def spoken(
+    controlnet: nn.Module,
+    x_t: Tensor,
+    timestep: Tensor,
+    cond: Condition,
+    told: Mapping[str, Any],
+    strength: Strength,
+) -> Condition:
+    """``cond`` with what ControlNets say to its hints in their place; as it is without hints.
+
+    Args:
+        controlnet: one, or several.
+        x_t: ``b c h w``.
+        timestep: ``b`` or ``()``.
+        cond: of the batch.
+        told: what they are told beside hints, as the U-Net is.
+        strength: of each.
+    """
+    nets = nets_of(controlnet)
+    hints = listed(cond, HINT)
+    if not hints:
+        return cond
+    total: list[Tensor] = []
+    for net, hint, scale in zip(nets, hints, strength.scales or [1.0] * len(nets), strict=True):
+        if scale == 0:
+            continue
+        down, middle = net(
+            x_t,
+            timestep,
+            controlnet_cond=hint.to(x_t),
+            conditioning_scale=scale,
+            guess_mode=strength.guess,
+            return_dict=False,
+            **told,
+        )
+        said = [*down, middle]
+        total = [a + b for a, b in zip(total, said, strict=True)] if total else said
+    share = cond.extra.get(SHARE)
+    if share is not None:
+        total = [part * share.to(part).reshape(-1, 1, 1, 1) for part in total]
+    rest = {name: x for name, x in cond.extra.items() if not name.startswith((HINT, SHARE))}
+    return replace(cond, extra=rest | numbered(RESIDUAL, total))
+
+
+def side_inputs(cond: Condition) -> dict[str, Any]:
+    """Arguments of a U-Net that hand on what ``cond`` holds of other networks."""
+    if not (residuals := listed(cond, RESIDUAL)):
+        return {}
+    *down, middle = residuals
+    return {
+        "down_block_additional_residuals": down,
+        "mid_block_additional_residual": middle,
+    }
+
+
+def numbered(start: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """``tensors`` for ``Condition.extra``, under names that begin with ``start``."""
+    return {f"{start}{number}": x for number, x in enumerate(tensors)}
+
+
+def listed(cond: Condition, start: str) -> list[Tensor]:
+    """Those of ``cond`` again, in their order."""
+    count = sum(name.startswith(start) for name in cond.extra)
+    return [cond.extra[f"{start}{number}"] for number in range(count)]

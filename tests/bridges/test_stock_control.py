@@ -1,0 +1,215 @@
+"""Networks beside the U-Net, told a picture: ours are stock's."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
+from PIL import Image
+from typer.testing import CliRunner
+
+import tiny
+import tiny_control
+import tiny_sd3
+import tiny_sdxl
+from ldm.cli import app
+from ldm.pipeline import LatentDiffusionPipeline
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*prompts:FutureWarning"),
+]
+PROMPTS = ["a red apple", "two dogs"]
+KINDS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler]
+NONE = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+CLOSE = 1e-5
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generators(count: int = 2) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def picture(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height))
+
+
+def apart(one: Any, other: Any) -> float:
+    one, other = np.asarray(one), np.asarray(other)
+    assert one.shape == other.shape and one.std() > 0.05
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+def scheduled(parts: dict[str, Any], kind: type) -> dict[str, Any]:
+    return parts | {"scheduler": kind.from_config(parts["scheduler"].config)}
+
+
+@pytest.fixture(scope="module")
+def sd() -> dict[str, Any]:
+    parts = tiny.components()
+    return parts | {"controlnet": tiny_control.controlnet(parts["unet"])}
+
+
+def ours(parts: dict[str, Any]) -> Any:
+    return quiet(LatentDiffusionPipeline(**parts))
+
+
+CALLS: list[dict[str, Any]] = [
+    {},
+    {"controlnet_conditioning_scale": 0.7, "control_guidance_start": 0.2},
+    {"guess_mode": True, "control_guidance_end": 0.7},
+    {"guidance_scale": 1.0, "guess_mode": True},
+]
+
+
+@pytest.mark.parametrize(("kind", "call"), list(zip(KINDS, CALLS, strict=True)))
+def test_a_controlnet_is_stocks(sd, kind, call):
+    """The size is the hint's, cut as in stock."""
+    parts = scheduled(sd, kind)
+    theirs = quiet(StableDiffusionControlNetPipeline(**parts, **NONE))
+    hint = picture(21, 17)
+    asked = dict(prompt=PROMPTS, num_inference_steps=5, output_type="np") | call
+    mine = ours(parts)
+    found = mine(**asked, control_image=hint, generator=generators()).images
+    assert found.shape == (2, 16, 20, 3)
+    assert apart(found, theirs(**asked, image=hint, generator=generators()).images) <= CLOSE
+    plain = ours(parts | {"controlnet": None})(
+        prompt=PROMPTS, num_inference_steps=5, output_type="np", height=16, width=20,
+        generator=generators(), guidance_scale=call.get("guidance_scale"),
+    ).images  # fmt: skip
+    assert apart(found, plain) > 0.02
+
+
+def test_several_hints_and_nets_are_stocks(sd):
+    """A hint a prompt; two ControlNets with strengths of their own; none of one that is 0."""
+    parts, hints = scheduled(sd, EulerDiscreteScheduler), [picture(seed=1), picture(seed=2)]
+    asked = dict(prompt=PROMPTS, num_inference_steps=3, output_type="np", num_images_per_prompt=2)
+    theirs = quiet(StableDiffusionControlNetPipeline(**parts, **NONE))
+    mine = ours(parts)
+    found = mine(**asked, control_image=hints, generator=generators(4)).images
+    assert apart(found, theirs(**asked, image=hints, generator=generators(4)).images) <= CLOSE
+    alone = mine(
+        PROMPTS[1], num_inference_steps=3, output_type="np", control_image=hints[1],
+        generator=generators(4)[3],
+    ).images  # fmt: skip
+    assert np.abs(found[3] - alone[0]).max() <= CLOSE
+    parts = parts | {"controlnet": [sd["controlnet"], tiny_control.controlnet(sd["unet"], 1)]}
+    theirs = quiet(StableDiffusionControlNetPipeline(**parts, **NONE))
+    mine = ours(parts)
+    told = asked | dict(controlnet_conditioning_scale=[0.5, 0.8], control_guidance_end=[1.0, 0.7])
+    stocks = theirs(**told, image=hints, generator=generators(4)).images
+    both = mine(**told, control_image=hints, generator=generators(4)).images
+    assert apart(both, stocks) <= CLOSE
+    told["controlnet_conditioning_scale"] = [1.0, 0.0]
+    first = mine(**told, control_image=hints, generator=generators(4)).images
+    one = [hints[0]]
+    plain = ours(scheduled(sd, EulerDiscreteScheduler))
+    assert np.array_equal(first, plain(**asked, control_image=one, generator=generators(4)).images)
+
+
+def test_sdxl_and_edits_are_stocks(sd):
+    parts = tiny_sdxl.components(published=False)
+    parts["controlnet"] = tiny_control.controlnet(parts["unet"])
+    asked: dict[str, Any] = dict(prompt=PROMPTS, num_inference_steps=4, output_type="np")
+    for kind in KINDS[:3]:
+        made = scheduled(parts, kind)
+        theirs = quiet(StableDiffusionXLControlNetPipeline(**made, add_watermarker=False))
+        told = asked | {"guess_mode": kind is DDIMScheduler, "guidance_scale": 4.0}
+        found = ours(made)(**told, control_image=picture(), generator=generators()).images
+        assert apart(found, theirs(**told, image=picture(), generator=generators()).images) <= CLOSE
+    theirs = quiet(StableDiffusionControlNetImg2ImgPipeline(**sd, **NONE))
+    told = asked | dict(image=picture(seed=3), control_image=picture(), strength=0.6)
+    told["controlnet_conditioning_scale"] = 1.0
+    found = [pipe(**told, generator=generators()).images for pipe in (ours(sd), theirs)]
+    assert apart(*found) <= CLOSE
+
+
+def test_folders_go_both_ways(sd, tmp_path):
+    sd["controlnet"].save_pretrained(tmp_path / "net")
+    ours(sd | {"controlnet": None}).save_pretrained(tmp_path / "base")
+    mine = quiet(
+        LatentDiffusionPipeline.from_pretrained(tmp_path / "base", controlnet=str(tmp_path / "net"))
+    )
+    asked: dict[str, Any] = dict(prompt="a", num_inference_steps=2, output_type="np")
+    drawn = mine(**asked, control_image=picture(), generator=generators(1)).images
+    mine.save_pretrained(tmp_path / "whole")
+    theirs = quiet(StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "whole"))
+    assert apart(drawn, theirs(**asked, image=picture(), generator=generators(1)).images) <= CLOSE
+    again = quiet(LatentDiffusionPipeline.from_pretrained(tmp_path / "whole"))
+    assert isinstance(again.controlnet, ControlNetModel)
+    same = again(**asked, control_image=picture(), generator=generators(1)).images
+    assert apart(same, drawn) <= 1e-6
+    for wrong, message in (
+        (tmp_path / "none", "no such folder of a ControlNet"),
+        (tmp_path / "base" / "unet", "holds no ControlNet, but UNet2D"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message) as caught:
+            LatentDiffusionPipeline.from_pretrained(tmp_path / "base", controlnet=wrong)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "control_image is missing"),
+        ({"control_image": "a.png"}, "control_image must be a PIL image"),
+        ({"control_image": [picture()] * 3}, "control_image: 3 pictures for 1 prompts"),
+        ({"controlnet_conditioning_scale": "much"}, "controlnet_conditioning_scale must be a fin"),
+        ({"controlnet_conditioning_scale": [1.0, 1.0]}, "has 2 numbers for 1 ControlNets"),
+        ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "must be less than"),
+        ({"guess_mode": 1}, "guess_mode must be True or False"),
+    ],
+)
+def test_what_does_not_go_is_one_line(sd, wrong, message):
+    asked = {"control_image": picture()} | wrong if wrong else {}
+    with pytest.raises(ValueError, match=message) as caught:
+        ours(sd)("a", num_inference_steps=2, **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_who_has_none_says_so(sd):
+    with pytest.raises(ValueError, match="control_image is told a ControlNet, and this pipeline"):
+        ours(sd | {"controlnet": None})("a", control_image=picture())
+    other = LatentDiffusionPipeline(**tiny_sd3.components(), unet=None)
+    with pytest.raises(ValueError, match="control_image is no argument of a model of the family"):
+        quiet(other)("a", num_inference_steps=1, control_image=picture())
+
+
+def test_the_command_follows_a_picture(sd, tmp_path):
+    ours(sd | {"controlnet": None}).save_pretrained(tmp_path / "base")
+    sd["controlnet"].save_pretrained(tmp_path / "net")
+    picture().save(tmp_path / "hint.png")
+    out = tmp_path / "out.png"
+
+    def run(*options: Any) -> Any:
+        given = ["sample", "a", "--model", tmp_path / "base", "--steps", 2, "--guidance", 3]
+        return CliRunner().invoke(app, [*map(str, given), "--out", str(out), *map(str, options)])
+
+    both = ("--control", tmp_path / "hint.png", "--controlnet", tmp_path / "net")
+    result = run(*both, "--argument", "controlnet_conditioning_scale=0.5")
+    assert result.exit_code == 0, result.output
+    asked: dict[str, Any] = dict(num_inference_steps=2, guidance_scale=3.0, seed=0, sampler="dpm++")
+    drawn = ours(sd)("a", **asked, control_image=picture(), controlnet_conditioning_scale=0.5)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn.images[0]))
+    copy = ("--from", out, "--out", tmp_path / "again.png")
+    assert "pass --control and --controlnet" in run(*copy).stderr
+    given = ["sample", *copy, "--model", tmp_path / "base", *both]
+    assert CliRunner().invoke(app, [*map(str, given)]).exit_code == 0
+    assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
+    assert "--control is given 1 times for 0 --controlnet" in run(*both[:2]).stderr
+    assert "none.png: there is no such file" in run("--control", "none.png", *both[2:]).stderr
