@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from ldm.config.learning import CONTROLNET
 from ldm.config.loader import config_class
 
 Scale = Annotated[float, Field(ge=1, lt=1000)]
@@ -153,6 +154,8 @@ def refuse(config: Any) -> None:
             "distil: the teacher reads what the text encoders say, so they stay as they are: leave"
             " them out of train, and leave out textual_inversion"
         )
+    if CONTROLNET in config.learns:
+        raise ValueError("distil: train names a ControlNet, which is another run: leave it out")
     if config.lora and distil.embedding:
         raise ValueError(
             "distil.embedding: the file of a LoRA has no place for it: leave it out, or lora"

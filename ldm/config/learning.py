@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ldm.config.loader import config_class
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+CONTROLNET = "controlnet"
+"""Part that learns beside a U-Net, and its name among the networks of a model."""
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", CONTROLNET)
 
 
 def _of_a_part(entry: str) -> str:
@@ -70,6 +72,25 @@ class Lora:
 
 
 @config_class
+class ControlNet:
+    """A ControlNet that learns beside a U-Net, which stays as it is (Zhang et al. 2023).
+
+    Args:
+        folder: of one that learns on, as diffusers saves it; None: a copy of the U-Net's first half
+            behind convolutions that begin as 0.
+        channels: of the layers that bring a hint to the size of the latent: all but the first halve
+            its sides. None: 16, 32, 96 and 256, as many as the autoencoder asks for.
+    """
+
+    folder: str | None = None
+    channels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and self.channels is not None:
+            raise ValueError("channels: those of the folder stand there: leave them out")
+
+
+@config_class
 class TextualInversion:
     """A new word whose embedding alone learns (Gal et al. 2022, eq. 2).
 
@@ -114,8 +135,10 @@ def refuse(
     lora: Lora | None,
     word: TextualInversion | None,
     text_encoder_lr: float | None,
+    controlnet: ControlNet | None = None,
 ) -> None:
     """``ValueError`` for keys that contradict each other about what learns."""
+    _refuse_beside(train, lora, word, controlnet)
     patterns = [entry for entry in train if entry not in PARTS]
     if lora is not None and patterns:
         raise ValueError(
@@ -137,3 +160,22 @@ def refuse(
             "optimizer.text_encoder_lr: the text encoder does not learn: add it to train, or leave"
             " this out"
         )
+
+
+def _refuse_beside(
+    train: Sequence[str],
+    lora: Lora | None,
+    word: TextualInversion | None,
+    controlnet: ControlNet | None,
+) -> None:
+    """The same about a ControlNet."""
+    named = CONTROLNET in map(part_of, train)
+    if not named:
+        if controlnet is not None:
+            raise ValueError("controlnet: it does not learn: set train to [controlnet]")
+        return
+    if len(parts(train, None)) > 1:
+        raise ValueError("train: a ControlNet learns alone, beside a model that stays as it is")
+    for key, other in (("lora", lora), ("textual_inversion", word)):
+        if other is not None:
+            raise ValueError(f"{key}: train names a ControlNet, which is another run: leave it out")

@@ -14,7 +14,7 @@ from ldm.config.aside import LowResolutionSettings
 from ldm.config.distil import AnyDistil
 from ldm.config.ema import Ema, TextToImageEma
 from ldm.config.fields import MayChange
-from ldm.config.learning import Learning, Lora, TextualInversion
+from ldm.config.learning import CONTROLNET, ControlNet, Learning, Lora, TextualInversion
 from ldm.config.loader import Duration, Interval, config_class
 from ldm.config.noise import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
 from ldm.config.optimizer import AdamW, TextToImageAdamW
@@ -279,6 +279,8 @@ class TrainConfig(RunConfig):
             (``unet.*attn2*`` is cross-attention).
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
         textual_inversion: a new word learns in their place.
+        controlnet: what the ControlNet is that ``train: [controlnet]`` teaches beside the U-Net, by
+            hints beside the pictures (``data.hints``).
         distil: a teacher makes what is learnt; None: the data does.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them: less memory, more time, the same gradients.
@@ -321,6 +323,7 @@ class TrainConfig(RunConfig):
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
     textual_inversion: TextualInversion | None = None
+    controlnet: ControlNet | None = None
     distil: AnyDistil | None = None
     gradient_checkpointing: MayChange[bool] = False
     optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
@@ -341,7 +344,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         word, rate = self.textual_inversion, self.optimizer.text_encoder_lr
-        learning.refuse(self.train, self.lora, word, rate)
+        learning.refuse(self.train, self.lora, word, rate, self.controlnet)
         distil.refuse(self)
         if self.unet is not None and self.transformer is not None:
             raise ValueError("unet and transformer are two kinds of networks: leave one out")
@@ -355,10 +358,11 @@ class TrainConfig(RunConfig):
 
     @property
     def adds(self) -> bool:
-        """Whether adapters or a new word learn: all weights stay as they are, and no checkpoint
-        holds them.
+        """Whether adapters, a new word or a ControlNet learn: all weights of the model stay as they
+        are, and no checkpoint holds them.
         """
-        return self.lora is not None or self.textual_inversion is not None
+        new = self.lora is not None or self.textual_inversion is not None
+        return new or CONTROLNET in self.learns
 
     @property
     def learns(self) -> tuple[str, ...]:

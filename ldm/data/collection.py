@@ -12,6 +12,7 @@ import numpy as np
 
 from ldm.data.content_hash import Captions, Content
 from ldm.data.fixed_captions import FixedCaptions
+from ldm.data.hints import beside
 from ldm.data.images import ImageTransform
 from ldm.data.index import Indexed
 from ldm.data.items import Items, Planned
@@ -137,7 +138,9 @@ class Collection:
             mine = np.zeros(len(source.examples), bool)
             mine[items.index[items.source == number]] = True
             # The settings of a group stand in a file, not in the config.
-            told = (source.weight, source.grammar) if source in self._grouped else None
+            told: Any = (source.weight, source.grammar) if source in self._grouped else None
+            if hints := beside(source):
+                told = told, hints.digest
             content.add(source, mine, told)
         return content.hexdigest()
 

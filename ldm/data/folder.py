@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ldm.data.captions import Grammar
+from ldm.data.hints import Hints
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
 from ldm.data.names import Names, Root, composed, of_windows
@@ -56,6 +57,8 @@ class FolderData(AtPath, Indexed):
         grammar: what becomes of a caption at every use; None: nothing.
         weight: share of the draws against other sources'; None: its number of pictures.
         links: follow links that lead out of the folder; off, they are problems.
+        hints: a folder that does not lie in this one, with a picture of the same name for each,
+            whatever its suffix: what a ControlNet learns to follow; None: there are none.
         lines: which lines of a text file are captions: the ``first`` alone, as in sd-scripts;
             ``each``, of which training draws one; or all of them ``joined`` to one caption.
     """
@@ -68,6 +71,7 @@ class FolderData(AtPath, Indexed):
     grammar: Grammar | None = None
     weight: Weight | None = None
     links: bool = False
+    hints: str | None = None
     lines: Lines = "first"
 
     contents: ClassVar[str] = "pictures"
@@ -106,6 +110,16 @@ class FolderData(AtPath, Indexed):
                 reusable=True,
             )
         ]
+
+    @cached_property
+    def beside(self) -> Hints | None:
+        """The hints, if there are some. Raises ``DataError`` if their folder cannot be read."""
+        if self.hints is None:
+            return None
+        root = Path(self.hints).expanduser()
+        if not root.is_dir():
+            raise DataError(f"{root}: there is no such folder, check data.hints")
+        return Hints(root, walk(root, self.links)[0])
 
     @property
     def _columns(self) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ldm.data.images import Shape
 from ldm.data.source import Contrary, Example, Source
+from ldm.errors import DataError
 
 
 class Item(NamedTuple):
@@ -39,6 +40,13 @@ class Item(NamedTuple):
     def load(self) -> Image.Image:
         """The picture in its own size and mode."""
         return self.source.load(self.index)
+
+    def hint(self) -> Image.Image:
+        """The picture that lies beside it, in its own size and mode (``ldm.data.hints``)."""
+        hints = getattr(self.source, "beside", None)
+        if hints is None:
+            raise DataError(f"{self.source.name}: there are no hints")
+        return hints.load(self.example.key)
 
     def digest(self) -> str:
         """Hex SHA-256 of what the picture is made from."""

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ldm.data.images import ImageTransform, Shape
+from ldm.data.images import ImageTransform, Shape, View
+from ldm.data.items import Item
 from ldm.encoding.cache_keys import pictures_space
 from ldm.models.aside import Aside
 from ldm.storage.cache_root import cache_root
@@ -49,6 +50,12 @@ class Asides:
         with torch.autocast(pixels.device.type, enabled=False):
             return self.aside.made(pixels)
 
+    def beside(self, item: Item, view: View) -> dict[str, Tensor]:
+        """The hint of a picture, seen as that is, where it is told one."""
+        if not self.aside.hinted:
+            return {}
+        return {f"{MADE}hint": self.transform(item.hint(), view, item.shape)}
+
     def drawn(self, seed: int, index: int, shape: Shape, name: str = "aside") -> dict[str, Tensor]:
         """What is drawn for a picture, for a batch."""
         return named(DRAWN, self.aside.drawn(seed, index, shape, name))
@@ -62,12 +69,16 @@ class Asides:
         return self.aside.told(made or self.made(batch["pixels"]), drawn)
 
     def evaluated(
-        self, pixels: Tensor, shape: Shape, seed: int, numbers: Sequence[int]
+        self, pixels: Tensor, items: Sequence[Item], seed: int, numbers: Sequence[int]
     ) -> dict[str, Tensor]:
         """``Condition.extra`` of held-out pictures ``b 3 h w``, which meet the same draws every
         time.
         """
-        rows = [self.drawn(seed, number, shape, "validation aside") for number in numbers]
+        every = zip(items, numbers, strict=True)
+        rows = [
+            self.beside(item, View()) | self.drawn(seed, number, item.shape, "validation aside")
+            for item, number in every
+        ]
         drawn = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return self.told({"pixels": pixels, **{n: x.to(pixels.device) for n, x in drawn.items()}})
 
@@ -77,6 +88,8 @@ class Asides:
         drawn = named(DRAWN, self.aside.drawn(0, 0, (side, side)))
         one = named(MADE, self.aside.made(torch.empty(1, 3, side, side))) if self.cached else {}
         rows = {name: x[0] for name, x in one.items()} | drawn
+        if self.aside.hinted:
+            rows[f"{MADE}hint"] = torch.empty(3, side, side, dtype=torch.uint8)
         return {name: torch.empty(n, *x.shape, dtype=x.dtype) for name, x in rows.items()}
 
 

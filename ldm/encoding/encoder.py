@@ -72,6 +72,7 @@ class Encoder:
         self.latents_cached = cached and codec.network is not None
         if aside is not None:  # where pixels are at hand, arithmetic alone is no work
             cached &= codec.network is not None or aside.network is not None
+            cached &= not aside.hinted
         self.asides = aside and Asides(aside, config.images, cached=cached)
         towers, dropout = conditioner.towers, config.text_dropout
         self.learning = [*towers] if config.textual_inversion else [*config.learns]
@@ -243,7 +244,7 @@ class Encoder:
             return Moments(batch["mean"], batch["logvar"]), self.condition(batch | told)
         x = torch.stack([self._pixels(item, View()) for item in items]).to(device)
         if self.asides:
-            told |= self.asides.evaluated(x, items[0].shape, seed, numbers or range(len(items)))
+            told |= self.asides.evaluated(x, items, seed, numbers or range(len(items)))
         with self._telling():
             cond = self.conditioner.encode(captions).to(device)
         cond = replace(cond, extra=cond.extra | told)
@@ -259,6 +260,7 @@ class Encoder:
         asides = self.asides.caches if self.asides else {}
         key = latent_key(item, view) if self.latents or asides else b""
         told = named(MADE, asides[item.shape][key]) if asides else {}
+        told |= self.asides.beside(item, view) if self.asides else {}
         if self.latents:
             return {**self.latents[item.shape][key], **told}
         return {"pixels": self._pixels(item, view), **told}

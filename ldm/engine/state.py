@@ -146,7 +146,7 @@ def begun(run: Path) -> dict[str, str]:
     return {}
 
 
-_PATH, _KIND = (re.compile(rf"data(\.\d+)?\.{name}") for name in ("path", "kind"))
+_PATH, _KIND = (re.compile(rf"data(\.\d+)?\.{name}") for name in ("(?:path|hints)", "kind"))
 _CONTENT = "data.content"  # stands beside the settings of ``data``: what was found there
 _CHANGED = (
     {_CONTENT: "the pictures or captions"}

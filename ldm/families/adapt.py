@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ldm.config.learning import PARTS, part_of
+from ldm.config.learning import CONTROLNET, PARTS, part_of
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
-from ldm.families import continued
+from ldm.families import continued, controlnet
 from ldm.families.model import Model
 from ldm.families.networks import described, initialised, on_meta
 from ldm.families.reads import learns
@@ -28,6 +28,8 @@ def adapt(model: Model, config: TrainConfig, *, meta: bool = False) -> None:
     """
     if config.lora is not None:
         _adapters(model, config, meta)
+    if CONTROLNET in config.learns:
+        controlnet.put_in(model, config, meta=meta)
     word = config.textual_inversion
     if word is not None:
         for tower in model.family.present(model.networks):
@@ -131,8 +133,10 @@ def learn(model: Model, config: TrainConfig) -> None:
     if model.codec.network is not None:
         model.codec.network.eval()
     if config.gradient_checkpointing:
-        model.network.enable_gradient_checkpointing()
-        for part in set(learns(config, model)) - {model.family.network}:
+        for network in (model.network, model.networks.get(CONTROLNET)):
+            if network is not None:
+                network.enable_gradient_checkpointing()
+        for part in set(learns(config, model)) - {model.family.network, CONTROLNET}:
             # transformers calls it by the second name, and later by the first.
             for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
                 if enable := getattr(model.networks[part], name, None):

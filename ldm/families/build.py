@@ -129,7 +129,8 @@ def _halve(model: Model, config: TrainConfig) -> None:
             " for the gradient: leave it out, or set precision to bfloat16"
         )
     for name, network in model.networks.items():
-        if name != "vae" and (config.adds or name != model.family.network):
+        learns = name in config.learns and not config.lora
+        if name != "vae" and not learns and (config.adds or name != model.family.network):
             halve(network)
 
 

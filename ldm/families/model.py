@@ -18,6 +18,7 @@ from transformers import (
     T5Config,
 )
 
+from ldm.config.learning import CONTROLNET
 from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Predictor, Target, scheduler_config
 from ldm.errors import ConfigError
@@ -25,7 +26,7 @@ from ldm.families.drawing import Drawing
 from ldm.models.aside import Aside
 from ldm.models.codec import Codec, codec_of
 from ldm.models.conditioner import Conditioner, TextConditioner, Towers
-from ldm.models.control import Strength, spoken
+from ldm.models.control import Hint, Strength, spoken
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults, default_sampler
 
@@ -212,7 +213,7 @@ class Family(Drawing, ABC):
                 f"aside: a model of the family {self.name} is told nothing of the picture itself:"
                 " leave it out"
             )
-        return None
+        return Hint() if CONTROLNET in config.learns else None
 
     def conditioner(
         self,
@@ -371,7 +372,7 @@ class Model:
     @property
     def denoiser(self) -> FamilyDenoiser:
         """The network, behind one call."""
-        return FamilyDenoiser(self.family, self.network, self.networks.get("controlnet"))
+        return FamilyDenoiser(self.family, self.network, self.networks.get(CONTROLNET))
 
     def seen_by(self, latent: Tensor) -> NoiseProcess:
         """The noise as pictures of the size of ``latent`` see it."""

@@ -43,8 +43,13 @@ class Aside(Protocol):
         """All that what is made depends on beside pixels and network, with a repr that tells it."""
         ...
 
+    @property
+    def hinted(self) -> bool:
+        """Whether it is a hint: a picture that lies beside, of which the pixels tell nothing."""
+        ...
+
     def made(self, pixels: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
-        """What is made of ``pixels`` in [-1, 1], by name, ``b ...``."""
+        """What is made of ``pixels`` in [-1, 1], by name, ``b ...``; of a hint nothing."""
         ...
 
     def drawn(
@@ -99,6 +104,7 @@ class LowResolution:
     levels: tuple[float, float] = (0.0, 1.0)
 
     network = None
+    hinted = False
 
     @property
     def printed(self) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import MultiControlNetModel
 from torch import Tensor, nn
@@ -26,6 +26,33 @@ SHARE = "hint share"
 """How much of what ControlNets say a sample hears, ``b``; all, where there is none."""
 RESIDUAL = "residual:"
 """What they say to skip connection number k, and last to the middle, ``b c h w``."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """The aside of a ControlNet that learns: ``hint``, ``b 3 h w``, bytes."""
+
+    network = None
+    hinted = True
+    printed: ClassVar[tuple[Any, ...]] = ("hint",)
+
+    def made(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Nothing: the hint is a picture of its own."""
+        return {}
+
+    def drawn(
+        self, seed: int, index: int, shape: tuple[int, int], name: str = "aside"
+    ) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def told(self, made: Mapping[str, Tensor], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The hint in [0, 1]."""
+        return {f"{HINT}0": made["hint"] / 255}
+
+    def asked(self, made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``control_image``."""
+        return {"control_image": made["hint"]}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from ldm.config.learning import CONTROLNET
 from ldm.config.schema import TrainConfig
 from ldm.data.items import Item, Items, evenly_spaced
 from ldm.diffusion.times import LossSecondMoment
@@ -36,6 +37,7 @@ from ldm.families.model import Model
 from ldm.families.noise import process_and_objective
 from ldm.formats import lora, lora_names, textual_inversion
 from ldm.models.lora import collect, named
+from ldm.models.strip_paths import strip_paths
 from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.progress import Progress
@@ -51,7 +53,8 @@ class DenoisingTask(nn.Module):
     """A U-Net, and on request a text encoder, that learn; saved as a pipeline folder.
 
     With ``config.lora`` their adapters learn, and the folder is that of a LoRA; with
-    ``config.textual_inversion`` a new word does, and the folder holds its embeddings.
+    ``config.textual_inversion`` a new word does, and the folder holds its embeddings; a ControlNet
+    that learns is saved alone, as diffusers saves it.
     """
 
     def __init__(
@@ -77,7 +80,8 @@ class DenoisingTask(nn.Module):
         # Only what learns is registered: DDP and the optimiser must not see the frozen rest.
         self.denoiser = model.denoiser
         self.learns = reads.learns(config, model)
-        towers = [name for name in self.learns if name != model.family.network]
+        beside = (model.family.network, CONTROLNET)  # which the denoiser has
+        towers = [name for name in self.learns if name not in beside]
         self.towers = nn.ModuleDict({name: model.networks[name] for name in towers})
         learn(model, config)
         if config.dropout is not None:
@@ -215,6 +219,9 @@ class DenoisingTask(nn.Module):
         elif word is not None:
             rows = [*self.trained().values()]  # of each text encoder
             textual_inversion.write(word.token, rows, folder, self.model.origin)
+        elif CONTROLNET in self.learns:
+            bare(networks[CONTROLNET]).save_pretrained(folder)
+            strip_paths(folder)
         else:
             save_pipeline(self.model, folder)
 
@@ -233,7 +240,9 @@ class DenoisingTask(nn.Module):
                 found |= {f"{part}.{name}": value for name, value in named(updates).items()}
             return found
         for part in learns:
-            if part == self.model.family.network:
+            if part == CONTROLNET:
+                weights = read_network(folder)
+            elif part == self.model.family.network:
                 weights = read_network(folder / part)
             else:
                 network = type(bare(self.model.networks[part]))

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.config.learning import CONTROLNET
 from ldm.config.loader import plain
 from ldm.config.schema import T5Shape, Text, TextShape, TrainConfig, VaeShape
 from ldm.data.cached import CachedData
@@ -49,6 +50,11 @@ def cached_set(config: TrainConfig) -> CachedData | None:
         raise ConfigError(
             f"train: {where}, in which captions are encoded: a text encoder"
             " that learns needs the data that it was made from"
+        )
+    if CONTROLNET in config.learns:
+        raise ConfigError(
+            f"train: {where}, which holds no hints: a ControlNet needs the data that it was made"
+            " from"
         )
     if config.vae == "pixels" or config.condition not in (None, "text"):
         raise ConfigError(f"vae, condition: {where} of latents and text: leave out both")

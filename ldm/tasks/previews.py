@@ -85,6 +85,9 @@ class Previews:
         aside = self._model.aside
         if aside is None:
             return {}
+        if aside.hinted:
+            seen = torch.stack([self._cut(item.hint()) for item, _ in self._chosen])
+            return aside.asked({"hint": seen.to(device)})
         pixels = torch.stack([to_pixels(self._cut(item.load())) for item, _ in self._chosen])
         return aside.asked(aside.made(pixels.to(device)))
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from ldm.config.learning import TextualInversion
+from ldm.config.learning import CONTROLNET, TextualInversion
 from ldm.config.loader import images
 from ldm.config.schema import TrainConfig
+from ldm.data import hints
 from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
 from ldm.encoding.dataset import ImageDraws
@@ -24,6 +26,7 @@ from ldm.engine.sampler_state import Memory
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
 from ldm.families.build import is_model, parameters
+from ldm.families.model import Model
 from ldm.models.attention import set_attention
 from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
@@ -60,9 +63,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     prompt = collection.prompt()
     model = build(config, captions, held=held)
     bfloat16 = config.precision == "bfloat16"
-    for network in (model.network, model.teacher and model.teacher.network):
-        if network is not None:
-            set_attention(network, config.attention, accelerator.device, bfloat16=bfloat16)
+    for network in _denoising(model):
+        set_attention(network, config.attention, accelerator.device, bfloat16=bfloat16)
     frozen = model.codec, model.conditioner
     encoder = Encoder(config, *frozen, accelerator, model.stored, model.aside)
     suites = None
@@ -72,6 +74,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     told = lora_metadata.told(config, model, collection.epoch) if config.lora else None
     task = DenoisingTask(config, model, collection.held_out, encoder, suites, previews, told)
     task.place(accelerator.device)
+    if model.aside is not None and model.aside.hinted:
+        if collection.epoch is None:
+            raise ConfigError("train: a stream has no hints, which a ControlNet learns from")
+        hints.check([collection.train, collection.held_out])
     draws = ImageDraws(config, collection, encoder)
     accelerator.print(
         f"{'U-Net' if model.family.network == 'unet' else model.family.network} of"
@@ -98,10 +104,13 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     told = [] if model.classes == () else [prompt]  # an unconditional model reads none
     ldm = str(Path(sys.executable).with_name("ldm"))
     drawn_by = ["--model", str(base)]
-    if model.aside is not None:  # it goes on from what another draws
+    if model.aside is not None and not model.aside.hinted:  # it goes on from what another draws
         drawn_by = ["--model", "BASE", "--then", str(base)]
     command = [ldm, "sample", *told, *drawn_by]
     kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
+    if CONTROLNET in config.learns:
+        kind = "ControlNet"
+        command += ["--control", "HINT.png"]
     if kind:
         side = config.images.size
         command += [f"--{kind.lower()}", str(final), "--size", f"{side}x{side}"]
@@ -133,6 +142,13 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     return final
 
 
+def _denoising(model: Model) -> list[Any]:
+    """The networks of ``model`` that are told noise: its own, its teacher's, a ControlNet."""
+    teacher = model.teacher and model.teacher.network
+    every = (model.network, teacher, model.networks.get(CONTROLNET))
+    return [network for network in every if network is not None]
+
+
 def _count(pictures: int | None) -> str:
     return "an unknown number of" if pictures is None else f"{pictures:,}"
 
@@ -161,7 +177,9 @@ def save_base(
     config: TrainConfig, captions: Sequence[str], held: CachedData | None, folder: Path
 ) -> None:
     """Writes what adapters or a new word are learnt on, where no folder is that already."""
-    config = replace(config, lora=None, textual_inversion=None, frozen="float32")
+    adds = {"lora": None, "textual_inversion": None, "controlnet": None}
+    train = tuple(part for part in config.train if part != CONTROLNET) or ("unet",)
+    config = replace(config, **adds, train=train, frozen="float32")
     bare = build(config, captions, held=held)
     write_folder(folder, partial(save_pipeline, bare))
 
@@ -173,9 +191,8 @@ def step(config: TrainConfig) -> Step:
     here = "sdpa" if config.attention == "xformers" else config.attention  # which needs a GPU
     bfloat16 = config.precision == "bfloat16"
     teacher = model.teacher and model.teacher.network
-    for network in (model.network, teacher):
-        if network is not None:
-            set_attention(network, here, device_at_hand(), bfloat16=bfloat16)
+    for network in _denoising(model):
+        set_attention(network, here, device_at_hand(), bfloat16=bfloat16)
     frozen = model.codec, model.conditioner
     encoder = Encoder(config, *frozen, None, model.stored, model.aside)
     task = DenoisingTask(config, model, [], encoder)
