@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ldm.config.loader import Duration, config_class
 from ldm.data.ranges import Share
+from ldm.errors import ConfigError
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Kind = Literal["adamw", "adamw8bit", "adafactor", "muon", "lion", "prodigy"]
+
+_ADAM: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8}
+_USUAL: dict[str, dict[str, Any]] = {
+    "adamw": _ADAM,
+    "adamw8bit": _ADAM,
+    "adafactor": {"lr": 1e-2},
+    "muon": _ADAM,
+    "lion": {"lr": 3e-5, "betas": (0.9, 0.99)},
+    "prodigy": _ADAM | {"lr": 1.0},
+}
+"""What is set where nothing is given; a setting that is not here is none of the kind's."""
+_PACKAGES = {
+    "adamw8bit": ("bitsandbytes", "bitsandbytes"),
+    "lion": ("lion_pytorch", "lion-pytorch"),
+    "prodigy": ("prodigyopt", "prodigyopt"),
+}
+"""The module of a kind that torch does not have, and what pip calls it."""
 
 
 @config_class
-class AdamW:
-    """AdamW and its learning rate, a function of images seen.
+class Optimizer:
+    """What makes steps of gradients, and its learning rate, a function of images seen.
 
     Args:
-        lr: peak learning rate.
-        betas: decay of the moments.
-        eps: added to the root of the second moment.
+        kind: ``adamw`` (Loshchilov & Hutter 2019); ``adamw8bit``, its moments in 8 bits
+            (bitsandbytes, Dettmers et al. 2022); ``adafactor``, which keeps of a matrix the sums of
+            its rows and columns (Shazeer & Stern 2018); ``muon``, which makes the momentum of a
+            matrix orthogonal (Jordan et al. 2024), with ``adamw`` for all that is none; ``lion``
+            (Chen et al. 2023); ``prodigy``, which finds its learning rate (Mishchenko & Defazio
+            2023).
+        lr: peak learning rate. None: 1e-4; of ``adafactor`` 1e-2, a share of the size of each
+            weight; of ``lion`` 3e-5; of ``prodigy`` 1, a factor on what it finds.
+        betas: decay of the moments; None: 0.9 and 0.999, of ``lion`` 0.9 and 0.99. ``adafactor``
+            has none.
+        eps: added to the root of the second moment; None: 1e-8. ``adafactor`` and ``lion`` have
+            none.
         weight_decay: decoupled decay (Loshchilov & Hutter 2019); not on vectors (norms and biases).
         clip_norm: largest norm of the gradient of the global batch.
         warmup: linear from 0.
@@ -30,9 +59,10 @@ class AdamW:
         final: last learning rate as a fraction of ``lr``.
     """
 
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    kind: Kind = "adamw"
+    lr: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[Decay, Decay] | None = None
+    eps: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup: Duration = "0 steps"
@@ -41,6 +71,12 @@ class AdamW:
     cooldown: Duration | None = None
 
     def __post_init__(self) -> None:
+        usual = _USUAL[self.kind]
+        for key in ("lr", "betas", "eps"):
+            if getattr(self, key) is None:  # as runs have recorded them ever since
+                object.__setattr__(self, key, usual.get(key))
+            elif key not in usual:
+                raise ValueError(f"optimizer.{key}: {self.kind} has none: leave it out")
         if self.cooldown is not None and self.schedule == "constant":
             raise ValueError(
                 "optimizer.cooldown: a constant schedule does not fall: set optimizer.schedule to"
@@ -53,8 +89,8 @@ class AdamW:
 
 
 @config_class
-class TextToImageAdamW(AdamW):
-    """AdamW for the network that predicts and for text encoders.
+class TextToImageOptimizer(Optimizer):
+    """The same for the network that predicts and for text encoders.
 
     Args:
         text_encoder_lr: peak learning rate of all text encoders, on the same schedule; None:
@@ -63,7 +99,24 @@ class TextToImageAdamW(AdamW):
 
     text_encoder_lr: Annotated[float, Field(gt=0)] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "prodigy" and self.text_encoder_lr is not None:
+            raise ValueError(
+                "optimizer.text_encoder_lr: prodigy finds one learning rate for all: leave it out"
+            )
+
     def factors(self) -> dict[str, float]:
         """What multiplies ``lr`` in parts that have a learning rate of their own."""
         own = self.text_encoder_lr
-        return {} if own is None else {"text_encoder": own / self.lr}
+        return {} if own is None else {"text_encoder": own / (self.lr or 1.0)}
+
+
+def require(settings: Optimizer) -> None:
+    """``ConfigError`` where the package of the kind is not installed."""
+    module, package = _PACKAGES.get(settings.kind, ("", ""))
+    if module and find_spec(module) is None:
+        raise ConfigError(
+            f"optimizer.kind: {settings.kind} needs {package}, which is not installed: pip install"
+            f" {package} (or ldm[optimizers]), or set another kind"
+        )

@@ -17,7 +17,7 @@ from ldm.config.fields import MayChange
 from ldm.config.learning import CONTROLNET, ControlNet, Learning, Lora, TextualInversion
 from ldm.config.loader import Duration, Interval, config_class
 from ldm.config.noise import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
-from ldm.config.optimizer import AdamW, TextToImageAdamW
+from ldm.config.optimizer import Optimizer, TextToImageOptimizer
 from ldm.config.shapes import (
     Classes,
     FamilyName,
@@ -211,7 +211,7 @@ class RunConfig:
         batch_size: images per optimiser step over all processes.
         micro_batch_size: images that fit at once on one process; accumulation follows from it.
         duration: length of the run.
-        optimizer: AdamW and its schedule.
+        optimizer: its kind, and the schedule of its learning rate.
         ema: None trains without.
         precision: of the forward pass; parameters and optimiser stay float32. ``auto``: bfloat16
             where the device has it in hardware, else float32; a run that goes on keeps what it
@@ -236,7 +236,7 @@ class RunConfig:
     batch_size: Batch = 64
     micro_batch_size: MayChange[Batch | None] = None
     duration: Duration
-    optimizer: AdamW = field(default_factory=AdamW)
+    optimizer: Optimizer = field(default_factory=Optimizer)
     ema: Ema | None = field(default_factory=Ema)
     precision: Precision = "auto"
     log_every: MayChange[Positive] = 10
@@ -284,7 +284,7 @@ class TrainConfig(RunConfig):
         distil: a teacher makes what is learnt; None: the data does.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them: less memory, more time, the same gradients.
-        optimizer: AdamW and its schedule.
+        optimizer: its kind, and the schedule of its learning rate.
         ema: None trains without; several half-lives are several averages, of which held-out loss
             chooses.
         validation: None for none.
@@ -326,7 +326,7 @@ class TrainConfig(RunConfig):
     controlnet: ControlNet | None = None
     distil: AnyDistil | None = None
     gradient_checkpointing: MayChange[bool] = False
-    optimizer: TextToImageAdamW = field(default_factory=TextToImageAdamW)
+    optimizer: TextToImageOptimizer = field(default_factory=TextToImageOptimizer)
     ema: TextToImageEma | None = field(default_factory=TextToImageEma)
     validation: MayChange[TextToImageValidation | None] = field(
         default_factory=TextToImageValidation

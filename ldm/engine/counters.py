@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -20,11 +20,17 @@ from ldm.storage.json import JsonError, parse_json, read_json
 log = logging.getLogger(__name__)
 
 FILE = "run.json"
-_KINDS = ("step", "exp_avg", "exp_avg_sq")
 _UNREADABLE = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError,
 )  # fmt: skip
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class Optimizer(TypedDict):
+    """Its kind, and what it has found of all parameters together."""
+
+    kind: str
+    found: dict[str, float]
 
 
 class Counters(TypedDict):
@@ -40,6 +46,7 @@ class Counters(TypedDict):
     memory: NotRequired[list[list[float]] | None]
     average: NotRequired[Annotated[list[int | None], Field(min_length=2, max_length=2)] | None]
     stateless: NotRequired[list[str]]  # parameters that the optimiser has not met yet
+    optimizer: NotRequired[Optimizer]
 
 
 def write(folder: Path, counters: Mapping[str, Any], without: list[str]) -> None:
@@ -67,29 +74,49 @@ def told(folder: Path, key: str, text: Any) -> Any:
 
 
 def check_moments(
-    moments: Mapping[str, Tensor], weights: Mapping[str, Tensor], known: Mapping[str, Any], at: Path
+    moments: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    counted: Set[str],
+    known: Mapping[str, Any],
+    at: Path,
 ) -> None:
     """``CheckpointError`` where the state of an optimiser is not all that a run needs to go on.
 
     Args:
-        moments: as they were read, ``NAME/step`` and the like.
+        moments: as they were read, ``NAME/KEY``.
         weights: the parameters by name.
+        counted: of which the optimiser counts the steps.
         known: the counters beside them; those of an old checkpoint do not say which parameters had
             no state.
         at: the file of the moments.
     """
     without = known.get("stateless")
-    lacking = [name for name in weights if not any(f"{name}/{k}" in moments for k in _KINDS)]
+    there = {key.rpartition("/")[0] for key in moments}
+    lacking = [name for name in weights if name not in there]
     lost = sorted(set(lacking) - set(without or ()))
     told = f"it lacks the optimiser's state of {len(lost)} parameters, the first is {lost[:1]}"
     if lost and without is not None:
         raise CheckpointError(f"{at} is not whole: {told}")
     if lost and len(lost) < len(weights):
         log.warning("%s: %s, which begins anew", at, told)
-    for name in weights.keys() - lacking:
+    for name in (weights.keys() - lacking) & counted:
         step = moments.get(f"{name}/step")
         if step is None or step.numel() != 1:
             raise CheckpointError(f"{at} is not whole: {name}/step is no number of steps")
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path | str
+) -> None:
+    """``CheckpointError`` naming the first tensor of ``folder`` that does not fit the model."""
+    for name, value in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{folder} holds another model: it lacks {name}")
+        if found[name].shape != value.shape:
+            raise CheckpointError(
+                f"{folder} holds another model: {name} is {tuple(found[name].shape)} there and"
+                f" {tuple(value.shape)} in this config; use its config or another run folder"
+            )
 
 
 @contextmanager

@@ -1,66 +1,64 @@
-"""AdamW over the parameters that learn, and its learning rate."""
+"""The optimiser of the parameters that learn, and its learning rate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from ldm.config.schema import AdamW
+from ldm.config.schema import Optimizer
+from ldm.engine.optimizer_kinds import build
+from ldm.engine.optimizer_state import found_so_far, is_matrix
 
-_NOT_DECAYING = ("lora_magnitude_vector", "token_embedding.rows")
 
-
-def adamw(weights: Mapping[str, nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
+def optimizer_of(weights: Mapping[str, nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
     """The optimiser of ``weights``, in groups of one ``factor`` on the learning rate.
 
     Vectors (norms, biases, DoRA's magnitudes) and the embeddings of new words do not decay.
+
+    Raises:
+        ConfigError: a package that it needs is not installed.
     """
     factors = settings.factors()
-
-    def flat_one(name: str) -> bool:
-        return weights[name].ndim < 2 or any(kind in name for kind in _NOT_DECAYING)
 
     def part(name: str) -> str:
         # text_encoder stands for text_encoder_2 as well.
         return next((key for key in factors if name.partition(".")[0].startswith(key)), "")
 
-    groups = []
+    groups = list[dict[str, Any]]()
     for key in ("", *factors):
-        mine = [name for name in weights if part(name) == key]
         beside = {"part": key, "factor": factors.get(key, 1.0)}
-        deep = [weights[name] for name in mine if not flat_one(name)]
-        flat = [weights[name] for name in mine if flat_one(name)]
-        groups += [{"params": deep, **beside}, {"params": flat, "weight_decay": 0.0, **beside}]
-    plain = all(p.device.type in ("cpu", "cuda") for p in weights.values())
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        # The default is a pass over memory for every operation: 2.5 times as slow on a CPU, many
-        # kernels to launch on a GPU.
-        fused=plain or None,
-    )
+        for matrices in (True, False):
+            mine = [
+                weight
+                for name, weight in weights.items()
+                if part(name) == key and is_matrix(name, weight) is matrices
+            ]
+            decay = settings.weight_decay if matrices else 0.0
+            groups.append({"params": mine, "weight_decay": decay, "matrices": matrices, **beside})
+    return build([group for group in groups if group["params"]], settings)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
     """Sets the learning rates of a step of which ``rate`` is that without a factor; returns what is
-    logged: ``learning_rate``, and ``learning_rate/PART`` where a part has its own.
+    logged: ``learning_rate``, and ``learning_rate/PART`` where a part has its own; what ``prodigy``
+    multiplies it by is ``prodigy_d``.
     """
     rates = {"learning_rate": rate}
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
         if group["part"]:
             rates[f"learning_rate/{group['part']}"] = group["lr"]
+    if "d" in (found := found_so_far(optimizer)):
+        rates["prodigy_d"] = found["d"]
     return rates
 
 
 def learning_rate(
-    config: AdamW, seen: int, warmup: int, total: int, cooldown: int | None = None
+    config: Optimizer, seen: int, warmup: int, total: int, cooldown: int | None = None
 ) -> float:
     """Learning rate of the batch that starts at image ``seen``, for lengths in images."""
     if seen < warmup:

@@ -65,14 +65,19 @@ def prepare(
 
     What is gathered at once is a block that its library says should stay in one piece, where the
     launcher does not name others.
+
+    Raises:
+        ConfigError: the optimiser looks at whole weights.
     """
     if accelerator.is_fsdp2:
+        if not isinstance(optimizer, torch.optim.AdamW):
+            raise ConfigError("optimizer.kind: in shards (FSDP) there is adamw alone: set it")
         plugin = accelerator.state.fsdp_plugin
         named = plugin.transformer_cls_names_to_wrap is not None
         if plugin.auto_wrap_policy in (None, transformer_auto_wrap_policy) and not named:
             plugin.auto_wrap_policy = transformer_auto_wrap_policy
             plugin.transformer_cls_names_to_wrap = _blocks(task)
-    # The optimiser stays where it is: ``state.read`` knows where AdamW counts its steps.
+    # The optimiser stays where it is: ``state.read`` knows where it counts its steps.
     return accelerator.prepare(task, optimizer, device_placement=[True, False])
 
 
@@ -88,9 +93,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(value: Tensor, weight: Tensor) -> Tensor:
-    """What this process is to hold of ``value`` beside ``weight``: a shard where that is one."""
+    """What this process is to hold of ``value`` beside ``weight``: a shard where that is one, and
+    in memory as that is where it has its shape (channels last).
+    """
     if not isinstance(weight, DTensor):
-        return value.to(weight.device)
+        if value.shape != weight.shape:
+            return value.to(weight.device)
+        return torch.empty_like(weight, dtype=value.dtype).copy_(value)
     # Without a source every process takes its part of what it has read.
     mine = value.to(weight.to_local().device)
     return distribute_tensor(mine, weight.device_mesh, weight.placements, src_data_rank=None)

@@ -3,7 +3,8 @@
     training/raw.safetensors   training/optimizer.safetensors   training/run.json
     training/average-HALF_LIFE.safetensors of every average that is not the model
 
-All float32 (AdamW's own step counts included), under the names of the parameters.
+All float32 (step counts included), under the names of the parameters; but what an optimiser keeps
+in 8 bits, and the numbers that it keeps as Python's, as integers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from ldm.config.loader import images, plain
 from ldm.config.schema import RunConfig
 from ldm.data.collection import Collection
 from ldm.engine import counters as recorded
+from ldm.engine.counters import check_shapes
 from ldm.engine.optimizer import learning_rate
+from ldm.engine.optimizer_state import give_back
 from ldm.engine.shards import like, whole
 from ldm.errors import CheckpointError, ConfigError
 from ldm.storage import checkpoint
@@ -59,16 +62,18 @@ def collect(
     averages = averages or {}
     found: dict[str, dict[str, Tensor]] = {_RAW: {}, _MOMENTS: {}}
     found |= {_AVERAGE.format(half_life): {} for half_life in averages}
+    met = set[int]()  # safetensors refuses memory that two names have
     for name, parameter in weights.items():
         every = {(_RAW, name): raw[name].detach()}
         every |= {(_AVERAGE.format(h), name): mean[name] for h, mean in averages.items()}
         for kind, moment in optimizer.state[parameter].items():
-            every[_MOMENTS, f"{name}/{kind}"] = moment
+            every[_MOMENTS, f"{name}/{kind}"] = torch.as_tensor(moment)
         for (file, key), value in every.items():
             gathered = whole(value)
             if here:  # what was gathered for the file does not stay on the device
                 kept = gathered.cpu() if gathered is not value else gathered
-                found[file][key] = kept.contiguous()
+                found[file][key] = kept.clone() if id(value) in met else kept.contiguous()
+                met.add(id(value))
     return found
 
 
@@ -77,7 +82,8 @@ def write(folder: Path, found: Mapping[str, dict[str, Tensor]], counters: dict[s
     folder.mkdir()
     for name, tensors in found.items():
         write_tensors(tensors, folder / name)
-    without = [name for name in found[_RAW] if f"{name}/step" not in found[_MOMENTS]]
+    met = {key.rpartition("/")[0] for key in found[_MOMENTS]}
+    without = [name for name in found[_RAW] if name not in met]
     recorded.write(folder, counters, without)
 
 
@@ -92,21 +98,8 @@ def read(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> di
     check_shapes(raw, weights, folder.parent)
     for name, value in weights.items():
         value.copy_(like(raw[name], value))
-    moments, counters = _tensors(folder / _MOMENTS), recorded.read(folder)
-    recorded.check_moments(moments, weights, counters, folder / _MOMENTS)
-    group = {p: group for group in optimizer.param_groups for p in group["params"]}
-    for name, value in weights.items():
-        if f"{name}/step" not in moments:
-            continue  # it has no state before its first step
-        expected = {f"{name}/{kind}": value for kind in ("exp_avg", "exp_avg_sq")}
-        check_shapes(moments, expected, folder / _MOMENTS)
-        optimizer.state[value] = {
-            kind: like(moments[f"{name}/{kind}"], value) for kind in ("exp_avg", "exp_avg_sq")
-        }
-        # AdamW counts on the CPU unless its kernel reads the count.
-        there = group[value].get("fused") or group[value].get("capturable")
-        step = moments[f"{name}/step"]
-        optimizer.state[value]["step"] = step.to(value.device) if there else step
+    counters = recorded.read(folder)
+    give_back(optimizer, weights, _tensors(folder / _MOMENTS), counters, folder / _MOMENTS)
     return counters
 
 
@@ -380,15 +373,3 @@ def _told(identity: Mapping[str, str], key: str) -> str:
 
 def _value(identity: Mapping[str, str], key: str) -> Any:
     return json.loads(identity[key]) if key in identity else None
-
-
-def check_shapes(found: Weights, expected: Weights, folder: Path | str) -> None:
-    """``CheckpointError`` naming the first tensor of ``folder`` that does not fit the model."""
-    for name, value in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{folder} holds another model: it lacks {name}")
-        if found[name].shape != value.shape:
-            raise CheckpointError(
-                f"{folder} holds another model: {name} is {tuple(found[name].shape)} there and"
-                f" {tuple(value.shape)} in this config; use its config or another run folder"
-            )

@@ -26,13 +26,13 @@ from ldm.config.schema import Resume, RunConfig
 from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
-from ldm.engine import nonfinite, shards, signals, state
+from ldm.engine import nonfinite, optimizer_state, shards, signals, state
 from ldm.engine.batch import split_batch
-from ldm.engine.counters import readable
+from ldm.engine.counters import check_shapes, readable
 from ldm.engine.ema import Average, averages
 from ldm.engine.metrics import Metrics
 from ldm.engine.nonfinite import Step
-from ldm.engine.optimizer import adamw, learning_rate, set_rate
+from ldm.engine.optimizer import learning_rate, optimizer_of, set_rate
 from ldm.engine.scaling import LossScale
 from ldm.engine.shutdown import Coordinator
 from ldm.engine.task import Draws, Task, evaluating
@@ -78,7 +78,7 @@ class Trainer:
         self.batch = config.batch_size
         self.share, self.micro = split_batch(config, accelerator.num_processes)
         self.total = images(config.duration, self.batch, self.epoch)
-        self.optimizer = adamw(task.trained(), config.optimizer)
+        self.optimizer = optimizer_of(task.trained(), config.optimizer)
         self.model, self.stepper = shards.prepare(accelerator, task, self.optimizer)  # type: ignore
         self.weights = task.trained()
         self.ema = task.average = averages(config, self.weights, collection)
@@ -334,6 +334,7 @@ class Trainer:
             "identity": self.identity,
             "average": self.ema and self.ema.choice,
             "scale": self.scale.state(),
+            "optimizer": optimizer_state.told(self.optimizer),
             "attention": getattr(self.config, "attention", None),
         }
         state.write(folder / "training", found, counters)
@@ -381,7 +382,7 @@ class Trainer:
         counters = state.read(folder / "training", self.weights, self.optimizer)
         if self.ema:
             averaged, half_lives = self.task.read(folder), self.ema.members
-            state.check_shapes(averaged, self.weights, folder)
+            check_shapes(averaged, self.weights, folder)
             others = state.averages(folder / "training", half_lives, self.weights)
             self.ema.load(counters.get("average"), averaged, others)
         self.seen, self.window.sums = counters["images"], counters["window"]

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from ldm.config.costly import costly
 from ldm.config.loader import load
+from ldm.config.optimizer import require as require_optimizer
 from ldm.config.provenance import check_folder
 from ldm.config.schema import RunConfig
 from ldm.data.folder import FolderData
@@ -71,6 +72,8 @@ class Command(Generic[C]):
         self.config: C = _at_hand(load(schema, arguments.config, arguments.overrides))
         check_folder(Path(self.config.run))
         require(self.config.trackers)
+        if not arguments.dry_run:
+            require_optimizer(self.config.optimizer)
         for line in costly(self.config) if main_process() else ():
             log.warning(line)
         self.dry_run: bool = arguments.dry_run

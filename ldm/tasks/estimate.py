@@ -30,6 +30,7 @@ from torch.utils.flop_counter import (
 
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
+from ldm.engine import optimizer_state
 from ldm.engine.precision import DTYPES, device_at_hand, has_bfloat16, named
 from ldm.engine.task import Task
 
@@ -78,7 +79,7 @@ class Cost:
         unread: those that it does not read and that are gone meanwhile.
         learning: parameters that do.
         average: their moving average.
-        moments: AdamW's two.
+        moments: what the optimiser keeps.
         working: most that lives at once within a step: gradients, what is kept for the backward
             pass, temporaries.
         checkpoint: one on disk.
@@ -133,6 +134,13 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
     convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
     trained, copies = _bytes(learning), len(config.ema.half_lives) if config.ema else 0
+    named = {
+        f"{part}.{name}": p
+        for part, network in there.items()
+        for name, p in network.named_parameters()
+        if p.requires_grad
+    }
+    moments = optimizer_state.size(config.optimizer.kind, named)
     held = (
         trained
         if step.saved is None
@@ -143,15 +151,15 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         unread=sum(_bytes(step.networks[name].parameters()) for name in step.unread),
         learning=trained,
         average=trained * copies,
-        moments=2 * trained,
+        moments=moments,
         working=live.peak,
-        # The raw weights, two moments and further averages beside them.
-        checkpoint=held + (3 + max(copies - 1, 0)) * trained,
+        # The raw weights, moments and further averages beside them.
+        checkpoint=held + moments + (1 + max(copies - 1, 0)) * trained,
         convolution=parts * convolution,
         product=parts * (sum(counted.values()) - convolution),
-        # The optimiser reads weight, gradient and two moments, and writes all but one; an average
-        # is read and written.
-        traffic=parts * live.traffic + (7 + 2 * copies) * trained,
+        # The optimiser reads weight, gradient and moments, and writes all but the gradient; an
+        # average is read and written.
+        traffic=parts * live.traffic + (3 + 2 * copies) * trained + 2 * moments,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ldm.config.loader import validate
-from ldm.config.schema import AdamW, RunConfig, TrainConfig, VaeShape
+from ldm.config.schema import Optimizer, RunConfig, TrainConfig, VaeShape
 from ldm.data.collection import Collection
 from ldm.data.images import ImageTransform
 from ldm.demo.shapes import ShapesData
@@ -30,13 +30,13 @@ from runs import accelerator, train, tree
 TOTAL, WARMUP, BATCH = 100_000, 2_000, 50
 
 
-def rates(config: AdamW) -> list[float]:
+def rates(config: Optimizer) -> list[float]:
     """Learning rate of every batch of a run."""
     return [learning_rate(config, seen, WARMUP, TOTAL) for seen in range(0, TOTAL, BATCH)]
 
 
 def test_warm_up_is_linear_and_ends_at_the_peak():
-    config = AdamW(lr=2e-3, schedule="cosine", final=0.1)
+    config = Optimizer(lr=2e-3, schedule="cosine", final=0.1)
     for seen in range(0, WARMUP, BATCH):
         expected = 2e-3 * (seen + 1) / (WARMUP + 1)
         assert learning_rate(config, seen, WARMUP, TOTAL) == pytest.approx(expected, rel=1e-12)
@@ -48,7 +48,7 @@ def test_warm_up_is_linear_and_ends_at_the_peak():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("final", [0.0, 0.1])
 def test_schedules_fall_from_the_peak_to_the_end(schedule, final):
-    config = AdamW(lr=2e-3, schedule=schedule, final=final)
+    config = Optimizer(lr=2e-3, schedule=schedule, final=final)
     middle, end = WARMUP + (TOTAL - WARMUP) // 2, TOTAL
     at = {seen: learning_rate(config, seen, WARMUP, TOTAL) for seen in (WARMUP, middle, end)}
     assert at[WARMUP] == 2e-3
@@ -59,7 +59,7 @@ def test_schedules_fall_from_the_peak_to_the_end(schedule, final):
 
 
 def test_a_cooldown_falls_at_the_end_alone():
-    config = AdamW(lr=2e-3, schedule="linear", final=0.1, cooldown="10k images")
+    config = Optimizer(lr=2e-3, schedule="linear", final=0.1, cooldown="10k images")
     found = {
         seen: learning_rate(config, seen, WARMUP, TOTAL, 10_000)
         for seen in (0, WARMUP, 90_000, 95_000, TOTAL)
@@ -67,18 +67,18 @@ def test_a_cooldown_falls_at_the_end_alone():
     assert found[0] == 2e-3 / (WARMUP + 1) and found[WARMUP] == found[90_000] == 2e-3
     assert found[95_000] == pytest.approx(2e-3 * 0.55) and found[TOTAL] == pytest.approx(2e-4)
     # Of a run that is shorter than that, all but the warmup.
-    plain = AdamW(lr=2e-3, schedule="linear", final=0.1)
+    plain = Optimizer(lr=2e-3, schedule="linear", final=0.1)
     assert learning_rate(config, 5_000, WARMUP, 9_000, 10_000) == learning_rate(
         plain, 5_000, WARMUP, 9_000
     )
     with pytest.raises(ValueError, match=r"optimizer\.cooldown: a constant schedule"):
-        AdamW(cooldown="10k images")
+        Optimizer(cooldown="10k images")
 
 
 def test_a_quarter_of_the_way_tells_linear_from_cosine():
     quarter = WARMUP + (TOTAL - WARMUP) // 4
     found = {
-        schedule: learning_rate(AdamW(lr=1.0, schedule=schedule), quarter, WARMUP, TOTAL)
+        schedule: learning_rate(Optimizer(lr=1.0, schedule=schedule), quarter, WARMUP, TOTAL)
         for schedule in ("constant", "linear", "cosine")
     }
     assert found["constant"] == 1.0
@@ -305,7 +305,7 @@ def test_weight_decay_only_on_matrices(tmp_path):
         run=str(tmp_path),
         data=(),
         duration="1 step",
-        optimizer=AdamW(lr=0.5, weight_decay=0.25),
+        optimizer=Optimizer(lr=0.5, weight_decay=0.25),
     )
     collection = Collection(ShapesData(count=2), ImageTransform())
     trainer = Trainer(config, task, [], collection, accelerator())

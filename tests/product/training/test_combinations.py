@@ -19,7 +19,7 @@ from ldm.data.collection import Collection
 from ldm.diffusion import Edm, VariancePreserving, predictor
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
-from ldm.engine.optimizer import adamw
+from ldm.engine.optimizer import optimizer_of
 from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.families.noise import process_and_objective
@@ -141,7 +141,8 @@ def test_the_legal_train_and_draw(row, collection):
     model = build(run, collection.captions())
     encoder = Encoder(run, model.codec, model.conditioner, accelerator())
     task = DenoisingTask(run, model, collection.held_out, encoder)
-    draws, optimizer = ImageDraws(run, collection, encoder), adamw(task.trained(), run.optimizer)
+    draws = ImageDraws(run, collection, encoder)
+    optimizer = optimizer_of(task.trained(), run.optimizer)
     before = {name: value.detach().clone() for name, value in task.trained().items()}
     for step in range(2):
         batch = default_collate([draws[4 * step + n] for n in range(4)])

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from launched import ENVIRONMENT, digests, finish, losses, start, steps, wait_for
 from ldm.config.loader import validate
-from ldm.config.optimizer import TextToImageAdamW
+from ldm.config.optimizer import TextToImageOptimizer
 from ldm.config.schema import TrainConfig
 from ldm.data.collection import Collection
 from ldm.demo.shapes import ShapesData
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
-from ldm.engine.optimizer import adamw
+from ldm.engine.optimizer import optimizer_of
 from ldm.families.build import build
 from ldm.formats import lora, textual_inversion
 from ldm.pipeline import LatentDiffusionPipeline
@@ -242,7 +242,7 @@ def test_velocity_at_zero_terminal_snr_and_pictures_of_two_shapes(tmp_path):
 def test_both_text_encoders_learn_at_their_own_rate():
     names = ("unet.a", "text_encoder.a", "text_encoder_2.a")
     weights = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in names}
-    optimizer = adamw(weights, TextToImageAdamW(lr=1e-3, text_encoder_lr=1e-4))
+    optimizer = optimizer_of(weights, TextToImageOptimizer(lr=1e-3, text_encoder_lr=1e-4))
     found = {
         name: group["factor"]
         for group in optimizer.param_groups
