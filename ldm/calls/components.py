@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -33,6 +34,15 @@ class Components:
     components: dict[str, Any]
     config: Any
     image_processor: Any
+    _asked_through: Callable[[Denoiser], Denoiser] | None = None
+
+    def asking(self, through: Callable[[Denoiser], Denoiser]) -> Self:
+        """The same pipeline over the same components, whose calls ask ``through(denoiser)`` in
+        place of the denoiser: who evaluates the network, when, and together with what.
+        """
+        view = copy.copy(self)
+        view._asked_through = through
+        return view
 
     @property
     def family(self) -> Family:
@@ -119,7 +129,7 @@ class Components:
         def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
             return network(x_t.to(dtype), timestep, cond).float()
 
-        return denoise
+        return denoise if self._asked_through is None else self._asked_through(denoise)
 
     def _finished(self, whole: Tensor, form: str) -> tuple[Any, list[bool] | None]:
         """Pictures of pixels, or latents, ``whole``, in their ``form``, those black that must not

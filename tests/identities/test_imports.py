@@ -17,6 +17,7 @@ FILES = sorted([*(ROOT / "ldm").rglob("*.py"), *(ROOT / "training").rglob("*.py"
 LEVELS = [
     {"training"},
     {"ldm.cli"},
+    {"ldm.serving"},
     {"ldm.tasks"},
     {"ldm.engine"},
     {"ldm.encoding"},
