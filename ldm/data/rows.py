@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +104,9 @@ class Rows(Sequence[Example]):
                     good.append(batch)
                     self.part.append(number)
         self._batches = good
+        self._columns = [dict(zip(b.schema.names, b.columns, strict=True)) for b in good]
         self._starts = np.cumsum([0, *map(len, good)])
+        self._edges: list[int] = self._starts.tolist()
         self._fraction = held_out_fraction
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -122,20 +125,22 @@ class Rows(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        captions = tuple(self._cell("captions", index))
-        return Example(self._cell("key", index), captions, bool(self.held_out[index]))
+        batch, row = self._find(index)
+        key, captions = (self._columns[batch][name][row].as_py() for name in ("key", "captions"))
+        return Example(key, tuple(captions), bool(self.held_out[index]))
 
     def _find(self, index: int) -> tuple[int, int]:
         """Number of the batch that row ``index`` is in, and its place there."""
-        if not -len(self) <= index < len(self):
+        count = self._edges[-1]
+        if not -count <= index < count:
             raise IndexError(index)
-        index %= len(self)
-        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return batch, index - int(self._starts[batch])
+        index %= count
+        batch = bisect_right(self._edges, index) - 1
+        return batch, index - self._edges[batch]
 
     def _cell(self, column: str, index: int):
         batch, row = self._find(index)
-        return self._batches[batch].column(column)[row].as_py()
+        return self._columns[batch][column][row].as_py()
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers, ``n``."""

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
         VariancePreserving,
     )
     from ldm.diffusion.schedulers import process_of, scheduler_config, target_of
-    from ldm.diffusion.streams import normal, stratified, stream
+    from ldm.diffusion.streams import Streams, normal, normals, stratified, stream
     from ldm.diffusion.target import Prediction, coefficients, determinant
 
 __all__ = [
     "Condition", "ContinuousVP", "Cosine", "Denoiser", "DiscreteVP", "Edm", "Level", "LossTerms",
-    "NoiseProcess", "Objective", "Prediction", "Predictor", "RectifiedFlow", "Schedule", "Target",
-    "TargetName", "TrainedVP", "VarianceExploding", "VariancePreserving", "Weighting",
-    "WeightingName", "coefficients", "determinant", "normal", "predictor", "process_of",
+    "NoiseProcess", "Objective", "Prediction", "Predictor", "RectifiedFlow", "Schedule", "Streams",
+    "Target", "TargetName", "TrainedVP", "VarianceExploding", "VariancePreserving", "Weighting",
+    "WeightingName", "coefficients", "determinant", "normal", "normals", "predictor", "process_of",
     "scheduler_config", "stratified", "stream", "target_of",
 ]  # fmt: skip
 __getattr__, __dir__ = front(
@@ -40,7 +40,7 @@ __getattr__, __dir__ = front(
         "ldm.diffusion.process": "ContinuousVP Cosine DiscreteVP NoiseProcess RectifiedFlow"
         " TrainedVP VarianceExploding VariancePreserving",
         "ldm.diffusion.schedulers": "process_of scheduler_config target_of",
-        "ldm.diffusion.streams": "normal stratified stream",
+        "ldm.diffusion.streams": "Streams normal normals stratified stream",
         "ldm.diffusion.target": "Prediction coefficients determinant",
     },
 )

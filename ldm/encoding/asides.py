@@ -50,15 +50,21 @@ class Asides:
         with torch.autocast(pixels.device.type, enabled=False):
             return self.aside.made(pixels)
 
-    def beside(self, item: Item, view: View) -> dict[str, Tensor]:
-        """The hint of a picture, seen as that is, where it is told one."""
+    def beside(self, items: Sequence[Item], views: Sequence[View]) -> dict[str, Tensor]:
+        """The hints of pictures of one shape, seen as those are, ``b 3 h w``, where the network is
+        told some.
+        """
         if not self.aside.hinted:
             return {}
-        return {f"{MADE}hint": self.transform(item.hint(), view, item.shape)}
+        hints = [self.transform(i.hint(), v, i.shape) for i, v in zip(items, views, strict=True)]
+        return {f"{MADE}hint": torch.stack(hints)}
 
-    def drawn(self, seed: int, index: int, shape: Shape, name: str = "aside") -> dict[str, Tensor]:
-        """What is drawn for a picture, for a batch."""
-        return named(DRAWN, self.aside.drawn(seed, index, shape, name))
+    def drawn(
+        self, seed: int, indexes: Sequence[int], shape: Shape, name: str = "aside"
+    ) -> dict[str, Tensor]:
+        """What is drawn for pictures of one shape, for a batch, ``b ...``."""
+        rows = [self.aside.drawn(seed, index, shape, name) for index in indexes]
+        return named(DRAWN, {key: torch.stack([row[key] for row in rows]) for key in rows[0]})
 
     def told(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``Condition.extra`` of a batch."""
@@ -74,23 +80,19 @@ class Asides:
         """``Condition.extra`` of held-out pictures ``b 3 h w``, which meet the same draws every
         time.
         """
-        every = zip(items, numbers, strict=True)
-        rows = [
-            self.beside(item, View()) | self.drawn(seed, number, item.shape, "validation aside")
-            for item, number in every
-        ]
-        drawn = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        drawn = self.beside(items, [View()] * len(items))
+        drawn |= self.drawn(seed, numbers, items[0].shape, "validation aside")
         return self.told({"pixels": pixels, **{n: x.to(pixels.device) for n, x in drawn.items()}})
 
     def example(self, n: int) -> dict[str, Tensor]:
         """What a batch of ``n`` images holds of it, without values."""
         side = self.transform.size
-        drawn = named(DRAWN, self.aside.drawn(0, 0, (side, side)))
+        drawn = self.drawn(0, [0], (side, side))
         one = named(MADE, self.aside.made(torch.empty(1, 3, side, side))) if self.cached else {}
-        rows = {name: x[0] for name, x in one.items()} | drawn
+        rows = one | drawn
         if self.aside.hinted:
-            rows[f"{MADE}hint"] = torch.empty(3, side, side, dtype=torch.uint8)
-        return {name: torch.empty(n, *x.shape, dtype=x.dtype) for name, x in rows.items()}
+            rows[f"{MADE}hint"] = torch.empty(1, 3, side, side, dtype=torch.uint8)
+        return {name: torch.empty(n, *x.shape[1:], dtype=x.dtype) for name, x in rows.items()}
 
 
 def named(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

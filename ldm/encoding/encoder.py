@@ -118,7 +118,7 @@ class Encoder:
             return
         if not self.conditioner.towers:
             for text in [*captions, *(item.caption(None) for item in collection.held_out)]:
-                self.caption(text)  # whether it says a class
+                self.captions([text])  # whether it says a class
         if collection.epoch is None:
             log.info("a stream is not encoded ahead: both encoders run at every step")
             self.latents_cached, self.text_cached = False, []
@@ -213,8 +213,8 @@ class Encoder:
 
     def _seen(self, wanted: CacheKeys, rows: Sequence[int]) -> Tensor:
         """Pixels ``b 3 h w`` of what ``rows`` are numbers of."""
-        x = torch.stack([self._pixels(*wanted.at(row)) for row in rows])
-        return x.to(self.accelerator.device)
+        items, views = zip(*map(wanted.at, rows), strict=True)
+        return self._pixels(items, views).to(self.accelerator.device)
 
     @torch.no_grad()
     def encode_captions(
@@ -238,11 +238,10 @@ class Encoder:
         if distil := self.config.distil:
             told[SCALE] = torch.full((len(items),), distil.middle, dtype=torch.float64).to(device)
         if self.folder:
-            both = zip(items, captions, strict=True)
-            rows = [{**self.picture(i, View()), **self.caption(c)} for i, c in both]
-            batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+            rows = self.pictures(items, [View()] * len(items)) | self.captions(captions)
+            batch = {name: value.to(device) for name, value in rows.items()}
             return Moments(batch["mean"], batch["logvar"]), self.condition(batch | told)
-        x = torch.stack([self._pixels(item, View()) for item in items]).to(device)
+        x = self._pixels(items, [View()] * len(items)).to(device)
         if self.asides:
             told |= self.asides.evaluated(x, items, seed, numbers or range(len(items)))
         with self._telling():
@@ -250,51 +249,57 @@ class Encoder:
         cond = replace(cond, extra=cond.extra | told)
         return self.codec.encode(x), cond
 
-    def _pixels(self, item: Item, view: View) -> Tensor:
-        return to_pixels(self.transform(item.load(), view, item.shape))
+    def _pixels(self, items: Sequence[Item], views: Sequence[View]) -> Tensor:
+        seen = [self.transform(i.load(), v, i.shape) for i, v in zip(items, views, strict=True)]
+        return to_pixels(torch.stack(seen))
 
-    def picture(self, item: Item, view: View) -> dict[str, Tensor]:
-        """``mean`` and ``logvar`` of the latent, or ``pixels`` where latents are not cached; and
-        what is cached of that which the network is told of the picture itself.
+    def pictures(self, items: Sequence[Item], views: Sequence[View]) -> dict[str, Tensor]:
+        """Of ``items`` of one shape ``mean`` and ``logvar``, or ``pixels`` where those are not
+        cached; and what is cached of what the network is told of them. ``b ...``.
         """
-        asides = self.asides.caches if self.asides else {}
-        key = latent_key(item, view) if self.latents or asides else b""
-        told = named(MADE, asides[item.shape][key]) if asides else {}
-        told |= self.asides.beside(item, view) if self.asides else {}
+        asides, shape = self.asides.caches if self.asides else {}, items[0].shape
+        keys = [*map(latent_key, items, views)] if self.latents or asides else []
+        told = named(MADE, asides[shape].rows(keys)) if asides else {}
+        told |= self.asides.beside(items, views) if self.asides else {}
         if self.latents:
-            return {**self.latents[item.shape][key], **told}
-        return {"pixels": self._pixels(item, view), **told}
+            return {**self.latents[shape].rows(keys), **told}
+        return {"pixels": self._pixels(items, views), **told}
 
-    def caption(self, text: str, told: Sequence[bool] = ()) -> dict[str, Tensor]:
-        """What each text tower says to ``text``, as ``TOWER.NAME``, or ``TOWER.ids`` where that is
-        not cached; of a model of classes ``ids``.
+    def captions(
+        self, texts: Sequence[str], told: Sequence[Sequence[bool]] = ()
+    ) -> dict[str, Tensor]:
+        """What each text tower says to ``texts``, as ``TOWER.NAME``, or ``TOWER.ids`` where that is
+        not cached; of a model of classes ``ids``. All ``b ...``.
 
         Args:
-            text: the caption.
-            told: whether each tower is told it, or the empty text; empty: all are.
+            texts: the captions.
+            told: whether each tower is told each, ``b towers``, or the empty text; empty: all are.
 
         Raises:
-            DataError: the text says no class of a model of classes.
+            DataError: a text says no class of a model of classes.
         """
         towers, found = self.conditioner.towers, dict[str, Tensor]()
-        heard = [text if t else "" for t in told or [True] * max(1, len(towers))]
+        shares = told or [[True] * max(1, len(towers))] * len(texts)
+        heard = [
+            [text if tells else "" for text, tells in zip(texts, column, strict=True)]
+            for column in zip(*shares, strict=True)
+        ]
         try:
             with self._telling():
                 for name, mine in zip(towers, heard, strict=bool(towers)):
                     if name in self.text:
-                        said = self.text[name][key_of(mine)]
+                        said = self.text[name].rows([key_of(text) for text in mine])
                     else:
-                        said = {"ids": towers[name].tokenize([mine])[0]}
+                        said = {"ids": towers[name].tokenize(mine)}
                     found |= {f"{name}.{key}": value for key, value in said.items()}
                 if not towers:
-                    found["ids"] = self.conditioner.tokenize(heard)[0]
+                    found["ids"] = self.conditioner.tokenize(heard[0])
         except ValueError as error:
             raise DataError(f"condition: the caption {error}") from None
-        mutes = self.conditioner.mutes
-        if self.conditioner.zeros or mutes:
+        if self.conditioner.zeros or self.conditioner.mutes:
+            tells = found["told"] = torch.tensor(shares)
             # Where all of those are told nothing it is "", from which guidance steers away.
-            whole = not told or (mutes and not any(told))
-            found["told"] = torch.tensor([True] * len(towers) if whole else told)
+            tells[~tells.any(1)] |= self.conditioner.mutes
         return found
 
     @torch.no_grad()
@@ -368,9 +373,9 @@ class Encoder:
         if self._accelerator is None:
             return Condition.of({name: x[:1] for name, x in cond.tensors().items()})
         if self._null is None:
-            row = self.caption("", [False] * max(1, len(self.conditioner.towers)))
+            row = self.captions([""], [[False] * max(1, len(self.conditioner.towers))])
             device = self.accelerator.device
-            self._null = self._heard({name: x[None].to(device) for name, x in row.items()})
+            self._null = self._heard({name: x.to(device) for name, x in row.items()})
         return self._null
 
     def _heard(self, batch: dict[str, Tensor]) -> Condition:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from multiprocessing import active_children
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from ldm.engine.signals import SIGNALS
 from ldm.engine.task import Draws
@@ -28,17 +28,23 @@ def loader(draws: Draws, sampler: Any, workers: int) -> DataLoader[Any]:
     """The batches of ``sampler``, read by ``workers`` processes, or by this one if that is 0.
 
     Args:
-        draws: map-style.
+        draws: map-style; those that know ``__getitems__`` give finished batches.
         sampler: lists of numbers of ``draws``.
         workers: one that hangs ends the run after ``ldm.engine.watch.patience``.
     """
     return DataLoader(
         draws,  # type: ignore[arg-type]
         batch_sampler=sampler,
+        collate_fn=_collated,
         num_workers=workers,
         worker_init_fn=ignore_signals,
         timeout=patience() if workers else 0,
     )
+
+
+def _collated(drawn: Any) -> Any:
+    """A batch: what ``__getitems__`` gave, or rows side by side."""
+    return drawn if isinstance(drawn, dict) else default_collate(drawn)
 
 
 @contextmanager

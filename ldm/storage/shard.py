@@ -15,9 +15,10 @@ import math
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -81,23 +82,32 @@ class Shard:
             raise ShardError("its keys are not what was written (their checksum differs)")
         self.keys = np.frombuffer(raw, "S16")
 
-    def row(self, number: int) -> dict[str, Tensor]:
-        """The tensors of row ``number``, in memory of their own.
+    def empty(self, count: int) -> dict[str, Tensor]:
+        """Room for so many rows, ``count ...`` by column."""
+        columns = self._columns.items()
+        return {name: torch.empty(count, *c.shape, dtype=c.dtype) for name, c in columns}
+
+    def read(self, numbers: Sequence[int], into: Mapping[str, Tensor], at: Sequence[int]) -> None:
+        """Reads the rows ``numbers`` into the rows ``at`` of ``into``, made by ``empty``.
 
         Raises:
-            ShardError: they are not what was written.
+            ShardError: they are not what was written, or not like those of ``into``.
             OSError: the file cannot be read any more.
         """
-        found, total = {}, 0
-        for name, column in self._columns.items():
-            value = torch.empty(column.shape, dtype=column.dtype)
-            raw = value.reshape(-1).view(torch.uint8).numpy()
-            _fill(raw, self.file, column.start + number * column.size)
-            total = zlib.crc32(raw, total)
-            found[name] = value
-        if self._sums is not None and total != self._sums[number + 1]:
-            raise ShardError("an entry is not what was written (its checksum differs)")
-        return found
+        alike = {name: (c.dtype, c.shape) for name, c in self._columns.items()}
+        if alike != {name: (x.dtype, [*x.shape[1:]]) for name, x in into.items()}:
+            raise ShardError("its entries are not like those of the files beside it")
+        raw = {name: x.reshape(len(x), -1).view(torch.uint8).numpy() for name, x in into.items()}
+        parts = [(raw[name], column.start, column.size) for name, column in self._columns.items()]
+        read = _reader(self.file)
+        for number, place in zip(numbers, at, strict=True):
+            total = 0
+            for rows, start, size in parts:
+                row = rows[place]
+                _fill(row, read, start + number * size)
+                total = zlib.crc32(row, total)
+            if self._sums is not None and total != self._sums[number + 1]:
+                raise ShardError("an entry is not what was written (its checksum differs)")
 
 
 def checksums(keys: np.ndarray, columns: Mapping[str, Tensor]) -> dict[str, str]:
@@ -166,34 +176,44 @@ def _column(entry: _Entry, start: int, end: int) -> _Column:
 _open: OrderedDict[Path, int] = OrderedDict()
 
 
+_Reader: TypeAlias = Callable[[Any, int], int]
+"""(buffer, where it begins in the file) -> bytes that were read."""
+
+
 def _read(file: Path, start: int, size: int) -> bytes:
     raw = np.empty(size, np.uint8)
-    _fill(raw, file, start)
+    _fill(raw, _reader(file), start)
     return raw.tobytes()
 
 
-def _fill(raw: np.ndarray, file: Path, start: int) -> None:
-    """Reads ``raw``, uint8 ``n``, from ``start`` of ``file`` on. Not from where a descriptor is:
-    forked processes share that.
-    """
-    done = 0
-    if not hasattr(os, "preadv"):  # Windows
-        with file.open("rb") as stream:
-            stream.seek(start)
-            done = stream.readinto(memoryview(raw))
-    while done < len(raw) and (some := _some(file, memoryview(raw)[done:], start + done)):
+def _fill(raw: np.ndarray, read: _Reader, start: int) -> None:
+    """Reads ``raw``, uint8 ``n``, from ``start`` on."""
+    done = read(raw, start)
+    while done < len(raw) and (some := read(raw[done:], start + done)):
         done += some
     if done < len(raw):
         raise ShardError("it has become shorter")
 
 
-def _some(file: Path, buffer: memoryview, start: int) -> int:
+def _reader(file: Path) -> _Reader:
+    """What reads ``file`` until another is opened. Not from where a descriptor is: forked processes
+    share that.
+    """
+    if not hasattr(os, "preadv"):  # Windows
+        return partial(_read_of, file)
     if file not in _open:
         while len(_open) >= _OPEN:
             os.close(_open.popitem(last=False)[1])
         _open[file] = os.open(file, os.O_RDONLY)
     _open.move_to_end(file)
-    return os.preadv(_open[file], [buffer], start)
+    descriptor = _open[file]
+    return lambda buffer, start: os.preadv(descriptor, [buffer], start)
+
+
+def _read_of(file: Path, buffer: Any, start: int) -> int:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return stream.readinto(buffer)
 
 
 def _forget(file: Path) -> None:

@@ -146,33 +146,51 @@ class TensorCache:
     def _note(self, what: str) -> Path:
         return self.folder / f"covers-{what[:32]}.json"
 
-    def _find(self, key: bytes) -> int | None:
-        wanted = np.array([key], "S16")
-        row = int(np.searchsorted(self._keys, wanted)[0])
-        if row < len(self._keys) and self._keys[row] == wanted[0]:
-            return int(self._places[row])
-        return None
+    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of ``_keys`` where ``keys`` (S16, ``b``) would lie, and whether they do."""
+        rows = np.searchsorted(self._keys, keys)
+        there = rows < len(self._keys)
+        there[there] = self._keys[rows[there]] == keys[there]
+        return rows, there
 
     def __contains__(self, key: bytes) -> bool:
-        return self._find(key) is not None
+        return bool(self._find(column_of([key]))[1][0])
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def __getitem__(self, key: bytes) -> dict[str, Tensor]:
-        """The tensors of one entry, without a batch axis.
+        """``rows`` of one entry, without a batch axis."""
+        return {name: value[0] for name, value in self.rows([key]).items()}
+
+    def rows(self, keys: Sequence[bytes]) -> dict[str, Tensor]:
+        """The tensors of some entries, at least one, ``b ...``: each entry is read once, shard by
+        shard and in the order of the file.
 
         Raises:
-            DataError: it is not there, or not what was written.
+            DataError: one is not there, or not what was written.
         """
-        place = self._find(key)
-        if place is None:
-            raise self._lacking(key)
-        shard = self._shards[place >> 32]
-        try:
-            return shard.row(place & 0xFFFFFFFF)
-        except (ShardError, OSError) as error:
-            raise self._damaged(shard.file, error) from None
+        found, there = self._find(column_of(keys))
+        if not there.all():
+            raise self._lacking(keys[int(there.argmin())])
+        places, first, number = np.unique(
+            self._places[found], return_index=True, return_inverse=True
+        )
+        shards = places >> 32
+        into: dict[str, Tensor] = {}
+        for n in np.unique(shards).tolist():
+            shard, mine = self._shards[n], shards == n
+            into = into or shard.empty(len(keys))
+            try:
+                shard.read((places[mine] & 0xFFFFFFFF).tolist(), into, first[mine].tolist())
+            except (ShardError, OSError) as error:
+                raise self._damaged(shard.file, error) from None
+        again = np.flatnonzero(first[number] != np.arange(len(keys)))
+        if len(again):
+            to, of = torch.from_numpy(again), torch.from_numpy(first[number[again]])
+            for value in into.values():
+                value[to] = value[of]
+        return into
 
     def _lacking(self, key: bytes) -> DataError:
         told = f"{self.folder} lacks the entry {key.hex()}, which should be in it"

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -179,6 +180,28 @@ def test_duplicates_are_made_once(tmp_path):
     assert float(cache[a]["mean"][0, 0]) in (0, 2, 3)
 
 
+def test_several_rows_at_once(tmp_path, monkeypatch):
+    """In the order that is asked for, from all shards, and what is asked for twice is read once."""
+    cache = TensorCache(tmp_path, "s")
+    cache.build(keys(10), Maker(), what="rows", batch=2, shard_rows=4)
+    reads, fill = [], shard._fill
+
+    def counted(raw: np.ndarray, *told) -> None:
+        reads.append(len(raw))
+        fill(raw, *told)
+
+    monkeypatch.setattr(shard, "_fill", counted)
+    numbers = [9, 0, 4, 0, 7, 9, 9, 3]
+    found = cache.rows([keys(10)[n] for n in numbers])
+    assert found["mean"][:, 0, 0].tolist() == numbers
+    assert len(reads) == len(found) * len({*numbers})
+    for name, value in found.items():
+        one = [cache[keys(10)[n]][name] for n in numbers]
+        assert value.dtype == one[0].dtype and torch.equal(value, torch.stack(one))
+    with pytest.raises(DataError, match=f"lacks the entry {keys(11)[10].hex()}"):
+        cache.rows([keys(11)[n] for n in (3, 10, 4)])
+
+
 def test_a_broken_shard_is_made_again(tmp_path, caplog):
     cache = TensorCache(tmp_path, "s")
     cache.build(keys(8), Maker(), what="rows", shard_rows=4)
@@ -209,6 +232,12 @@ def begin(file: Path, name: str) -> int:
     data = file.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
+
+
+def read_all(of: shard.Shard) -> dict[str, torch.Tensor]:
+    into = of.empty(4)
+    of.read(range(4), into, range(4))
+    return into
 
 
 def test_a_flipped_bit_of_a_value_is_noticed_where_it_is_read(tmp_path):
@@ -243,21 +272,20 @@ def test_a_flipped_bit_of_a_header_is_a_broken_shard_or_changes_nothing(tmp_path
     _, file = one_shard(tmp_path)
     good = file.read_bytes()
     whole, broken = shard.Shard(file), 0
-    wanted = [whole.row(n) for n in range(4)]
+    wanted = read_all(whole)
     for place in range(8 * (8 + int.from_bytes(good[:8], "little"))):
         data = bytearray(good)
         data[place // 8] ^= 1 << place % 8
         file.write_bytes(data)
         try:
             found = shard.Shard(file)
-            rows = [found.row(n) for n in range(4)]
+            rows = read_all(found)
         except shard.ShardError:
             broken += 1
             continue
         assert found._sums is not None, bytes(data)
-        for row, want in zip(rows, wanted, strict=True):
-            assert row.keys() == want.keys(), bytes(data)
-            assert all(torch.equal(row[name], want[name]) for name in row), bytes(data)
+        assert rows.keys() == wanted.keys(), bytes(data)
+        assert all(torch.equal(rows[name], wanted[name]) for name in rows), bytes(data)
     assert broken > 1000
 
 

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from launched import ENVIRONMENT, launch
@@ -325,16 +324,17 @@ def test_an_error_that_is_not_the_disks_keeps_its_traceback(command, monkeypatch
 @pytest.fixture
 def poisoned(monkeypatch):
     """``poisoned({position: value})``: the noise of that image of the run is ``value``."""
-    real = ImageDraws.__getitem__
+    real = ImageDraws.__getitems__
 
     def arrange(values: dict[int, float]) -> None:
-        def item(self, position):
-            found = real(self, position)
-            if position in values:
-                found["noise"] = torch.full_like(found["noise"], values[position])
+        def batch(self, positions):
+            found = real(self, positions)
+            for row, position in enumerate(positions):
+                if position in values:
+                    found["noise"][row] = values[position]
             return found
 
-        monkeypatch.setattr(ImageDraws, "__getitem__", item)
+        monkeypatch.setattr(ImageDraws, "__getitems__", batch)
 
     return arrange
 

@@ -151,13 +151,14 @@ def test_without_float16_there_is_none(tmp_path):
 def test_a_loss_that_is_no_number_is_a_fault(tmp_path, monkeypatch):
     from ldm.encoding.dataset import ImageDraws
 
-    real = ImageDraws.__getitem__
+    real = ImageDraws.__getitems__
 
-    def item(self, position):
-        found = real(self, position)
-        return found | {"noise": found["noise"] * (float("nan") if position == 20 else 1)}
+    def batch(self, positions):
+        found = real(self, positions)
+        found["noise"][[position == 20 for position in positions]] = float("nan")
+        return found
 
-    monkeypatch.setattr(ImageDraws, "__getitem__", item)
+    monkeypatch.setattr(ImageDraws, "__getitems__", batch)
     with pytest.raises(RunError, match=r"the loss of step 2 \(images 16 to 31\) is nan"):
         scaled(tmp_path / "run", scaler(2.0**10))
     skip = {"action": "skip", "at_most": 1}

@@ -98,19 +98,17 @@ def test_a_loss_that_is_no_number_on_one_of_two_processes(tmp_path):
 
 
 POISONED = """
-import torch
 from ldm.encoding.dataset import ImageDraws
 from runs import program
 
-real = ImageDraws.__getitem__
+real = ImageDraws.__getitems__
 
-def item(self, position):
-    found = real(self, position)
-    if position in (44, 76):
-        found["noise"] = torch.full_like(found["noise"], float("nan"))
+def batch(self, positions):
+    found = real(self, positions)
+    found["noise"][[position in (44, 76) for position in positions]] = float("nan")
     return found
 
-ImageDraws.__getitem__ = item
+ImageDraws.__getitems__ = batch
 program("train").main()
 """
 

@@ -62,11 +62,9 @@ def test_what_the_network_is_told(tmp_path):
         })  # fmt: skip
         model = build(config, CAPTIONS)
         encoder = Encoder(config, model.codec, model.conditioner, accelerator())
-        rows = [encoder.caption(text) for text in ("", CAPTIONS[1], "a (red:1.5) heart", "x" * 20)]
-        batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-        assert (
-            encoder.example(3)["text_encoder.ids"].shape[1] == rows[0]["text_encoder.ids"].numel()
-        )
+        batch = encoder.captions(["", CAPTIONS[1], "a (red:1.5) heart", "x" * 20])
+        ids = batch["text_encoder.ids"]
+        assert encoder.example(3)["text_encoder.ids"].shape[1] == ids.shape[1]
         found[name] = encoder.condition(batch | {"coordinates": torch.zeros(4, 6)}).tokens
     one = found["plain"].shape[1]
     assert found["windows"].shape[1] == found["weights"].shape[1] == 2 * one
