@@ -303,7 +303,9 @@ class TrainConfig(RunConfig):
             three digits.
         frozen: in which weights that do not learn are held, but for the autoencoder's.
             ``bfloat16`` takes half the memory: below a LoRA it changes no bit, in a run that
-            computes in it, and what text encoders say it rounds to three digits.
+            computes in it, and what text encoders say it rounds to three digits. Where all weights
+            learn it is of text encoders alone; what does not learn is in ``RUN/frozen`` as it was,
+            and checkpoints and result are linked to that.
         attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
             ``plain`` in bfloat16 on a CPU, else ``sdpa``.
         score: draw training captions at the end and count whose nearest picture is their own.

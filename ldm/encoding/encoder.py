@@ -337,8 +337,7 @@ class Encoder:
         made.
         """
         one = {} if self.folder else self.example(1)
-        kept = ("mean", "logvar", MADE)
-        stated = [x.nbytes for name, x in one.items() if name.startswith(kept)]
+        stated = [x.nbytes for name, x in one.items() if name.startswith(("mean", "logvar", MADE))]
         told = [x.nbytes for name, x in one.items() if "." in name and ".ids" not in name]
         return sum(stated), sum(told)
 

@@ -118,19 +118,15 @@ def _refuse_drawing(config: TrainConfig, model: Model) -> None:
 
 def _halve(model: Model, config: TrainConfig) -> None:
     """Lets what does not learn be held in bfloat16; ``ConfigError`` where that cannot be."""
-    if not (config.adds or model.stored):
-        raise ConfigError(
-            "frozen: bfloat16: checkpoints of this run hold the text encoders, which would be"
-            " rounded: leave it out, train a LoRA, or train on a cached set (ldm data cache)"
-        )
     if config.adds and config.precision != "bfloat16":
         raise ConfigError(
             f"frozen: bfloat16: in precision {config.precision} every weight would be turned back"
             " for the gradient: leave it out, or set precision to bfloat16"
         )
+    whole = {"vae", *(() if config.lora else config.learns)}
+    whole |= set() if config.adds else {model.family.network}
     for name, network in model.networks.items():
-        learns = name in config.learns and not config.lora
-        if name != "vae" and not learns and (config.adds or name != model.family.network):
+        if name not in whole:
             halve(network)
 
 

@@ -332,6 +332,8 @@ class Model:
         zeros: whether no text is zeros to it, and not the encoding of the empty one.
         stored: folder with all of its networks but the one that predicts, where those are shapes
             alone, on the meta device.
+        kept: folder of the parts that do not learn, where a run writes them from there and not from
+            memory, in which they are rounded.
         teacher: of a student.
         scheduler: what its folder states of the scheduler beside noise and target.
         aside: what its network learns to be told of the picture itself.
@@ -349,6 +351,7 @@ class Model:
     origin: dict[str, Any] = field(default_factory=dict)
     zeros: bool = False
     stored: Path | None = None
+    kept: Path | None = None
     teacher: Teacher | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
     aside: Aside | None = None

@@ -113,10 +113,12 @@ class DenoisingTask(nn.Module):
 
         Args:
             device: where the run computes.
-            base: folder with all of them, which the run does not save; None: it does.
+            base: folder with all of them, which the run does not save; None: it does, from memory
+                or from a folder that the model tells.
         """
         self.place(device)  # a stream, or endless captions, are not cached after all
-        source, half = self.model.stored or base, self.config.frozen == "bfloat16"
+        source = self.model.stored or self.model.kept or base
+        half = self.config.frozen == "bfloat16"
         self.resting = Resting(self.model, self.encoder.unread, source, half=half)
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -268,8 +270,8 @@ def pipeline(model: Model) -> LatentDiffusionPipeline:
 
 def save_pipeline(model: Model, folder: Path) -> None:
     """A pipeline folder of ``model``, which has no adapters."""
-    if model.stored:
-        save_linked(pipeline(model), folder, model.stored)
+    if source := model.stored or model.kept:
+        save_linked(pipeline(model), folder, source)
     else:
         pipeline(model).save_pretrained(folder)
 

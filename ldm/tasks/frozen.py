@@ -22,7 +22,9 @@ from ldm.errors import ConfigError
 from ldm.families import Family, Tower, reads
 from ldm.families.build import frozen_parts
 from ldm.formats import open_clip
+from ldm.models.clip import save_text_encoder
 from ldm.models.strip_paths import strip_paths
+from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.storage.checkpoint import sha256
 from ldm.storage.tensor_cache import fingerprint
@@ -200,6 +202,9 @@ def save_linked(pipe: LatentDiffusionPipeline, folder: Path, source: Path) -> No
     pipe.save_config(folder)
     getattr(pipe, network).save_pretrained(folder / network)
     pipe.scheduler.save_pretrained(folder / "scheduler")
+    for tower in pipe.family.present(pipe.components):
+        if not (source / tower.part).is_dir():  # it learns
+            save_text_encoder(bare(getattr(pipe, tower.part)), folder / tower.part)
     strip_paths(folder)
     for part in (name for name in pipe.components if (source / name).is_dir()):
         (folder / part).mkdir()

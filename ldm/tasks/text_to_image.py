@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,8 +26,10 @@ from ldm.engine.precision import device_at_hand
 from ldm.engine.sampler_state import Memory
 from ldm.engine.trainer import Trainer
 from ldm.errors import ConfigError
+from ldm.families import reads
 from ldm.families.build import is_model, parameters
 from ldm.families.model import Model
+from ldm.formats.recognised import INDEX
 from ldm.models.attention import set_attention
 from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
@@ -61,7 +64,12 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         speak_of(config.textual_inversion, collection)
     captions = [] if collection.epoch is None else collection.captions()
     prompt = collection.prompt()
+    kept = Path(config.run) / "frozen" if _rounds(config, held) else None
+    if kept and accelerator.is_main_process:  # before there is a model beside that
+        with writing("what does not learn", kept.parent, "the same command writes it again"):
+            save_frozen(config, captions, kept)
     model = build(config, captions, held=held)
+    model.kept = kept
     bfloat16 = config.precision == "bfloat16"
     for network in _denoising(model):
         set_attention(network, config.attention, accelerator.device, bfloat16=bfloat16)
@@ -184,6 +192,27 @@ def save_base(
     write_folder(folder, partial(save_pipeline, bare))
 
 
+def _rounds(config: TrainConfig, held: CachedData | None) -> bool:
+    """Whether the run saves text encoders that it holds in bfloat16."""
+    if config.frozen == "float32" or config.adds or held is not None:
+        return False
+    towers = reads.texts(config, reads.family(config))
+    return any(tower.part not in config.learns for tower, _ in towers)
+
+
+def save_frozen(config: TrainConfig, captions: Sequence[str], folder: Path) -> None:
+    """Writes the parts of the result that do not learn, as they are in float32."""
+    whole = build(replace(config, frozen="float32"), captions)
+
+    def write(staging: Path) -> None:
+        save_pipeline(whole, staging)
+        (staging / INDEX).unlink()  # it is none without the rest
+        for part in {whole.family.network, *config.learns, "scheduler"}:
+            shutil.rmtree(staging / part)
+
+    write_folder(folder, write)
+
+
 def step(config: TrainConfig) -> Step:
     """What a step of ``config`` computes, on the meta device."""
     held = cached_set(config)
@@ -198,11 +227,14 @@ def step(config: TrainConfig) -> Step:
     task = DenoisingTask(config, model, [], encoder)
     task.memory = Memory()  # there are no losses to learn from
     # Those of a cached set are shapes alone in a run too.
+    rounds = _rounds(config, held)
     networks = {model.family.network: model.network} if model.stored else model.networks
     saved = None if config.adds else tuple(networks)
+    if rounds:
+        saved = tuple({model.family.network: 0, **dict.fromkeys(config.learns)})
     if teacher is not None:
         networks = {**networks, "teacher": teacher}
     # What a run saves waits in memory, which on a CPU is where it computes.
-    leave = config.adds or device_at_hand().type != "cpu"
+    leave = config.adds or rounds or device_at_hand().type != "cpu"
     unread = () if model.stored or not leave else tuple(encoder.unread)
     return Step(networks, task, saved, encoder.entries(), unread)

@@ -26,6 +26,7 @@ from loras import shake
 from runs import train, tree
 
 FAMILIES = {"sd": tiny, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "flux": tiny_flux}
+NUMBERS = ("", "_2", "_3")
 HALF = {"precision": "bfloat16", "lora": {"rank": 2}, "train": ["unet", "text_encoder"]}
 
 
@@ -122,18 +123,45 @@ def test_a_run_that_knows_what_it_is_held_in(tmp_path, own_cache):
     assert cost["bfloat16"].working <= cost["float32"].working
 
 
-WRONG = {
-    "checkpoints of this run hold the text encoders, which would be rounded": {
-        "lora": None, "train": ["unet"]
-    },
-    "in precision float32 every weight would be turned back": {"precision": "float32"},
-}  # fmt: skip
+def test_where_all_weights_learn_what_is_frozen_is_saved_as_it_was(tmp_path, own_cache):
+    """Text encoders rest in half the memory; in checkpoints they are links to what they were."""
+    base = tmp_path / "base"
+    LatentDiffusionPipeline(**tiny_sd3.components(), unet=None).save_pretrained(base)
+    told = {
+        "model": str(base), **dict.fromkeys(("vae", "text", "unet", "lora")), "batch_size": 2,
+        "train": ["transformer", "text_encoder_2"], "frozen": "bfloat16", "ema": None,
+        "checkpoints": {"every": "1 steps", "keep": 2}, "duration": "2 steps",
+        "validation": {"every": "2 steps", "images": 2, "levels": 1},
+    }  # fmt: skip
+    run = tmp_path / "run"
+    train(run, **told | {"duration": "1 steps"})
+    final = train(run, **told)
+    for part in ("vae", "text_encoder", "text_encoder_3"):
+        kept, saved = (load_file(*(f / part).glob("*.safetensors")) for f in (base, final))
+        assert all(torch.equal(saved[name], kept[name]) for name in kept), part
+    moved = [load_file(folder / "text_encoder_2" / "model.safetensors") for folder in (base, final)]
+    assert any(not torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+    file = Path("text_encoder_3") / "model.safetensors"
+    last = run / "checkpoints" / "images-000000000004"
+    assert (final / file).samefile(run / "frozen" / file) and (last / file).samefile(final / file)
+    listed, whole = ({x.name for x in f.iterdir() if x.is_dir()} for f in (run / "frozen", final))
+    assert listed == {"vae", "text_encoder", "text_encoder_3", *(f"tokenizer{n}" for n in NUMBERS)}
+    assert whole == listed | {"transformer", "scheduler", "text_encoder_2"}
+    asked = validate(TrainConfig, tree(run, **told))
+    step = text_to_image.step(asked)
+    assert step.saved == ("transformer", "text_encoder_2")
+    assert step.unread == ("vae", "text_encoder", "text_encoder_3")
+    model = build(asked, ["a ring"], meta=True)
+    held = {name: {p.dtype for p in part.parameters()} for name, part in model.networks.items()}
+    both = {torch.float32, torch.bfloat16}
+    assert held["text_encoder"] == held["text_encoder_3"] == both
+    assert held["transformer"] == held["text_encoder_2"] == held["vae"] == {torch.float32}
 
 
-@pytest.mark.parametrize("message", WRONG)
-def test_where_it_cannot_be(message):
-    with pytest.raises(ConfigError, match=f"^frozen: bfloat16: {message}") as caught:
-        build(config(**WRONG[message], frozen="bfloat16"), [], meta=True)
+def test_where_it_cannot_be():
+    told = "in precision float32 every weight would be turned back"
+    with pytest.raises(ConfigError, match=f"^frozen: bfloat16: {told}") as caught:
+        build(config(precision="float32", frozen="bfloat16"), [], meta=True)
     assert "\n" not in str(caught.value)
 
 
