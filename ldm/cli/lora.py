@@ -18,10 +18,19 @@ class LoraFormat(StrEnum):
     kohya = "kohya"
 
 
+class LoraFamily(StrEnum):
+    """Whose transformers have a place in kohya's format."""
+
+    sd3 = "sd3"
+
+
 def convert_lora(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA: its file or folder.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors, or a folder.")],
     to: Annotated[LoraFormat, typer.Option(help="The format to write.")],
+    family: Annotated[
+        LoraFamily | None, typer.Option(help="Of a LoRA of a transformer, for kohya's format.")
+    ] = None,
 ) -> None:
     """Converts a LoRA between diffusers' format and kohya's (A1111, ComfyUI)."""
     from safetensors import SafetensorError
@@ -33,7 +42,7 @@ def convert_lora(
         fail(f"{target} is there already: remove it, or choose another name")
     try:
         updates = lora.read(source)
-        written = lora.write(updates, out, to.value, told=lora.told(source))
+        written = lora.write(updates, out, to.value, told=lora.told(source), family=family)
     except (ValueError, OSError, SafetensorError) as error:
         fail(error)
     for part, modules in updates.items():

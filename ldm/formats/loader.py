@@ -110,9 +110,10 @@ class LoraLoader(
         Files of this machine are read by ``ldm.formats.lora``: diffusers' and kohya's format, with
         the rank and the alpha of every module, and with DoRA, which diffusers leaves out of kohya's
         files; LoHa and LoKr of LyCORIS as well, for a U-Net and its text encoders. Of a
-        transformer, what is not in diffusers' format is read as far as its stock pipeline does
-        (kohya's and ComfyUI's files of Flux.1). What is not on this machine is a repository of the
-        Hub and is left to diffusers.
+        transformer, what is not in diffusers' format is read for Stable Diffusion 3
+        (``ldm.formats.lora_mmdit``), else as far as its stock pipeline does (kohya's and ComfyUI's
+        files of Flux.1). What is not on this machine is a repository of the Hub and is left to
+        diffusers.
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, its folder, or its tensors (then alpha is

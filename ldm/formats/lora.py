@@ -38,8 +38,8 @@ from diffusers.utils.state_dict_utils import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.formats import lora_names, lycoris, pickled, recognised
-from ldm.formats.lora_names import NETWORKS, PARTS, in_file, in_network
+from ldm.formats import lora_mmdit, lora_names, lycoris, pickled, recognised
+from ldm.formats.lora_names import NETWORKS, PARTS, TRANSFORMER, in_file, in_network
 from ldm.models.lora import Update, Updates
 from ldm.storage.tensors import write_tensors
 
@@ -150,6 +150,10 @@ def parse(
         if drawn or kind not in lycoris.KINDS:
             return lycoris.parse(tensors, unet)
         raise ValueError(f"this is {kind}, no LoRA: --lora and load_lora_weights alone read it")
+    if lora_mmdit.is_one(tensors):
+        layers, others = lora_mmdit.layers(tensors)
+        text = parse(others, metadata) if others else {}
+        return {TRANSFORMER: _updates(TRANSFORMER, layers), **text}
     if convert is not None and not all(key.startswith(_OURS) for key in tensors):
         tensors = convert(tensors)
     if tensors and all(key.startswith("lora_") for key in tensors):
@@ -279,12 +283,7 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _from_kohya(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None) -> Lora:
     pieces: dict[str, dict[str, dict[str, Any]]] = {}
-    kinds = {
-        "lora_down.weight": "down",
-        "lora_up.weight": "up",
-        "alpha": "alpha",
-        "dora_scale": "magnitude",
-    }
+    kinds = lora_mmdit.KINDS
     modules_of = lora_names.from_kohya((key.partition(".")[0] for key in tensors), unet)
     for key, value in tensors.items():
         stem, _, kind = key.partition(".")
@@ -312,7 +311,9 @@ def _from_kohya(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None) -
     return {part: _updates(part, modules) for part, modules in pieces.items()}
 
 
-def to_kohya(lora: Lora, unet: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+def to_kohya(
+    lora: Lora, unet: Mapping[str, Any] | None = None, family: str | None = None
+) -> dict[str, Tensor]:
     """Tensors of a file in kohya's format, with the true alpha of every module.
 
     Stock diffusers reads these right except for DoRA, whose ``dora_scale`` it leaves out with a
@@ -323,23 +324,23 @@ def to_kohya(lora: Lora, unet: Mapping[str, Any] | None = None) -> dict[str, Ten
         lora: the updates.
         unet: config of the U-Net that they are for. Without it they are of SDXL, base or refiner,
             if there are some of a second text encoder, or of layers that only SDXL has.
+        family: of a transformer, which no name of a layer tells: ``sd3``.
 
     Raises:
         ValueError: a module has no name in kohya's files, or not one that is its own.
     """
-    stems, tensors = lora_names.to_kohya(lora, unet), {}
-    for part, updates in lora.items():
-        for name, update in updates.items():
-            stem = stems[part, name]
-            tensors[f"{stem}.lora_down.weight"] = update.down
-            tensors[f"{stem}.lora_up.weight"] = update.up
-            exact = torch.tensor(update.alpha, dtype=torch.float64)
-            # Everybody writes float32; an alpha of 0.1 would not be the same number.
-            tensors[f"{stem}.alpha"] = exact.float() if exact.float() == exact else exact
-            if update.magnitude is not None:
-                tensors[f"{stem}.dora_scale"] = update.magnitude.reshape(
-                    -1, *(1,) * (update.down.ndim - 1)
-                )
+    tensors = dict[str, Tensor]()
+    called = lora_names.to_kohya(lora, unet, family)
+    every = {called[p, n]: u for p, us in lora.items() if p != TRANSFORMER for n, u in us.items()}
+    for stem, update in (every | lora_mmdit.stems(lora.get(TRANSFORMER, {}))).items():
+        tensors[f"{stem}.lora_down.weight"] = update.down
+        tensors[f"{stem}.lora_up.weight"] = update.up
+        exact = torch.tensor(update.alpha, dtype=torch.float64)
+        # Everybody writes float32; an alpha of 0.1 would not be the same number.
+        tensors[f"{stem}.alpha"] = exact.float() if exact.float() == exact else exact
+        if update.magnitude is not None:
+            column = update.magnitude.reshape(-1, *(1,) * (update.down.ndim - 1))
+            tensors[f"{stem}.dora_scale"] = column
     return tensors
 
 
@@ -372,6 +373,7 @@ def write(
     base: Mapping[str, Any] | None = None,
     unet: Mapping[str, Any] | None = None,
     told: Mapping[str, str] | None = None,
+    family: str | None = None,
 ) -> Path:
     """Writes a LoRA and returns its file.
 
@@ -382,12 +384,14 @@ def write(
         base: fingerprints (and settings) of the networks that it was trained on, for the header.
         unet: config of the U-Net that it is for, as ``to_kohya`` takes it.
         told: what the header says of its training (``told``).
+        family: as ``to_kohya`` takes it.
 
     Raises:
         ValueError: the format cannot express it (``to_diffusers``, ``to_kohya``).
     """
     path = Path(path)
-    tensors, metadata = (to_kohya(lora, unet), None) if to == "kohya" else to_diffusers(lora)
+    kohya = to == "kohya"
+    tensors, metadata = (to_kohya(lora, unet, family), None) if kohya else to_diffusers(lora)
     known = header(metadata) | ({_BASE: json.dumps(dict(base), sort_keys=True)} if base else {})
     file = path if path.suffix == ".safetensors" else path / FILE
     file.parent.mkdir(parents=True, exist_ok=True)

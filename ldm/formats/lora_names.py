@@ -110,30 +110,39 @@ def from_kohya(
 
 
 def to_kohya(
-    modules: Mapping[str, Iterable[str]], unet: Mapping[str, Any] | None = None
+    modules: Mapping[str, Iterable[str]],
+    unet: Mapping[str, Any] | None = None,
+    family: str | None = None,
 ) -> dict[tuple[str, str], str]:
-    """Names of kohya's by part and module.
+    """Names of kohya's by part and module, but for those of a transformer.
 
     Args:
         modules: names in the networks, by part.
         unet: config of the U-Net that they are of. Without it they are of SDXL, base or refiner, if
             there are some of a second text encoder, or of layers that only SDXL has.
+        family: of a transformer.
 
     Raises:
         ValueError: a module has no name there, or one that means another module.
     """
-    if TRANSFORMER in modules:
-        raise ValueError("a LoRA of a transformer is written in diffusers' format alone")
+    of_sd3 = family == "sd3"
+    if TRANSFORMER in modules and not of_sd3:
+        raise ValueError(
+            "a LoRA of a transformer is written in kohya's format for Stable Diffusion 3 alone: if"
+            " it is of that, say so (ldm lora --family sd3)"
+        )
     layers = list(modules.get(UNET, ()))
+    if of_sd3 and layers:
+        raise ValueError("this is a LoRA of a U-Net, which Stable Diffusion 3 has none of")
     if unet is None:
         of_sdxl = SECOND in modules or any(map(_SDXL.fullmatch, layers))
     else:
         of_sdxl = unet.get("addition_embed_type") == "text_time"
     theirs = _renamed(layers, unet, sgm.Layout.to_sgm) if of_sdxl else {}
-    prefixes = {UNET: "lora_unet_", FIRST: "lora_te1_" if of_sdxl else "lora_te_"}
+    prefixes = {UNET: "lora_unet_", FIRST: "lora_te1_" if of_sdxl or of_sd3 else "lora_te_"}
     found = {}
     for part, names in modules.items():
-        for name in names:
+        for name in names if part != TRANSFORMER else ():
             if _dotted(name.replace(".", "_")) != name:
                 raise ValueError(f"{part}.{name} could not be read back from kohya's format")
             called = theirs[name] if of_sdxl and part == UNET else in_file(part, name)

@@ -9,15 +9,18 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny_sd3
+from ldm.cli.lora import LoraFamily, LoraFormat, convert_lora
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
 from ldm.families.build import build
 from ldm.formats import lora
+from ldm.formats.single import transformer
+from ldm.formats.single.place import from_file, to_file
 from ldm.models.lora import Update, attach, collect
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks import text_to_image
@@ -112,8 +115,122 @@ def test_a_file_of_stock_opens_here(tmp_path, plain):
     file = lora.write(updates, tmp_path / "ours")
     assert equal(lora.read(file), lora.read(tmp_path / "0"))
     assert apart(effect(stock(), tmp_path / "ours"), picture) <= 1e-6
-    with pytest.raises(ValueError, match="of a transformer is written in diffusers' format alone$"):
+    with pytest.raises(ValueError, match=r"Diffusion 3 alone.*\(ldm lora --family sd3\)$"):
         lora.write(updates, tmp_path / "k.safetensors", "kohya")
+
+
+# Of kohya's files: rank, inputs and outputs. Block 1 is the last, of whose texts fewer is read.
+MODULES = {
+    "joint_blocks.0.x_block.attn.qkv": (4, 16, 48),
+    "joint_blocks.0.x_block.attn2.qkv": (3, 16, 48),
+    "joint_blocks.1.context_block.attn.qkv": (6, 16, 48),
+    "joint_blocks.0.context_block.attn.proj": (4, 16, 16),
+    "joint_blocks.0.context_block.mlp.fc1": (2, 16, 64),
+    "joint_blocks.0.context_block.adaLN_modulation.1": (4, 16, 96),
+    "joint_blocks.1.context_block.adaLN_modulation.1": (4, 16, 32),
+    "joint_blocks.1.x_block.adaLN_modulation.1": (4, 16, 96),
+    "joint_blocks.1.x_block.mlp.fc2": (4, 64, 16),
+    "y_embedder.mlp.0": (2, 40, 16),
+    "final_layer.adaLN_modulation.1": (4, 16, 32),
+}
+ALPHA = 3.0
+
+
+def pairs() -> dict[str, tuple[Tensor, Tensor]]:
+    noise = torch.Generator().manual_seed(2)
+    return {
+        name: (torch.randn(r, i, generator=noise), 0.3 * torch.randn(o, r, generator=noise))
+        for name, (r, i, o) in MODULES.items()
+    }
+
+
+def kohya() -> dict[str, Tensor]:
+    found = {}
+    for name, (down, up) in pairs().items():
+        stem = f"lora_unet_{name.replace('.', '_')}"
+        found |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+        found[f"{stem}.alpha"] = torch.tensor(ALPHA)
+    return found
+
+
+def dotted(start: str, down: str, up: str) -> dict[str, Tensor]:
+    found = {}
+    for name, pair in pairs().items():
+        found |= {f"{start}{name}.{down}.weight": pair[0], f"{start}{name}.{up}.weight": pair[1]}
+        found[f"{start}{name}.alpha"] = torch.tensor(ALPHA)
+    return found
+
+
+def test_files_of_others_change_the_weights_of_stabilitys_own_layers(tmp_path, plain):
+    save_file(kohya(), tmp_path / "x.safetensors")
+    mine = effect(ours(), tmp_path / "x.safetensors")
+    # Where these layers are, as the single-file format has it.
+    pipe = stock()
+    network, place = pipe.transformer, transformer.sd3(pipe.transformer.config)
+    weights = network.state_dict()
+    file = to_file(weights, place)
+    for name, (down, up) in pairs().items():
+        file[f"{name}.weight"] = file[f"{name}.weight"] + ALPHA / len(down) * up @ down
+    network.load_state_dict(from_file({n: x.shape for n, x in weights.items()}, place, file.get))
+    theirs = draw(pipe)
+    assert apart(theirs, plain) > 1e-2 and apart(mine, theirs) < 1e-5
+    read = lora.read(tmp_path / "x.safetensors")
+    assert len(read["transformer"]) == len(MODULES) + 3 * 2
+    for start, down, up in (
+        ("diffusion_model.", "lora_A", "lora_B"),
+        ("model.diffusion_model.", "lora_down", "lora_up"),
+        ("transformer.", "lora_A", "lora_B"),
+    ):
+        assert equal(lora.parse(dotted(start, down, up)), read)
+    down, up = pairs()["joint_blocks.0.context_block.attn.proj"]
+    stem = "lora_transformer_transformer_blocks_0_attn_to_add_out"
+    one = lora.parse({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up})
+    assert torch.equal(one["transformer"]["transformer_blocks.0.attn.to_add_out"].up, up)
+    lora.write(read, tmp_path / "again.safetensors", "kohya", family="sd3")
+    again, first = load_file(tmp_path / "again.safetensors"), kohya()
+    assert again.keys() == first.keys() and all(torch.equal(again[k], first[k]) for k in first)
+
+
+def test_what_is_written_for_others_is_read_again(tmp_path):
+    pipe, updates = ours(), {}
+    for part, targets in zip(PARTS, (pipe.family.targets, ["q_proj"], ["out_proj"]), strict=True):
+        network = getattr(pipe, part)
+        attach(network, targets, rank=4, alpha=0.75, dora=part == "transformer")
+        shake(network)
+        updates[part] = collect(network)
+    before = draw(pipe)
+    source, out = lora.write(updates, tmp_path / "ours"), tmp_path / "k.safetensors"
+    convert_lora(source, out, LoraFormat.kohya, LoraFamily.sd3)
+    names = {name.partition(".")[0] for name in load_file(out)}
+    assert "lora_te1_text_model_encoder_layers_0_self_attn_q_proj" in names
+    assert "lora_te2_text_model_encoder_layers_1_self_attn_out_proj" in names
+    assert "lora_unet_joint_blocks_1_context_block_attn_qkv" in names
+    assert equal(lora.read(out), lora.read(source))
+    assert apart(effect(ours(), out), before) <= 1e-6
+
+
+QKV = "lora_unet_joint_blocks_0_x_block_attn_qkv"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({f"{QKV}_v.alpha": torch.ones(())}, "is of no LoRA for the transformer of"),
+        ({f"{QKV}.alpha": torch.ones(())}, "joint_blocks_0_x_block_attn_qkv lacks its down"),
+        (
+            {
+                f"{QKV}.lora_{k}.weight": torch.ones(s)
+                for k, s in (("down", (2, 4)), ("up", (4, 2)))
+            },
+            r"\(2, 4\) and \(4, 2\) are no update of queries, keys and values",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=f"x.safetensors: .*{message}") as error:
+        lora.read(tmp_path / "x.safetensors")
+    assert "\n" not in str(error.value)
 
 
 UPDATE = Update(torch.ones(2, 4), torch.ones(4, 2), 2.0)
@@ -140,6 +257,11 @@ def test_what_has_no_place_is_told_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"or CLIP: it holds text_encoder_3\.encoder"):
         pipe.load_lora_weights(late)
     assert not pipe.get_list_adapters()
+    some = {"transformer": {"transformer_blocks.0.attn.to_q": UPDATE}}
+    with pytest.raises(ValueError, match="x_block_attn_qkv: kohya's format has .* as one, and"):
+        lora.to_kohya(some, family="sd3")
+    with pytest.raises(ValueError, match="this is a LoRA of a U-Net, which"):
+        lora.to_kohya({"unet": {"mid_block.q": UPDATE}}, family="sd3")
 
 
 def test_the_default_targets_are_those_of_the_family():

@@ -61,6 +61,16 @@ _SD3_TEXT = {
     "ff_context.net.0.proj": "mlp.fc1",
     "ff_context.net.2": "mlp.fc2",
 }
+SD3_LAYERS = (
+    *_SD3,
+    "norm_out.linear",
+    *(
+        f"transformer_blocks.0.{layer}"
+        for layer in (*_QKV, *_ADDED, *_SD3_PICTURE, *_SD3_TEXT)
+        if ".norm_" not in layer
+    ),
+)
+"""Layers with a matrix of an ``SD3Transformer2DModel``, of its blocks the first one's."""
 _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
 
 
