@@ -13,11 +13,13 @@ from ldm.cli.merge import extract, merge
 from ldm.cli.publish import card, push
 from ldm.cli.sample import sample
 from ldm.cli.schema import schema
+from ldm.cli.serve import serve
 from ldm.progress import listen
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(data.app, name="data")
 app.command()(sample)
+app.command()(serve)
 app.command(help=HELP)(evaluate)
 app.command()(export)
 app.command("import")(import_file)
