@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ldm.data.images import flatten
-from ldm.data.picture import decode
 from ldm.editing.edit import STRENGTH
 from ldm.editing.masks import outpainted
 from ldm.formats.png import Parameters
@@ -25,6 +23,7 @@ from ldm.serving.draw import Draw, content
 from ldm.serving.job import Job
 from ldm.serving.limits import Limits, work
 from ldm.serving.network import Network
+from ldm.serving.pictures import flat
 from ldm.serving.preview import Preview, Watched
 from ldm.serving.shelf import Adapting, Shelf
 
@@ -128,9 +127,9 @@ class Engine:
         width, height = draw.width or self.width, draw.height or self.height
         if draw.image is None:
             return width, height
-        image = _picture(draw.image, "image")
+        image = flat(content(draw.image), "image")
         if draw.mask is not None:
-            _picture(draw.mask, "mask", white=False)
+            flat(content(draw.mask), "mask", white=False)
         left, top, right, bottom = draw.outpaint or (0, 0, 0, 0)
         own = image.width + left + right, image.height + top + bottom
         return draw.width or own[0], draw.height or own[1]
@@ -206,9 +205,9 @@ class Engine:
         }
         if draw.image is None:
             return found
-        image, mask = _picture(draw.image, "image"), None
+        image, mask = flat(content(draw.image), "image"), None
         if draw.mask is not None:
-            mask = _picture(draw.mask, "mask", white=False)
+            mask = flat(content(draw.mask), "mask", white=False)
         if draw.outpaint is not None:
             left, top, right, bottom = draw.outpaint
             image, mask = outpainted(image, left=left, top=top, right=right, bottom=bottom)
@@ -287,8 +286,3 @@ class Engine:
             beside["variation_strength"] = draw.variation_strength
         kept = {name: value for name, value in beside.items() if value is not None}
         return Made(image, parameters, kept)
-
-
-def _picture(text: str, where: str, *, white: bool = True) -> Image.Image:
-    """The picture in base64, what is transparent over white or black."""
-    return flatten(decode(content(text), where), (255, 255, 255) if white else (0, 0, 0))

@@ -80,8 +80,12 @@ class Service:
         self._listeners: list[Listener] = []
 
     def start(self) -> None:
-        """Loads the first model, and goes on with what a server before this one has left."""
-        self.engine(None)
+        """Loads the first model, and goes on with what a server before this one has left.
+
+        Raises:
+            ValueError, OSError: the model cannot be read.
+        """
+        self._load(*self.shelf.model(None))
         for job in self.gallery.unfinished():
             if not job.kept:  # whoever waited for it is gone
                 job.end(State.CANCELLED, "the server has ended before it was drawn")
@@ -118,20 +122,27 @@ class Service:
 
     def engine(self, name: str | None) -> Engine:
         """The model of this name, loaded when it is first asked for; ``NoSuch`` if there is none,
-        ``ValueError`` and ``OSError`` where it cannot be read.
+        ``ValueError`` where it cannot be read.
         """
         name, path = self.shelf.model(name)
         with self._loading:
             if name not in self._engines:
-                log.info("loading %s", name)
-                engine = Engine(
-                    name, path, self.shelf, self.device,
-                    constant=self.constant, seen=lambda *told: self.counts.rows(*told),
-                )  # fmt: skip
-                if not engine.exact:
-                    log.warning("%s: pictures depend on their company on this device", name)
-                self._engines[name] = engine
+                try:
+                    self._load(name, path)
+                except (ValueError, OSError) as error:  # whose message names the path
+                    log.warning("%s", " ".join(str(error).split()))
+                    raise ValueError(f"the model {name!r} cannot be read") from None
             return self._engines[name]
+
+    def _load(self, name: str, path: Path) -> None:
+        log.info("loading %s", name)
+        engine = Engine(
+            name, path, self.shelf, self.device,
+            constant=self.constant, seen=lambda *told: self.counts.rows(*told),
+        )  # fmt: skip
+        if not engine.exact:
+            log.warning("%s: pictures depend on their company on this device", name)
+        self._engines[name] = engine
 
     @property
     def exact(self) -> bool:

@@ -16,8 +16,6 @@ from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from ldm.data.images import flatten
-from ldm.data.picture import decode
 from ldm.formats.png import entries, read_text
 from ldm.sampling.names import SCHEDULED
 from ldm.serving.api.a1111_fields import lora_words, refuse
@@ -25,6 +23,7 @@ from ldm.serving.api.native import settings_of
 from ldm.serving.api.waiting import RESPONSES, client_of, finished, service_of, submitted
 from ldm.serving.draw import SEEDS, Draw, Lora, Picture, content
 from ldm.serving.job import Job
+from ldm.serving.pictures import flat
 from ldm.serving.service import Service
 
 _PREVIEWS = 4
@@ -173,7 +172,7 @@ def _answer(service: Service, job: Job, told: dict[str, Any], pictures: bool) ->
 
 
 def _inverted(mask: str) -> str:
-    image = ImageOps.invert(flatten(decode(content(mask), "mask"), (0, 0, 0)).convert("L"))
+    image = ImageOps.invert(flat(content(mask), "mask", white=False).convert("L"))
     file = io.BytesIO()
     image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

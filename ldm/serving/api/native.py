@@ -16,6 +16,7 @@ from ldm.sampling.names import canonical
 from ldm.serving.api.waiting import RESPONSES, all_events, sent, service_of, submitted
 from ldm.serving.draw import Draw, Picture, content
 from ldm.serving.job import Job
+from ldm.serving.pictures import bounded
 
 _STREAM = "text/event-stream"
 _UNCACHED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -185,6 +186,7 @@ def settings_of(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is none, or says nothing.
     """
+    bounded(data, "image")
     try:
         text, own = read_text(io.BytesIO(data)), read_beside(io.BytesIO(data))  # type: ignore[arg-type]
     except (OSError, ValueError):

@@ -17,7 +17,6 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from ldm.data.picture import decode
 from ldm.serving.api.waiting import (
     RESPONSES,
     ended_otherwise,
@@ -29,6 +28,7 @@ from ldm.serving.api.waiting import (
 )
 from ldm.serving.draw import SEEDS, Draw
 from ldm.serving.job import Job, State
+from ldm.serving.pictures import opened
 from ldm.serving.service import Service
 
 _Size = Annotated[str, Field(pattern=r"^(auto|\d{1,5}x\d{1,5})$")]
@@ -213,8 +213,8 @@ async def _known_fields(request: Request, route: Any) -> None:
 
 def _masked(image: bytes, mask: bytes | None) -> tuple[str, str | None]:
     """The picture and what of it is drawn, in base64; ``ValueError`` if they say nothing."""
-    picture = decode(image, "image")
-    over = picture if mask is None else decode(mask, "mask")
+    picture = opened(image, "image")
+    over = picture if mask is None else opened(mask, "mask")
     if not over.has_transparency_data:
         if mask is not None:
             raise ValueError("mask: nothing of it is transparent: what is to be drawn has to be")

@@ -1,8 +1,11 @@
 """What waits and in which order, without a model and without wires."""
 
+import io
 import json
+import struct
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from ldm.serving.draw import Draw, content, limited
 from ldm.serving.gallery import Gallery
 from ldm.serving.job import Job, State, Stopped
 from ldm.serving.limits import Full, Limits, Rate, work
+from ldm.serving.pictures import bounded, flat
 from ldm.serving.queue import Queue
 from ldm.serving.shelf import NoSuch, Shelf, models_of
 
@@ -208,3 +212,19 @@ def test_names_are_those_of_the_folders_alone(tmp_path: Path) -> None:
     other = tmp_path / "other" / "one"
     with pytest.raises(ValueError, match="two models are called 'one'"):
         models_of([other], tmp_path / "models")
+
+
+def test_a_picture_is_bounded_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(file, "PNG")
+    small = file.getvalue()
+    assert flat(small, "image").getpixel((0, 0)) == (255, 255, 255)
+    assert flat(small, "mask", white=False).getpixel((0, 0)) == (0, 0, 0)
+    for side in (5000, 20_000, 100_000):  # which the header says, and no pixel
+        large = bytearray(small)
+        large[16:24] = struct.pack(">II", side, side)
+        large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
+        with pytest.raises(ValueError, match="image: a picture of more than 16,777,216 pixels"):
+            bounded(bytes(large), "image")
+    with pytest.raises(ValueError, match="mask: it is no picture"):
+        bounded(b"hello", "mask")
