@@ -34,6 +34,7 @@ from ldm.sampling import (
     sampler,
 )
 from ldm.sampling.names import NAMES, canonical
+from turns import turns
 
 STOCK = {
     "DDIM": (DDIMScheduler, {"steps_offset": 1, "clip_sample": False}),
@@ -67,8 +68,7 @@ def one(name: str) -> SchedulerSampler:
     return sampler(name, config)
 
 
-@pytest.mark.parametrize("name", [*STOCK, *SAMPLERS])
-@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize(("name", "steps"), turns([*STOCK, *SAMPLERS], [7, 20]))
 def test_level_is_the_schedulers(name: str, steps: int) -> None:
     # Data that are one point: x_t - alpha x0 = sigma eps with one eps all along if, and only if,
     # every step and every level agree. A deterministic sampler then returns x0 + (residual) eps.

@@ -25,6 +25,7 @@ from ldm.diffusion import Condition, DiscreteVP, Level, Prediction, Predictor, p
 from ldm.diffusion.schedulers import scheduler_config
 from ldm.guidance import ClassifierFree
 from ldm.sampling import SchedulerSampler, own_sampler, sampler
+from turns import turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 COUNT, POOLED, SIZE, CROP = 2, 16, (24, 20), (3, 5)
@@ -161,8 +162,10 @@ def test_a_part_in_the_middle_is_stocks(unet, kind: type[Any]) -> None:
     assert apart(ours(unet, kind, 8, NOISE, **part), stock(unet, kind, 8, NOISE, **part)) <= 1e-6
 
 
-@pytest.mark.parametrize("kind", [*FIRST_ORDER, "ddim", "euler", "ode-euler", "ode-heun"])
-@pytest.mark.parametrize(("steps", "share"), [(10, 0.8), (7, 0.35)])
+@pytest.mark.parametrize(
+    ("kind", "steps", "share"),
+    turns([*FIRST_ORDER, "ddim", "euler", "ode-euler", "ode-heun"], [(10, 0.8), (7, 0.35)]),
+)
 def test_two_parts_are_the_whole(unet, kind: type[Any] | str, steps: int, share: float) -> None:
     whole = ours(unet, kind, steps, NOISE)
     between = ours(unet, kind, steps, NOISE, denoising_end=share)

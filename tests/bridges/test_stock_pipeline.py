@@ -26,6 +26,7 @@ import tiny
 from ldm.diffusion import Condition, Level, Prediction
 from ldm.guidance import ClassifierFree
 from ldm.pipeline import LatentDiffusionPipeline
+from turns import turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 PROMPTS = ["a red heart", "a slice of pizza"]
@@ -86,10 +87,9 @@ SCHEDULERS = [
 ]
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kind, steps, pins", SCHEDULERS)
+@pytest.mark.parametrize("kind, steps, pins, target", turns(SCHEDULERS, TARGETS))
 def test_same_pictures(
-    both: dict[str, tuple[Any, Any]], target: str, kind: type[Any], steps: int, pins: dict[str, Any]
+    both: dict[str, tuple[Any, Any]], kind: type[Any], steps: int, pins: dict[str, Any], target: str
 ) -> None:
     pair = swap(both[target], kind, **pins)
     # Measured: 0, bit for bit, in every case.

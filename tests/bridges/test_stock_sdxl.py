@@ -18,6 +18,7 @@ from torch import Tensor
 import tiny
 import tiny_sdxl
 from ldm.pipeline import LatentDiffusionPipeline
+from turns import turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 PROMPTS = ["a red apple", "two dogs"]
@@ -78,8 +79,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("kind", "call"), turns(KINDS, CALLS))
 def test_latents_are_those_of_stock(parts, kind, call):
     asked: dict[str, Any] = {"prompt": PROMPTS, "num_inference_steps": 4, "guidance_scale": 5.0}
     asked |= {"output_type": "latent", "height": 16, "width": 24, **CALLS[call]}

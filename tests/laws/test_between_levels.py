@@ -21,6 +21,7 @@ from ldm.diffusion import (
 from ldm.sampling import Adaptive, Ddim, Heun, Langevin, ReverseSde, slerp
 from ldm.sampling.samplers import PROCESS_SAMPLERS
 from pushed import at, made, noise, run
+from turns import turns
 
 MEAN, STD = 0.7, 1.2
 
@@ -60,9 +61,17 @@ def test_a_run_in_two_parts_is_the_run(name: str) -> None:
     assert torch.allclose(run(which, CORRELATED, half, 6, start=0.5, generators=draw), whole)
 
 
-@pytest.mark.parametrize("case", ["discrete", "edm", "flow", "shifted", "zero"])
-@pytest.mark.parametrize("name", ["ode-euler", "ode-heun", "ancestral", "pc"])
-@pytest.mark.parametrize(("steps", "share"), [(10, 0.8), (11, 0.8), (7, 0.35)])
+@pytest.mark.parametrize(
+    ("case", "name", "steps", "share"),
+    turns(
+        ["discrete", "edm", "flow", "shifted", "zero"],
+        [
+            (name, steps, share)
+            for name in ("ode-euler", "ode-heun", "ancestral", "pc")
+            for steps, share in ((10, 0.8), (11, 0.8), (7, 0.35))
+        ],
+    ),
+)
 def test_shares_of_the_way_are_those_of_its_steps(case, name, steps, share) -> None:
     which = made(case, name)
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).double()

@@ -27,6 +27,7 @@ from ldm.diffusion import (
 )
 from ldm.sampling import SAMPLERS, SchedulerSampler, sampler
 from pushed import first_level
+from turns import turns
 
 # diffusers 0.42 under NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -145,8 +146,7 @@ def test_v_prediction_draws_alike_and_knows_zero_terminal_snr(name: str, zero: b
     assert abs(v[1] - std) < 0.06
 
 
-@pytest.mark.parametrize("speaks", ["v", "x0"])
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("name", "speaks"), turns(SAMPLERS, ["v", "x0"]))
 def test_the_network_may_speak_another_target_than_the_scheduler(name: str, speaks: str) -> None:
     which = named(name)
     assert push(which, 20, speaks) == pytest.approx(push(which, 20, "eps"), abs=2e-5)

@@ -28,6 +28,7 @@ from ldm.models.conditioner import TextConditioner
 from ldm.models.lora import attach, collect, weights
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import PROCESS_SAMPLERS, SAMPLERS
+from turns import turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 STEPS = 4
@@ -72,8 +73,7 @@ def drawn_by_eps(name: str | None) -> torch.Tensor:
     return draw(plain(), sampler=name)
 
 
-@pytest.mark.parametrize("speaks", ["v", "x0"])
-@pytest.mark.parametrize("name", [*SAMPLERS, *OWN, None])
+@pytest.mark.parametrize(("name", "speaks"), turns([*SAMPLERS, *OWN, None], ["v", "x0"]))
 def test_the_same_picture_whatever_the_network_speaks(
     monkeypatch: pytest.MonkeyPatch, pipe: Any, speaks: Target, name: str | None
 ) -> None:
