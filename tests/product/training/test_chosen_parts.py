@@ -59,7 +59,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
             ["unet.*attn2.to_[kv].weight", "text_encoder.encoder.layers.1.*"],
             lambda n: ("attn2.to_k." in n or "attn2.to_v." in n) or "coder.layers.1." in n,
         ),
-        (["text_encoder"], lambda n: n.startswith("text_encoder")),
+        pytest.param(  # as of a pattern of it
+            *(["text_encoder"], lambda n: n.startswith("text_encoder")), marks=pytest.mark.slow
+        ),
     ],
     ids=["pattern", "two patterns", "part"],
 )

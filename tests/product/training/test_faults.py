@@ -88,11 +88,15 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
     ("owner", "name", "number", "by", "left_at"),
     [
         (DenoisingTask, "forward", 4, signal.SIGTERM, 64),
-        (DenoisingTask, "forward", 2, signal.SIGUSR1, 32),
+        pytest.param(  # which test_processes sends as well
+            *(DenoisingTask, "forward", 2, signal.SIGUSR1, 32), marks=pytest.mark.slow
+        ),
         (DenoisingTask, "forward", 6, signal.SIGINT, 96),  # the last step
         (DenoisingTask, "validate", 1, signal.SIGTERM, 48),
         (state, "write", 1, signal.SIGINT, 48),
-        (Encoder, "encode_pictures", 1, signal.SIGTERM, None),
+        pytest.param(  # in a cache, as the next
+            *(Encoder, "encode_pictures", 1, signal.SIGTERM, None), marks=pytest.mark.slow
+        ),
         (tensor_cache, "write_tensors", 2, signal.SIGINT, None),
         (DenoisingTask, "finish", 1, signal.SIGTERM, 96),
     ],
@@ -194,7 +198,10 @@ def sizes() -> list[int]:
     return [0, 1_000, 4_000, 20_000, 200_000]
 
 
-@pytest.mark.parametrize("size", sizes())
+@pytest.mark.parametrize(
+    "size",  # slow is what lies between what is asked anyway
+    [pytest.param(n, marks=[pytest.mark.slow] if n in sizes()[1:-1:2] else []) for n in sizes()],
+)
 def test_a_checkpoint_for_which_there_is_no_room(command, full, tmp_path, whole, size):
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     for later in ("final", "checkpoints/images-000000000096"):
@@ -221,7 +228,8 @@ def test_a_checkpoint_for_which_there_is_no_room(command, full, tmp_path, whole,
     ("name", "number", "what", "after"),
     [
         ("_start", 1, "the record of the run", 0),
-        ("_write", 1, "a line of metrics.jsonl", 0),
+        # Where it began is asked of the record, and this line of another step.
+        pytest.param("_write", 1, "a line of metrics.jsonl", 0, marks=pytest.mark.slow),
         ("_write", 5, "a line of metrics.jsonl", 48),  # two lines each from steps 2 and 4
         ("_validate", 2, "the sample pictures", 48),
         ("_final", 1, "the result", 96),

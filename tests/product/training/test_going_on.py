@@ -250,7 +250,10 @@ def copied(model: Path, to: Path, part: str | None = None) -> Path:
     return to
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+# Of a LoRA it is asked as well what its base was.
+@pytest.mark.parametrize(
+    "lora", [pytest.param(None, marks=pytest.mark.slow), {"rank": 2}], ids=["full", "lora"]
+)
 def test_other_weights_under_the_same_config_are_noticed(command, tmp_path, lora):
     model = tiny.folder(tmp_path / "model")
     parts = {"vae": None, "text": None, "unet": None, "lora": lora}

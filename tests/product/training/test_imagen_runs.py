@@ -154,6 +154,8 @@ def test_caches_buckets_flips_and_interruptions_change_no_bit(tmp_path, own_cach
     assert both[0] == both[1]
 
 
+# Kills and processes are asked of SDXL, and of this family what goes on in one.
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits_and_two_processes_in_the_same_numbers(
     tmp_path, own_cache, monkeypatch
 ):

@@ -123,7 +123,10 @@ def test_adapters_learn_and_the_base_does_not(base, tmp_path, monkeypatch, dora)
     assert np.abs(ours - plain).max() > 1e-3
 
 
-@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+# Of DoRA it is asked of magnitudes as well.
+@pytest.mark.parametrize(
+    "dora", [pytest.param(False, marks=pytest.mark.slow), True], ids=["lora", "dora"]
+)
 def test_a_run_that_was_broken_off_ends_in_the_same_bits(base, tmp_path, monkeypatch, dora):
     asked = settings(
         base,

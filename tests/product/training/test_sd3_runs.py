@@ -90,6 +90,8 @@ def test_caches_and_going_on_change_no_bit(tmp_path):
     )
 
 
+# Kills and processes are asked of SDXL, and of this family what goes on in one.
+@pytest.mark.slow
 def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
     told = settings(duration="9 steps", batch_size=8, checkpoints={"every": "3 steps", "keep": 1})
