@@ -13,7 +13,7 @@ from typing import Any
 
 from beartype import BeartypeConf, beartype
 
-CHECKS = 60
+CHECKS = 20
 """Of arguments, and of arguments with the result: two for a call."""
 
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
