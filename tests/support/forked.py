@@ -1,11 +1,11 @@
 """Programs as ``python PROGRAM`` starts them, without the ten seconds in which it imports torch.
 
-A server, started once for all processes of a run of tests, imports what a training imports and does
-nothing else. Each program is a fork of it with its own arguments, environment and output, runs as
-``__main__`` and ends as the interpreter ends. What ``torchrun`` starts from such a program is
-forked as well. Not a fork's own are its parent, which is the server, its name in the list of
-processes, and what an interpreter draws when it starts: the seed of hashes, and that of numpy's
-global generator.
+A server, started once for all processes of a run of tests, imports what a training imports, makes
+what reads its config, and does nothing else. Each program is a fork of it with its own arguments,
+environment and output, runs as ``__main__`` and ends as the interpreter ends. What ``torchrun``
+starts from such a program is forked as well. Not a fork's own are its parent, which is the server,
+its name in the list of processes, and what an interpreter draws when it starts: the seed of hashes,
+and that of numpy's global generator.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import IO
 
 IMPORTED = (
     "accelerate.commands.launch",
+    "diffusers.guiders",
     "ldm.cli",
     "ldm.tasks.text_to_image",
     "ldm.pipeline",
@@ -203,16 +204,23 @@ def started_by_torchrun(_, line: Sequence[str], environment: Mapping[str, str]) 
 
 
 def main() -> None:
+    import contextlib
     import gc
     import importlib
 
     import pyarrow
     from torch.distributed.elastic.multiprocessing import subprocess_handler
 
+    from ldm.config.loader import validate
+    from ldm.config.schema import TrainConfig
+    from ldm.errors import ConfigError
+
     SOCKET.append(sys.argv[1])
     for name in IMPORTED:
         importlib.import_module(name)
     pyarrow.array(["a"])  # which imports pandas, where that is installed
+    with contextlib.suppress(ConfigError):
+        validate(TrainConfig, {})  # which makes what validates
     subprocess_handler.SubprocessHandler._popen = started_by_torchrun
     os.fsync = lambda descriptor: None  # as in the tests' own process
     gc.collect()
