@@ -43,11 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
 LONG = [
     f"test_{name}.py"
     for name in (
-        "faults", "runs", "shards", "sdxl_runs", "emoji", "pipeline_call", "bad_runs", "notebooks",
-        "process_samplers", "cached", "evaluate", "processes", "lora_run", "chosen_parts", "lora",
-        "estimate", "going_on", "objectives", "stock_callbacks", "lora_sdxl", "pixels",
-        "textual_inversion", "suites_in_runs", "averages", "emoji_suites", "shipped_model",
-        "schedulers_on_mixtures", "watch",
+        "shards", "faults", "emoji", "cached", "sdxl_runs", "notebooks", "processes", "runs",
+        "pipeline_call", "bad_runs", "going_on", "process_samplers", "evaluate", "lora_run",
+        "estimate", "papers", "combinations", "objectives", "chosen_parts", "lora", "lora_sdxl",
+        "stock_callbacks", "distil", "pixels", "textual_inversion", "suites_in_runs", "averages",
+        "emoji_suites", "shipped_model", "schedulers_on_mixtures", "watch",
     )
 ]  # fmt: skip
 
