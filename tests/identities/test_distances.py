@@ -105,7 +105,7 @@ def test_precision_and_recall_of_sets_that_overlap_by_half() -> None:
 
 def test_intervals_cover_what_they_should() -> None:
     inside = [0, 0, 0]
-    for seed in range(400):
+    for seed in range(200):
         x = normal(60, seed=seed) + 2
         figures = [mean(x), bootstrap(x, lambda v: float(v.mean()), seed, draws=100)]
         hits = int((np.random.default_rng(seed).random(60) < 0.8).sum())
@@ -114,7 +114,7 @@ def test_intervals_cover_what_they_should() -> None:
         share = Proportion.of(hits, 60)
         inside[2] += share.low <= 0.8 <= share.high
     for count in inside:
-        assert 0.91 <= count / 400 <= 0.98
+        assert 0.91 <= count / 200 <= 0.98
 
 
 def test_too_few_pictures_are_refused() -> None:
