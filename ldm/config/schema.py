@@ -258,8 +258,9 @@ class TrainConfig(RunConfig):
             one file; or OWNER/NAME[@REVISION] of the Hub.
         family: of the model, where no folder tells it (``ldm.families``); None: ``sd``, or
             ``pixels`` without text.
-        vae: folder of an autoencoder, or a shape for random init; ``pixels``: none, pictures are
-            their own latents.
+        vae: folder of an autoencoder, a safetensors file of one (in the layout of A1111 and
+            ComfyUI, with the config of ``model``'s), or a shape for random init; ``pixels``: none,
+            pictures are their own latents.
         condition: ``text``; ``none``, an unconditional model; or ``{classes: [NAME, ...]}``, of
             which captions say one each. None: that of ``model``, else text.
         text: folder of a pipeline's text encoder and tokenizer, folder (or file of weights) of an

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from ldm.formats.recognised import INDEX, whole
@@ -46,24 +47,56 @@ def folder_of(model: str | Path) -> Path:
     return _snapshot(str(model)) if of_the_hub(model) else path
 
 
+def autoencoder_of(file: Path, model: Path | None) -> Path:
+    """The folder of the autoencoder in ``file``, one of it alone or of a whole model, made once
+    below ``cache_root()``.
+
+    Args:
+        file: a safetensors file, in the layout of A1111 and ComfyUI, or in a folder of diffusers.
+        model: a pipeline folder with an autoencoder of the same shape, whose config it has where
+            the file says nothing of its own.
+
+    Raises:
+        OSError: nothing tells its config.
+        ValueError: the file is pickled, damaged or of another shape; the message is one line.
+    """
+    from ldm.formats.single.folder import write_autoencoder
+    from ldm.formats.single.read import SingleFile
+
+    if (file.parent / "config.json").is_file() and file.name.startswith("diffusion_pytorch_model"):
+        return file.parent
+    alone = file.suffix.lower() != ".safetensors" or not whole(file)
+    read = SingleFile(file, only="vae" if alone else None)
+    beside = model / "vae" / "config.json" if model and read.configs is None else None
+    stated = beside.read_text(encoding="utf-8") if beside and beside.is_file() else ""
+    return _made(file, "config.json", lambda out: write_autoencoder(read, out, model), stated)
+
+
 def _imported(file: Path) -> Path:
     from ldm.formats.single.folder import to_folder
     from ldm.formats.single.read import SingleFile
 
+    return _made(file, INDEX, lambda out: to_folder(SingleFile(file), out))
+
+
+def _made(file: Path, last: str, write: Callable[[Path], None], beside: str = "") -> Path:
+    """The folder of ``file`` in the cache, which ``write`` makes unless it is there with its
+    ``last`` file; of the same file another for other text ``beside`` it.
+    """
     state = file.stat()
-    told = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+    told = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}{beside}"
     name = f"{file.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
     folder = cache_root() / "models" / name
-    if (folder / INDEX).is_file():
+    if (folder / last).is_file():
         return folder
     log.info("%s: its folder is written to %s, once", file, folder)
     mine = folder.with_name(f"{name}.{os.getpid()}")
-    to_folder(SingleFile(file), mine)
+    write(mine)
     try:
         mine.rename(folder)
     except OSError:  # another process was faster
         shutil.rmtree(mine)
-        if not (folder / INDEX).is_file():
+        if not (folder / last).is_file():
             raise
     return folder
 

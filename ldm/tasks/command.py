@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from ldm.engine.signals import REQUESTS, STOPPED, Interrupted
 from ldm.engine.trackers import require
 from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import ConfigError, DataError, UserError
-from ldm.formats.at_hand import folder_of
+from ldm.formats.at_hand import autoencoder_of, folder_of
 from ldm.progress import listen, main_process
 
 C = TypeVar("C", bound=RunConfig)
@@ -81,18 +82,31 @@ class Command(Generic[C]):
 
 
 def _at_hand(config: C) -> C:
-    """``config`` whose model is a folder of this machine; its record then says which commit of the
-    Hub it was.
+    """``config`` whose model and autoencoder are folders of this machine; its record then says
+    which commit of the Hub the model was.
     """
-    model = getattr(config, "model", None)
-    if model is None:
-        return config
+    model = _folder("model", getattr(config, "model", None), folder_of)
+    vae = getattr(config, "vae", None)
+    if isinstance(vae, str) and Path(vae).is_file():
+        beside = None if model is None else Path(model)
+        vae = _folder("vae", vae, lambda file: autoencoder_of(Path(file), beside))
+    found = {"model": model, "vae": vae}
+    changed = {key: new for key, new in found.items() if new != getattr(config, key, None)}
+    return replace(config, **changed) if changed else config  # type: ignore[type-var]
+
+
+def _folder(key: str, named: str | None, find: Callable[[str], Path]) -> str | None:
+    """What ``find`` makes of a path that a config has under ``key``; ``ConfigError`` where it
+    cannot.
+    """
+    if named is None:
+        return None
     try:
-        folder = folder_of(model)
+        folder = find(named)
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise ConfigError(f"model: {line}") from None
-    return config if folder == Path(model) else replace(config, model=str(folder))  # type: ignore[type-var]
+        raise ConfigError(f"{key}: {line}") from None
+    return named if folder == Path(named) else str(folder)
 
 
 def _refuse_missing(config: RunConfig, *, data: bool) -> None:

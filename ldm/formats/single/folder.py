@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -146,6 +147,37 @@ def to_folder(
                     shutil.copyfile(file, target / file.name)
 
     replace(out, put_in, lambda _: (), last=INDEX)
+
+
+def write_autoencoder(source: SingleFile, out: Path, model: Path | None) -> None:
+    """Makes ``out``, which is none yet, the folder of the autoencoder of a file.
+
+    Args:
+        source: the file.
+        out: the folder.
+        model: a pipeline folder of the same kind, for a file without a config.
+
+    Raises:
+        ValueError: the file holds none, or one of another shape than ``model``'s; the message is
+            one line.
+        OSError: nothing tells its config.
+    """
+    if not source.holds("vae"):
+        raise ValueError(f"{source.path} holds no autoencoder: leave vae out, or name another file")
+    if source.configs is None and not (model and (model / "vae" / "config.json").is_file()):
+        raise OSError(
+            f"{source.path} holds tensors alone: give a model with an autoencoder of the same shape"
+            " beside it, whose config it takes, or the folder of one"
+        )
+
+    def put_in(staging: Path) -> None:
+        with TemporaryDirectory() as unpacked:
+            source.unpack(Path(unpacked), model if source.configs is None else None)
+            tensors = source.weights(Path(unpacked), "vae")
+            shutil.copyfile(Path(unpacked) / "vae" / "config.json", staging / "config.json")
+        write_tensors(tensors, staging / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+    replace(out, put_in, lambda _: (), last="config.json")
 
 
 def _write(tensors: dict[str, Tensor], folder: Path, cls: str) -> None:

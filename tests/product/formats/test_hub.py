@@ -41,9 +41,7 @@ def run_of(folder: Path, run: Path) -> Path:
     (run / "samples").mkdir()
     for seen, colour in ((8, "red"), (96, "blue")):
         Image.new("RGB", (4, 4), colour).save(run / "samples" / f"images-{seen:012d}.png")
-    table = (
-        "| suite | figure | n | measured |\n|---|---|---|---|\n| shapes | binding | 8 | 50 |\n"
-    )
+    table = "| suite | figure | n | measured |\n|---|---|---|---|\n| shapes | binding | 8 | 50 |\n"
     (run / "samples" / f"images-{96:012d}.md").write_text(table)
     (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     (run / "environment.json").write_text(

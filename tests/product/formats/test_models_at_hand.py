@@ -1,10 +1,14 @@
 """A model in one file, and one of the Hub, where a config or a command names a folder."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tiny
@@ -12,7 +16,10 @@ from ldm.cli.main import app
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
 from ldm.errors import ConfigError
+from ldm.families.vae import read_vae
 from ldm.formats.at_hand import folder_of
+from ldm.formats.single.place import to_file
+from ldm.formats.single.vae import placing
 from ldm.formats.single.write import write
 from ldm.tasks.command import _at_hand
 from runs import ROOT
@@ -45,6 +52,44 @@ def test_a_file_is_a_folder_once(folder, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"^model: .+ is no whole safetensors file \(it holds"):
         _at_hand(config(file))
     assert _at_hand(config(folder)).model == str(folder)
+
+
+def test_an_autoencoder_of_one_file(folder, tmp_path, monkeypatch):
+    """Of it alone in the original layout, of a whole model, and of a folder of diffusers."""
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    config_file = "diffusion_pytorch_model.safetensors"
+    expected = load_file(folder / "vae" / config_file)
+    whole, alone = tmp_path / "whole.safetensors", tmp_path / "my_vae.safetensors"
+    write(folder, whole, kind="none")
+    theirs = to_file(expected, placing(json.loads((folder / "vae" / "config.json").read_text())))
+    save_file(theirs, alone)
+
+    def of(vae: Path, model: object) -> str:
+        return str(_at_hand(replace(config(model), vae=str(vae))).vae)
+
+    for vae in (whole, alone):
+        made = Path(of(vae, folder))
+        assert made.parent == tmp_path / "cache" / "models" and of(vae, folder) == str(made)
+        found = load_file(made / config_file)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+        network = read_vae(str(made))
+        assert network.config.scaling_factor == 0.18215
+    assert of(folder / "vae" / config_file, folder) == str(folder / "vae")
+    for file, model, told in (
+        (alone, None, "my_vae.safetensors holds tensors alone: give a model"),
+        (folder / "text_encoder" / "model.safetensors", folder, "model.safetensors, vae: "),
+    ):
+        with pytest.raises(ConfigError, match=f"^vae: .+{told}") as error:
+            of(file, model)
+        assert "\n" not in str(error.value)
+    (tmp_path / "old.ckpt").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"^vae: .+old.ckpt is pickled"):
+        of(tmp_path / "old.ckpt", folder)
+    theirs.popitem()
+    save_file(theirs, alone)
+    with pytest.raises(ConfigError, match=r"^vae: .+my_vae.safetensors, vae: "):
+        of(alone, folder)
 
 
 def test_a_repository_of_the_hub(folder, tmp_path, monkeypatch):
