@@ -22,13 +22,13 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ldm.calls import arguments
-from ldm.calls.arguments import TENSORS, Pictures
+from ldm.calls.arguments import Pictures
 from ldm.calls.batches import Batches, walk
 from ldm.calls.begin import Asked, begun
-from ldm.calls.components import Components
 from ldm.calls.control import Control
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
+from ldm.calls.stock import StockHelpers
 from ldm.calls.texts import Wording
 from ldm.calls.values import checked
 from ldm.diffusion import predictor, target_of
@@ -50,7 +50,7 @@ _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
 class LatentDiffusionPipeline(
-    SeenFromCallbacks, Published, DiffusionPipeline, Components, Savings,
+    SeenFromCallbacks, Published, DiffusionPipeline, StockHelpers, Savings,
     EmbeddingLoader, LoraLoader, SingleFileLoader,
 ):  # fmt: skip
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an
@@ -94,7 +94,6 @@ class LatentDiffusionPipeline(
         "tokenizer_3", "image_noising_scheduler", "controlnet",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
-    _callback_tensor_inputs = [*TENSORS]
 
     def __init__(
         self,
@@ -357,13 +356,13 @@ class LatentDiffusionPipeline(
             prompt, negative_prompt, num_images_per_prompt, generator, seed, batch_size, variation
         )
         named = arguments.tensor_inputs(
-            callback_on_step_end, callback_on_step_end_tensor_inputs, self.reads is None
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         heard = family.hears(network)
         scale = family.guided(how.guidance_scale, told, negative=pictures.steered, heard=heard)
         call = Call(
             self, scale if self.reads != () else 1.0, guidance_rescale, guidance,
-            callback_on_step_end, named, self.network.dtype,
+            callback_on_step_end, named, self.network.dtype, family.offers,
         )  # fmt: skip
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
         control = Control.taken(family, self.components, told)

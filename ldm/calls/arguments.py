@@ -11,7 +11,7 @@ import torch
 from ldm.calls.values import real, shown
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
-"""What a callback may ask for."""
+"""What a callback may ask for of every model of texts; of others the first."""
 
 _OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "latent")
 _SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
@@ -138,16 +138,15 @@ def part(
     return shares, image
 
 
-def tensor_inputs(callback: Any, names: Sequence[str], text: bool) -> tuple[str, ...]:
+def tensor_inputs(callback: Any, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """What ``callback`` is handed: ``names``, or what one of diffusers' own says that it needs.
 
     Raises:
-        ValueError: some of them there are not; without ``text`` there are latents alone.
+        ValueError: some of them are none of ``known``.
     """
     if callback is None:
         return ()
     names = tuple(getattr(callback, "tensor_inputs", names) or ())
-    known = TENSORS if text else TENSORS[:1]
     if wrong := sorted(set(names) - set(known)):
         raise ValueError(
             f"callback_on_step_end_tensor_inputs: only {', '.join(known)} can be passed, not"

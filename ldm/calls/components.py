@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
-from ldm.calls.arguments import Pictures
+from ldm.calls.arguments import TENSORS, Pictures
 from ldm.calls.texts import Texts, Wording
 from ldm.diffusion import Condition, Denoiser
 from ldm.families import Family, FamilyDenoiser, family_of
@@ -86,6 +87,11 @@ class Components:
         return None if self.family.towers else self.config.classes or ()
 
     @property
+    def _callback_tensor_inputs(self) -> list[str]:
+        """What a callback may be handed."""
+        return [*TENSORS, *self.family.offers] if self.reads is None else [*TENSORS[:1]]
+
+    @property
     def _own_scheduler(self) -> Any:
         """Not that of a call from whose callback this is asked."""
         return vars(self)["scheduler"]
@@ -142,11 +148,14 @@ class Components:
         made = self.image_processor.postprocess(whole, output_type=form, do_denormalize=shown)
         return made, flagged
 
-    def _check_safety(self, pixels: Tensor) -> tuple[Tensor, list[bool] | None]:
+    def _check_safety(
+        self, pixels: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, list[bool] | None]:
         checker = self.components.get("safety_checker")
         if checker is None:
             return pixels, None
         pictures = self.image_processor.postprocess(pixels, output_type="pil")
         extractor = self.components["feature_extractor"]
         features = extractor(pictures, return_tensors="pt").to(pixels.device)
-        return checker(images=pixels, clip_input=features.pixel_values.to(self.network.dtype))
+        dtype = self.network.dtype if dtype is None else dtype
+        return checker(images=pixels, clip_input=features.pixel_values.to(dtype))

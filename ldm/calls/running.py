@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,7 @@ class Call:
         callback: called after every evaluation.
         inputs: names of the tensors that it is handed.
         dtype: of those tensors.
+        offers: which of them are parts of a condition, as ``Drawing.offers`` has it.
     """
 
     pipeline: Any
@@ -95,6 +97,7 @@ class Call:
     callback: Any
     inputs: Sequence[str]
     dtype: torch.dtype
+    offers: Mapping[str, str] = field(default_factory=dict)
     num_timesteps: int = 0
     scheduler: Any = None
     interrupt: bool = False
@@ -175,7 +178,8 @@ class Call:
         tensors = {name: offered[name] for name in self.inputs}
         returned = self.callback(self.pipeline, index, timestep, tensors) or {}
         # What was handed out may have been changed in place.
-        self._take_texts(returned.get("prompt_embeds", offered["prompt_embeds"]))
+        for name, part in {"prompt_embeds": "tokens", **self.offers}.items():
+            self._take(name, part, returned.get(name, offered[name]))
         handed = offered["latents"]
         found = returned.get("latents", handed)
         if found is latent:
@@ -188,34 +192,72 @@ class Call:
         return new
 
     def _offered(self, latent: Tensor) -> dict[str, Tensor | None]:
-        tokens = self.cond.tokens
-        null = self.null.tokens if self.null is not None and self.guided else None
-        both = tokens if null is None or tokens is None else torch.cat([null, tokens])
+        null = self.null if self.guided else None
+        parts = {"prompt_embeds": "tokens", **self.offers}
         return {
             "latents": latent.to(self.dtype),
-            "prompt_embeds": both,
-            "negative_prompt_embeds": None if null is None else null.clone(),
-        }
+            "negative_prompt_embeds": None if null is None or null.tokens is None
+            else null.tokens.clone(),
+            **{name: _both(null, self.cond, part) for name, part in parts.items()},
+        }  # fmt: skip
 
-    def _take_texts(self, tokens: Tensor | None) -> None:
-        """As in stock ``prompt_embeds`` are those of no text and of the text, or of the text
-        alone, and ``negative_prompt_embeds`` are there to be read.
+    def _take(self, name: str, part: str, told: Tensor | None) -> None:
+        """As in stock ``prompt_embeds`` and the like are those of no text and of the text, or of
+        the text alone, and ``negative_prompt_embeds`` are there to be read.
         """
         many = len(self.cond)
-        if tokens is None:
+        if told is None:
             return
-        if len(tokens) == 2 * many:
-            null, tokens = tokens.chunk(2)
+        if len(told) == 2 * many:
+            null, told = told.chunk(2)
             if self.null is not None:
-                self.null = replace(self.null, tokens=null)
-        if len(tokens) != many:
+                self.null = _with(self.null, part, null)
+        if len(told) != many:
             raise ValueError(
-                f"the callback returned prompt_embeds of {len(tokens)} texts for {many} pictures"
+                f"the callback returned {name} of {len(told)} texts for {many} pictures"
             )
-        self.cond = replace(self.cond, tokens=tokens)
+        self.cond = _with(self.cond, part, told)
+
+
+def _part(cond: Condition, part: str) -> Tensor | None:
+    return getattr(cond, part) if part in ("tokens", "pooled") else cond.extra.get(part)
+
+
+def _with(cond: Condition, part: str, value: Tensor) -> Condition:
+    if part == "tokens":
+        return replace(cond, tokens=value)
+    if part == "pooled":
+        return replace(cond, pooled=value)
+    return replace(cond, extra=cond.extra | {part: value})
+
+
+def _both(null: Condition | None, cond: Condition, part: str) -> Tensor | None:
+    """Of ``null``, where there is guidance, and of ``cond``, one behind the other."""
+    own, other = _part(cond, part), None if null is None else _part(null, part)
+    return own if own is None or other is None else torch.cat([other, own])
 
 
 _CALLS: list[Call] = []  # gone through as a tuple: other threads end theirs meanwhile
+
+
+class Ended(NamedTuple):
+    """What a pipeline says of the last call of a thread."""
+
+    guidance_scale: float
+    guidance_rescale: float
+    guided: bool
+    num_timesteps: int
+    interrupt: bool
+
+
+_THREAD = threading.local()
+
+
+def _ended() -> WeakKeyDictionary[Any, Ended]:
+    """The last calls of this thread, by pipeline."""
+    if not hasattr(_THREAD, "ended"):
+        _THREAD.ended = WeakKeyDictionary()
+    return _THREAD.ended
 
 
 @contextmanager
@@ -226,14 +268,21 @@ def running(call: Call) -> Iterator[Call]:
         yield call
     finally:
         _CALLS.remove(call)
+        _ended()[call.pipeline] = Ended(
+            call.guidance_scale,
+            call.guidance_rescale,
+            call.guided,
+            call.num_timesteps,
+            call.interrupt,
+        )
 
 
 class SeenFromCallbacks:
     """The names on a pipeline that stand for the call that asks: of the thread that runs it.
 
     What another thread sets (``pipe._interrupt``) is set for all calls of the pipeline. Between
-    calls there is only the scheduler; the other names are no attributes, as in stock before its
-    first call.
+    calls the scheduler is the pipeline's own, and the other names are those of the last call of the
+    thread that asks: no attributes before its first one, as in stock.
     """
 
     def _call(self) -> Call | None:
@@ -242,9 +291,9 @@ class SeenFromCallbacks:
         return next(mine, None)
 
     def _asked(self, name: str) -> Any:
-        call = self._call()
+        call = self._call() or _ended().get(self)
         if call is None:
-            raise AttributeError(f"{name} is that of a call, and none runs")
+            raise AttributeError(f"{name} is that of a call, and there has been none")
         return getattr(call, name)
 
     def _set(self, name: str, value: Any) -> None:

@@ -157,6 +157,11 @@ def process_of(config: Mapping[str, Any]) -> NoiseProcess:
         raise ValueError("scheduler config: use_dynamic_shifting is not supported")
     if config.get("use_flow_sigmas"):
         return RectifiedFlow(config.get("flow_shift", 1.0), count)
+    if "clip_denoised" in config:
+        raise ValueError(
+            "scheduler config: CMStochasticIterativeScheduler is of consistency models, whose"
+            " networks predict no target of a process here"
+        )
     if "sigma_min" in config and ("sigma_data" in config or "sampling_eps" in config):
         return VarianceExploding(config["sigma_min"], config["sigma_max"], count)
     schedules: dict[str, Schedule] = {name: own for own, name in IN_DIFFUSERS.items()}

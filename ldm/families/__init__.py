@@ -12,6 +12,10 @@ from ldm.families.pixels import Pixels
 from ldm.families.sd import StableDiffusion
 from ldm.families.sd3 import StableDiffusion3
 from ldm.families.sdxl import StableDiffusionXL
+from ldm.models.wrapped import bare
+
+TEXT = "text_encoder"
+"""What the names of text towers begin with."""
 
 FAMILIES: dict[str, Family] = {
     f.name: f
@@ -28,8 +32,22 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(parts: Mapping[str, Any]) -> Family:
-    """The family of a pipeline with the components ``parts``, those that are absent being None."""
-    return next(family for family in FAMILIES.values() if family.fits(parts))
+    """The family of a pipeline with the components ``parts``, those that are absent being None; of
+    text towers alone, the one that they are most of.
+    """
+    found = next((family for family in FAMILIES.values() if family.fits(parts)), None)
+    if found is not None:
+        return found
+    there = {n: bare(part) for n, part in parts.items() if part is not None and n.startswith(TEXT)}
+    kinds = {f: {t.part: t.network for t in f.towers} for f in FAMILIES.values()}
+    having = [
+        family
+        for family, known in kinds.items()
+        if all(isinstance(part, known.get(name, ())) for name, part in there.items())
+    ]
+    if not having:
+        raise ValueError(f"{', '.join(there)}: of no known family of models")
+    return min(having, key=lambda family: len(family.towers))
 
 
 __all__ = ["FAMILIES", "INPAINTED", "Family", "FamilyDenoiser", "Tower", "family_of"]

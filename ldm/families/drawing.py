@@ -25,6 +25,12 @@ class Drawing:
     longest: ClassVar[int | None] = None
     """Tokens of its T5 that a call asks for at most (``max_sequence_length``); None: it has no such
     argument."""
+    encoded: ClassVar[tuple[str, ...]] = ("prompt_embeds", "negative_prompt_embeds")
+    """What ``encode_prompt`` of its stock pipeline returns."""
+
+    offers: ClassVar[Mapping[str, str]] = {}
+    """What a callback may be handed beside latents and tokens, by stock's names: ``pooled``, or an
+    entry of ``Condition.extra``."""
 
     def taken(self, steps: int, strength: float) -> int:
         """How many of so many steps its stock pipeline takes from a picture: ``steps *

@@ -55,6 +55,7 @@ class Flux(Family):
     flow = FLOW_EULER
     pooled = True
     longest = LONGEST
+    encoded = ("prompt_embeds", "pooled_prompt_embeds", "text_ids")
     targets = ATTENTION
     drawing = {"num_inference_steps": 28, "guidance_scale": 3.5}
     reads = FluxTransformer2DModel

@@ -30,7 +30,7 @@ from ldm.errors import ConfigError
 from ldm.families.index import OF_IMAGEN, OF_OTHERS
 from ldm.families.model import Family, Model, Tower
 from ldm.families.noise import replaced, saved
-from ldm.families.unet import check_channels, described_unet, guidance_told
+from ldm.families.unet import check_channels, described_unet, guidance_told, stated
 from ldm.formats.integrity import json_object
 from ldm.models.aside import LOW, LOW_TIMESTEP, Drawn, LowResolution, enlarged
 from ldm.models.pictures import pixels_of
@@ -62,10 +62,10 @@ class Imagen(Family):
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
-        """There are a T5 and a U-Net."""
-        return isinstance(bare(parts.get("text_encoder")), T5EncoderModel) and bool(
-            parts.get("unet") is not None
-        )
+        """There is a U-Net, and a T5 or nothing beside it that it reads in a T5's way."""
+        tower, unet = bare(parts.get("text_encoder")), parts.get("unet")
+        alone = tower is None and stated(unet, "encoder_hid_dim_type") == "text_proj"
+        return unet is not None and (alone or isinstance(tower, T5EncoderModel))
 
     def aside(self, config: TrainConfig, model: Model) -> LowResolution | None:
         """The smaller picture, of a network of 6 channels."""

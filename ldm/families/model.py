@@ -237,7 +237,7 @@ class Family(Drawing, ABC):
             ValueError: a tower and its tokenizer do not belong together.
         """
         read = self._read(networks, tokenizers, length)
-        if len(self.towers) == 1:
+        if len(self.towers) == 1 and read:
             return read[0]
         return Towers(read, partial(self.join, networks=networks), zeros=zeros, mutes=self.mutes)
 
@@ -247,15 +247,9 @@ class Family(Drawing, ABC):
         """The towers that are among ``networks``."""
         read = [
             TextConditioner(
-                tokenizers[t.words],
-                networks[t.part],
-                t.part,
-                t.layer,
-                t.pooled,
-                t.length,
-                masked=t.masked,
-                lower=t.lower,
-            )
+                tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled, t.length,
+                masked=t.masked, lower=t.lower,
+            )  # fmt: skip
             for t in self.present(networks)
         ]
         for tower in read if length is not None else ():

@@ -17,6 +17,7 @@ from ldm.families.index import OF_OTHERS
 from ldm.families.model import Family, Model, Tower
 from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
 from ldm.models.control import side_inputs
+from ldm.models.wrapped import bare
 
 
 class StableDiffusion(Family):
@@ -32,8 +33,10 @@ class StableDiffusion(Family):
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
-        """One text tower, in latent space or of pixels."""
-        return parts.get("text_encoder") is not None and parts.get("unet") is not None
+        """A U-Net that reads tokens, and at most one text tower; in latent space or of pixels."""
+        unet = parts.get("unet")
+        reads = isinstance(bare(unet), UNet2DConditionModel)
+        return unet is not None and (reads or parts.get("text_encoder") is not None)
 
     def make(self, config: TrainConfig, model: Model) -> nn.Module:
         """A ``UNet2DConditionModel``."""

@@ -50,6 +50,13 @@ class StableDiffusion3(Family):
     flow = FLOW_EULER
     mutes = pooled = skips = True
     longest = LONGEST
+    encoded = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
+    offers = {"pooled_prompt_embeds": "pooled"}
     targets = ATTENTION
     reads = SD3Transformer2DModel
 
@@ -115,7 +122,12 @@ class StableDiffusion3(Family):
         by_part = dict(zip(parts, said, strict=True))
         t5 = by_part.pop(T5, None)
         clip = torch.cat([cond.tokens for cond in by_part.values()], -1)
-        width = bare(networks["transformer"]).config.joint_attention_dim
+        reader = bare(networks.get("transformer"))
+        if reader is None and t5 is None:
+            raise ValueError(
+                "encode_prompt: how wide tokens are says the transformer, or a T5: leave one there"
+            )
+        width = t5.tokens.shape[-1] if reader is None else reader.config.joint_attention_dim
         clip = nn.functional.pad(clip, (0, width - clip.shape[-1]))
         late = clip.new_zeros(len(clip), length, width) if t5 is None else t5.tokens
         pooled = torch.cat([cond.pooled for cond in by_part.values()], -1)

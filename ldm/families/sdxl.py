@@ -25,7 +25,7 @@ from ldm.diffusion import Condition
 from ldm.errors import ConfigError
 from ldm.families.index import OF_IMAGEN, OF_SD, OF_SD3
 from ldm.families.model import Family, Model, Tower
-from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting
+from ldm.families.unet import check_channels, described_unet, guidance_told, inpainting, stated
 from ldm.models.control import side_inputs
 from ldm.models.wrapped import bare
 
@@ -53,11 +53,20 @@ class StableDiffusionXL(Family):
         ),
     )
     zeros = pooled = skips = controlled = True
+    encoded = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
+    offers = {"add_text_embeds": "pooled", "add_time_ids": "coordinates"}
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
-        """There is a second text tower."""
-        return parts.get("text_encoder_2") is not None and parts.get("unet") is not None
+        """There is a second text tower, or a U-Net that is told pooled text and numbers."""
+        unet = parts.get("unet")
+        told = stated(unet, "addition_embed_type") == "text_time"
+        return unet is not None and (told or parts.get("text_encoder_2") is not None)
 
     def make(self, config: TrainConfig, model: Model) -> nn.Module:
         """A ``UNet2DConditionModel`` with ``addition_embed_type`` "text_time"."""

@@ -17,6 +17,11 @@ from ldm.guidance.told import SCALE
 from ldm.models.wrapped import bare
 
 
+def stated(unet: Any, key: str) -> Any:
+    """What the config of ``unet`` says under ``key``; None: nothing, or it is known by name."""
+    return getattr(bare(unet), "config", {}).get(key)
+
+
 def described_unet(
     config: TrainConfig, model: Model, width: int | None, **beside: Any
 ) -> UNet2DConditionModel | UNet2DModel:

@@ -376,6 +376,8 @@ class Towers:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Int64 ids ``b l`` on the CPU, those of all towers side by side."""
+        if not self._towers:
+            raise ValueError("without a text encoder pass prompt_embeds and negative_prompt_embeds")
         return torch.cat([tower.tokenize(texts) for tower in self._towers.values()], 1)
 
     def encode_ids(self, ids: Int64[Tensor, "b l"]) -> Condition:
