@@ -115,6 +115,13 @@ def _function(name: str, value: Any) -> Any:
     return value
 
 
+def _names(name: str, value: Any) -> Any:
+    known = isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
+    if value is not None and not known:
+        raise ValueError(f"{name} must be a list of names, not {shown(value)}")
+    return value
+
+
 def _picture(name: str, value: Any) -> Any:
     if value is not None and not is_picture(value):
         raise ValueError(f"{name} must be {KINDS}, not {shown(value)}")
@@ -175,6 +182,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "variation": _variation,
     "feather": partial(whole, most=_SIDE, optional=True),
     "callback_on_step_end": _function,
+    "callback_on_step_end_tensor_inputs": _names,
+    "guidance": _function,
     "batch_size": partial(whole, optional=True),
 }
 
