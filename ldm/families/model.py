@@ -245,13 +245,11 @@ class Family(Drawing, ABC):
         self, networks: Mapping[str, Any], tokenizers: Mapping[str, Any], length: int | None
     ) -> list[TextConditioner]:
         """The towers that are among ``networks``."""
-        read = [
-            TextConditioner(
-                tokenizers[t.words], networks[t.part], t.part, t.layer, t.pooled, t.length,
-                masked=t.masked, lower=t.lower,
-            )  # fmt: skip
-            for t in self.present(networks)
-        ]
+        read = []
+        for t in self.present(networks):
+            parts, how = (tokenizers[t.words], networks[t.part]), (t.part, t.layer, t.pooled)
+            given = {"masked": t.masked, "lower": t.lower}
+            read.append(TextConditioner(*parts, *how, t.length, **given))
         for tower in read if length is not None else ():
             if isinstance(tower.text_encoder.config, T5Config):
                 tower.length = length  # its positions are relative: its tokenizer's limit is none
