@@ -36,6 +36,7 @@ from ldm.families.model import Model
 from ldm.formats.hub import Published
 from ldm.formats.loader import EmbeddingLoader, LoraLoader
 from ldm.formats.pipeline_folder import opened, save
+from ldm.formats.side_networks import KINDS
 from ldm.formats.single.loader import SingleFileLoader
 from ldm.guidance import Guidance
 from ldm.models.control import as_one
@@ -70,7 +71,7 @@ class LatentDiffusionPipeline(
             predicts.
         safety_checker: runs on every picture if given, as in stock.
         feature_extractor: of the safety checker.
-        image_encoder: kept for the folder's sake, not used.
+        image_encoder: of IP-Adapters.
         requires_safety_checker: written to the folder.
         classes: of a U-Net with labels, of which the last is that of no class.
         sampling: steps, guidance and sampler that suit the model, as ``model_index.json`` states
@@ -85,13 +86,14 @@ class LatentDiffusionPipeline(
         tokenizer_3: its tokenizer.
         image_noising_scheduler: states the noise of a picture that the network is told.
         controlnet: a ``ControlNetModel`` beside the U-Net, or a list of them.
+        adapter: a ``T2IAdapter``, or a list of them.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
     _optional_components = [
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
         "text_encoder_2", "tokenizer_2", "unet", "transformer", "text_encoder_3",
-        "tokenizer_3", "image_noising_scheduler", "controlnet",
+        "tokenizer_3", "image_noising_scheduler", "controlnet", "adapter",
     ]  # fmt: skip
     _exclude_from_cpu_offload = ["safety_checker"]
 
@@ -117,6 +119,7 @@ class LatentDiffusionPipeline(
         tokenizer_3: Any = None,
         image_noising_scheduler: Any = None,
         controlnet: Any = None,
+        adapter: Any = None,
     ) -> None:
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
@@ -133,6 +136,7 @@ class LatentDiffusionPipeline(
             image_encoder=image_encoder, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
             transformer=transformer, text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3,
             image_noising_scheduler=image_noising_scheduler, controlnet=as_one(controlnet),
+            adapter=as_one(adapter),
         )  # fmt: skip
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
@@ -179,8 +183,7 @@ class LatentDiffusionPipeline(
         """The text of ``model_index.json``, which names the stock class where there is one."""
         index = json.loads(super().to_json_string())
         sampling = index.pop("sampling")
-        if index["controlnet"][0] is None:
-            del index["controlnet"]
+        index = {k: v for k, v in index.items() if k not in KINDS or v[0] is not None}
         index = self.family.index(index) | ({KEY: sampling} if sampling else {})
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
@@ -237,8 +240,8 @@ class LatentDiffusionPipeline(
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, float] | None = None,
@@ -285,8 +288,8 @@ class LatentDiffusionPipeline(
             latents: standard normal noise ``n c h w`` instead of a draw.
             prompt_embeds: tokens ``n l d`` in place of texts, as the model's text towers say them.
             negative_prompt_embeds: the same in place of negative prompts.
-            ip_adapter_image: None.
-            ip_adapter_image_embeds: None.
+            ip_adapter_image: of every IP-Adapter that is loaded a picture, or a list of them.
+            ip_adapter_image_embeds: the same as ``prepare_ip_adapter_image_embeds`` says it.
             output_type: ``pil``, ``np`` (n h w 3 in [0, 1]), ``pt`` (n 3 h w in [0, 1]) or
                 ``latent``, in the dtype of the U-Net.
             return_dict: False returns (images, nsfw flags or None).
@@ -332,14 +335,13 @@ class LatentDiffusionPipeline(
                 ``max_sequence_length`` (tokens of a T5), ...; and a ControlNet ``control_image``,
                 a hint as ``image`` may be, and how it speaks: ``controlnet_conditioning_scale``,
                 ``control_guidance_start`` and ``..._end``, ``guess_mode``; of several a list.
+                T2I-Adapters: ``adapter_image``, ``adapter_conditioning_scale``, ``..._factor``.
 
         Raises:
             ValueError: an argument is wrong, or what was drawn is not finite; the message is one
                 line.
         """
         arguments.refuse(
-            ip_adapter_image=ip_adapter_image,
-            ip_adapter_image_embeds=ip_adapter_image_embeds,
             callback=told.pop("callback", None),  # of stock's earlier versions
             callback_steps=told.pop("callback_steps", None),
         )
@@ -365,7 +367,7 @@ class LatentDiffusionPipeline(
             callback_on_step_end, named, self.network.dtype, family.offers,
         )  # fmt: skip
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
-        control = Control.taken(family, self.components, told)
+        control = Control.taken(call, told, ip_adapter_image, ip_adapter_image_embeds)
         denoiser = call.watched(self._denoiser(partial(control.strength, call)), network)
         batches = Batches(
             call,

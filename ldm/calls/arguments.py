@@ -16,8 +16,6 @@ TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 _OUTPUT_TYPES = ("pil", "np", "numpy", "pt", "latent")
 _SEEDS = 2**32  # torch's CPU generator keeps no more of a seed than this
 _INSTEAD = {
-    "ip_adapter_image": "what to draw is said in words, or as prompt_embeds",
-    "ip_adapter_image_embeds": "what to draw is said in words, or as prompt_embeds",
     "callback": "use callback_on_step_end",
     "callback_steps": "use callback_on_step_end, which is told the number of the step",
 }

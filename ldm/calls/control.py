@@ -1,22 +1,22 @@
-"""What the ControlNets of a pipeline are told in a call, and when they speak, by stock's names for
-it.
+"""What the networks beside a U-Net are told in a call, and when they speak, by stock's names for
+it: ControlNets here, adapters in ``ldm.calls.adapters``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.calls.adapters import Features, embedded
 from ldm.calls.arguments import Pictures
 from ldm.calls.running import Call
-from ldm.calls.values import real, shown
+from ldm.calls.values import each, several, shown
 from ldm.editing.pictures import KINDS, is_picture, numbers, pictures, resized, size
-from ldm.families import Family
-from ldm.models.control import HINT, SHARE, Strength, nets_of, numbered
+from ldm.models.control import HINT, IMAGE, SHARE, Strength, nets_of, numbered
 from ldm.models.wrapped import bare
 
 _IMAGE = "control_image"
@@ -28,36 +28,55 @@ _ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Control:
-    """The hints of a call and how its ControlNets speak; without any there is nothing of it.
+    """The pictures of a call that its network is told by others; without any there is nothing of
+    it.
 
     Args:
         hints: pictures for each, as ``ldm.editing.pictures.pictures`` has them.
         scales: of each.
         spans: shares of the evaluations between which each speaks.
         guess: whether they speak to prompts alone, and less the further from the middle.
+        features: of T2I-Adapters.
+        images: what IP-Adapters are told beside prompts, and beside negative ones.
     """
 
     hints: tuple[Any, ...] = ()
     scales: tuple[float, ...] = ()
     spans: tuple[tuple[float, float], ...] = ()
     guess: bool = False
+    features: Features = field(default_factory=Features)
+    images: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ())
 
     @classmethod
-    def taken(cls, family: Family, parts: Mapping[str, Any], told: dict[str, Any]) -> Control:
+    def taken(cls, call: Call, told: dict[str, Any], image: Any, embeds: Any) -> Control:
         """Takes its arguments out of ``told``.
 
         Args:
-            family: of the model.
-            parts: of the pipeline, by name.
-            told: further arguments of the call.
+            call: of a pipeline.
+            told: its further arguments.
+            image: ``ip_adapter_image``.
+            embeds: ``ip_adapter_image_embeds``.
 
         Raises:
-            ValueError: there is no ControlNet or no hint, or they do not go together.
+            ValueError: a network or what it is to be told is missing, or they do not go together.
         """
-        if not family.controlled:  # which says that it knows none of the arguments
-            if parts.get("controlnet") is not None:
-                raise ValueError(f"controlnet: a model of the family {family.name} has none")
+        parts, family = call.pipeline.components, call.pipeline.family
+        if not family.controlled:  # which says that it knows none of the other arguments
+            here = {name: parts.get(name) for name in ("controlnet", "adapter")}
+            here |= {"ip_adapter_image": image, "ip_adapter_image_embeds": embeds}
+            for name, value in here.items():
+                if value is not None:
+                    raise ValueError(f"{name}: a model of the family {family.name} takes none")
             return cls()
+        guided = call.guided or call.guidance is not None
+        features = Features.taken(parts, told)
+        found = cls._of_controlnets(parts, told)
+        return replace(
+            found, features=features, images=embedded(call.pipeline, image, embeds, guided)
+        )
+
+    @classmethod
+    def _of_controlnets(cls, parts: Mapping[str, Any], told: dict[str, Any]) -> Control:
         given = {name: told.pop(name) for name in _ARGUMENTS if name in told}
         nets = nets_of(parts.get("controlnet"))
         if not nets:
@@ -73,13 +92,13 @@ class Control:
                 f"{_IMAGE} is missing: the picture that the ControlNet of this pipeline follows"
                 " (image is one that is edited)"
             )
-        count, several = len(nets), bare(parts["controlnet"]) is not nets[0]
-        hints = _hints(image, count) if several else [image]
-        scales = _each("controlnet_conditioning_scale", given, 1.0, count)
+        count, alone = len(nets), bare(parts["controlnet"]) is nets[0]
+        hints = [image] if alone else several(_IMAGE, image, count)
+        scales = each("controlnet_conditioning_scale", given, 1.0, count)
         spans = list(
             zip(
-                _each("control_guidance_start", given, 0.0, count),
-                _each("control_guidance_end", given, 1.0, count),
+                each("control_guidance_start", given, 0.0, count),
+                each("control_guidance_end", given, 1.0, count),
                 strict=True,
             )
         )
@@ -106,9 +125,12 @@ class Control:
         """Height and width of a call that is asked for those: without them, and without an
         ``image`` that is edited, those of the hint, cut to multiples of ``unit`` as in stock.
         """
-        if not self.hints or image is not None:
+        own = self.features.sides(unit)
+        if self.hints:
+            own = tuple(side - side % unit for side in size(self.hints[0]))
+        if own is None or image is not None:
             return height, width
-        rows, columns = (side - side % unit for side in size(self.hints[0]))
+        rows, columns = own
         return rows if height is None else height, columns if width is None else width
 
     def beside(
@@ -121,41 +143,25 @@ class Control:
         for hint in self.hints:
             pixels = resized(hint, *sides).to(device, torch.float32)
             found.append(pixels[numbers(_IMAGE, len(pixels), len(drawn.prompts), drawn.each)])
-        return numbered(HINT, found)
+        return numbered(HINT, found) | self.features.beside(drawn, sides, device)
 
     def told(self, said: dict[str, Tensor], null: dict[str, Tensor]) -> tuple[Any, Any]:
         """What is told beside prompts and negative prompts, with how much those hear of the hints:
         in a guess negative prompts hear nothing.
         """
+        said, null = (
+            a | numbered(IMAGE, b) for a, b in zip((said, null), self.images, strict=True)
+        )
         if not self.guess:
             return said, null
         return said | {SHARE: torch.ones(1)}, null | {SHARE: torch.zeros(1)}
 
     def strength(self, call: Call) -> Strength:
         """How strongly they speak at the evaluation that ``call`` has come to."""
-        first, last = call.done / call.num_timesteps, (call.done + 1) / call.num_timesteps
+        count = call.num_timesteps
+        first, last = call.done / count, (call.done + 1) / count
         scales = [
             0.0 if first < start or last > end else scale
             for scale, (start, end) in zip(self.scales, self.spans, strict=True)
         ]
-        return Strength(scales, self.guess)
-
-
-def _hints(image: Any, count: int) -> Sequence[Any]:
-    """Pictures for each of several ControlNets; lists of a picture for each, one a prompt, are
-    turned as in stock.
-    """
-    if isinstance(image, (list, tuple)) and image and isinstance(image[0], (list, tuple)):
-        image = [list(each) for each in zip(*image, strict=False)]
-    if not isinstance(image, (list, tuple)) or len(image) != count:
-        raise ValueError(f"{_IMAGE} must be a list of {count}, for each ControlNet one")
-    return image
-
-
-def _each(name: str, given: Mapping[str, Any], usual: float, count: int) -> list[float]:
-    """A number for each ControlNet, or one for all."""
-    value = given.get(name, usual)
-    many = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(many) != count:
-        raise ValueError(f"{name} has {len(many)} numbers for {count} ControlNets")
-    return [real(name, one) for one in many]
+        return Strength(scales, self.guess, self.features.heard(call.done, count))

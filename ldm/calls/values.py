@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -107,6 +107,26 @@ def _listed(name: str, value: Any, *, least: int) -> Any:
             f"{name} must be a list of at least {least} finite numbers, not {shown(value)}"
         )
     return [each if type(each) is int else real(f"each of {name}", each) for each in value]
+
+
+def several(name: str, value: Any, count: int) -> Sequence[Any]:
+    """Pictures for each of ``count`` networks; lists of a picture for each, one a prompt, are
+    turned as in stock.
+    """
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        value = [list(pictures) for pictures in zip(*value, strict=False)]
+    if not isinstance(value, (list, tuple)) or len(value) != count:
+        raise ValueError(f"{name} must be a list of {count}, one for each network")
+    return value
+
+
+def each(name: str, given: Mapping[str, Any], usual: float, count: int) -> list[float]:
+    """The numbers of this name in ``given``, of each of ``count`` networks, or one for all."""
+    value = given.get(name, usual)
+    many = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    if len(many) != count:
+        raise ValueError(f"{name} has {len(many)} numbers for {count} networks")
+    return [real(name, one) for one in many]
 
 
 def _function(name: str, value: Any) -> Any:

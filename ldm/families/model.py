@@ -101,11 +101,17 @@ class Family(Drawing, ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """What names of the network's modules end in that a LoRA adapts where no config says."""
 
-    controlled: ClassVar[bool] = False
-    """Whether ControlNets may stand beside its network."""
+    side_networks: ClassVar[Mapping[str, str]] = {}
+    """Names of the stock pipelines that have a ControlNet, or a T2I-Adapter, beside its network, by
+    the component; {}: neither may stand there, and there is no IP-Adapter."""
 
     stepping: ClassVar[Mapping[str, Any]] = {}
     """What the scheduler that its folders state is set to beside the noise process."""
+
+    @property
+    def controlled(self) -> bool:
+        """Whether networks may stand beside its own (``side_networks``)."""
+        return bool(self.side_networks)
 
     @property
     def adaptable(self) -> list[str]:
@@ -152,7 +158,7 @@ class Family(Drawing, ABC):
 
     def arguments(self, network: nn.Module, cond: Condition) -> dict[str, Any]:
         """What of ``cond`` its network and the ControlNets beside it are told alike, by the names
-        of their arguments; of a family that is ``controlled``.
+        of their arguments; of a family that may have some.
         """
         return {}
 
@@ -283,9 +289,8 @@ class FamilyDenoiser(nn.Module):
         """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
         timestep = timestep.float()
-        if self.controlnet is not None:
-            told = self.family.arguments(self.network, cond)
-            cond = spoken(self.controlnet, x_t, timestep, cond, told, self.strength())
+        told = partial(self.family.arguments, self.network, cond)
+        cond = spoken(self.controlnet, x_t, timestep, cond, told, self.strength())
         return self.family.call(self.network, x_t, timestep, cond)
 
 

@@ -27,9 +27,13 @@ class StableDiffusion(Family):
     """
 
     name = "sd"
-    stock = ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline")
+    side_networks = {
+        "controlnet": "StableDiffusionControlNetPipeline",
+        "adapter": "StableDiffusionAdapterPipeline",
+    }
+    stock = ("StableDiffusionPipeline", *side_networks.values())
     towers = (Tower("text_encoder", "tokenizer", CLIPTextModel),)
-    skips = controlled = True
+    skips = True
     reads = UNet2DConditionModel
 
     def fits(self, parts: Mapping[str, Any]) -> bool:
@@ -62,19 +66,20 @@ class StableDiffusion(Family):
     ) -> Float[Tensor, "b y h w"]:
         """Tokens reach cross-attention."""
         x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
-        told |= self.arguments(network, cond) | side_inputs(cond)
-        return network(x, timestep, **told).sample
+        told |= self.arguments(network, cond)
+        return network(x, timestep, **side_inputs(told, cond)).sample
 
     def arguments(self, network: nn.Module, cond: Condition) -> dict[str, Any]:
         """The tokens."""
         return {"encoder_hidden_states": cond.tokens}
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
-        """That of ``StableDiffusionPipeline``, or of its kind with a ControlNet; a model of text
-        and pixels has no stock pipeline.
+        """That of ``StableDiffusionPipeline``, or of its kind with a network beside; a model of
+        text and pixels has no stock pipeline.
         """
         kept = {key: value for key, value in index.items() if key not in OF_OTHERS}
         if index["vae"][0] is None:
             return kept
-        name = self.stock["controlnet" in kept]
+        beside = (cls for part, cls in self.side_networks.items() if part in kept)
+        name = next(beside, self.stock[0])
         return {k: v for k, v in kept.items() if k != "classes"} | {"_class_name": name}

@@ -37,10 +37,14 @@ class StableDiffusionXL(Family):
     """Two CLIP text towers, and a U-Net that is told how its picture was cut."""
 
     name = "sdxl"
+    side_networks = {
+        "controlnet": "StableDiffusionXLControlNetPipeline",
+        "adapter": "StableDiffusionXLAdapterPipeline",
+    }
     stock = (
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
-        "StableDiffusionXLControlNetPipeline",
+        *side_networks.values(),
     )
     towers = (
         Tower("text_encoder", "tokenizer", CLIPTextModel, -2, None),
@@ -52,7 +56,7 @@ class StableDiffusionXL(Family):
             "text_embeds",
         ),
     )
-    zeros = pooled = skips = controlled = True
+    zeros = pooled = skips = True
     encoded = (
         "prompt_embeds",
         "negative_prompt_embeds",
@@ -113,8 +117,8 @@ class StableDiffusionXL(Family):
     ) -> Float[Tensor, "b y h w"]:
         """Tokens reach cross-attention, pooled text and numbers the embedding of the timestep."""
         x, told = inpainting(x_t, cond), guidance_told(network, x_t, cond)
-        told |= self.arguments(network, cond) | side_inputs(cond)
-        return network(x, timestep, **told).sample
+        told |= self.arguments(network, cond)
+        return network(x, timestep, **side_inputs(told, cond)).sample
 
     def arguments(self, network: nn.Module, cond: Condition) -> dict[str, Any]:
         """The tokens, the pooled text and the numbers."""
@@ -185,14 +189,15 @@ class StableDiffusionXL(Family):
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``StableDiffusionXLPipeline``, of ``StableDiffusionXLImg2ImgPipeline`` for a
-        refiner, or of the kind with a ControlNet.
+        refiner, or of the kind with a network beside.
         """
         others = (*OF_SD, *OF_SD3, *OF_IMAGEN, "classes")
         kept = {key: value for key, value in index.items() if key not in others}
         if kept["requires_aesthetics_score"]:
             return kept | {"_class_name": self.stock[1]}
         del kept["requires_aesthetics_score"]
-        return kept | {"_class_name": self.stock[2 if "controlnet" in kept else 0]}
+        beside = (cls for part, cls in self.side_networks.items() if part in kept)
+        return kept | {"_class_name": next(beside, self.stock[0])}
 
 
 def _width(model: Model) -> int:

@@ -20,7 +20,7 @@ _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files of we
 _NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
              "text_encoder_3")  # fmt: skip
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-_SIDE_NETWORKS = ("controlnet",)
+_SIDE_NETWORKS = ("controlnet", "adapter")
 _OTHERS = ("scheduler", *_TOKENIZERS, "safety_checker", "feature_extractor", "image_encoder")
 _UNKNOWN = 2**18  # the widest and the deepest network of pickled weights, which are not looked into
 _TOWER = "text_model."

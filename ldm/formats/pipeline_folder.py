@@ -13,7 +13,7 @@ from typing import Any
 
 from ldm.formats import integrity
 from ldm.formats.recognised import INDEX, told, whole
-from ldm.formats.side_networks import beside
+from ldm.formats.side_networks import KINDS, beside
 from ldm.formats.single.loader import unpacked
 from ldm.models.clip import save_text_encoder
 from ldm.models.strip_paths import strip_paths
@@ -42,8 +42,9 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
     asked = dict(asked)
     if pickled := asked.get("use_safetensors") is False:
         asked["use_safetensors"] = None  # today's text encoders are safetensors even there
-    if asked.get("controlnet") is not None:
-        asked["controlnet"] = beside(asked["controlnet"], asked)
+    for part in KINDS:
+        if asked.get(part) is not None:
+            asked[part] = beside(part, asked[part], asked)
     folder = Path(path)
     if whole(folder):
         with unpacked(folder, asked) as (name, found):
@@ -77,6 +78,11 @@ def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str
     """
     if folder.is_file():
         raise ValueError(f"{folder} is a file: a pipeline is saved as a folder")
+    unet = bare(pipe.components.get("unet"))
+    if unet is not None and unet.config.get("encoder_hid_dim_type") == "ip_image_proj":
+        raise ValueError(
+            "a pipeline folder has no place for an IP-Adapter: call unload_ip_adapter() first"
+        )
 
     def put_in(staging: Path) -> None:
         write(staging, **asked)

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, T2IAdapter
 
 from ldm.formats import integrity
 
+KINDS = {"controlnet": ControlNetModel, "adapter": T2IAdapter}
+"""By the component of a pipeline."""
 
-def beside(given: Any, asked: Mapping[str, Any]) -> Any:
-    """``given``, a ControlNet or several, each of them read where it is the path of its folder.
+
+def beside(part: str, given: Any, asked: Mapping[str, Any]) -> Any:
+    """``given``, one network or several, each of them read where it is the path of its folder.
 
     Args:
+        part: the component of a pipeline that they are.
         given: networks, folders of them, or names on the Hub.
         asked: ``dtype`` and ``use_safetensors`` of the pipeline that they stand in.
 
@@ -25,26 +29,27 @@ def beside(given: Any, asked: Mapping[str, Any]) -> Any:
         ValueError: something in it is damaged, or it holds another network.
     """
     if isinstance(given, (list, tuple)):
-        return [beside(one, asked) for one in given]
+        return [beside(part, one, asked) for one in given]
     if not isinstance(given, (str, os.PathLike)):
         return given
     folder, options = Path(given), {"use_safetensors": asked.get("use_safetensors", True)}
     dtype = asked.get("dtype") or asked.get("torch_dtype")
     options["torch_dtype"] = dtype if isinstance(dtype, torch.dtype) else torch.float32
     if folder.exists() or not integrity.may_be_of_the_hub(str(given)):
-        _check(folder)
+        _check(folder, KINDS[part])
     try:
-        return ControlNetModel.from_pretrained(given, **options)
+        return KINDS[part].from_pretrained(given, **options)
     except Exception as error:  # whatever diffusers, safetensors, the Hub or torch raise
         line = " ".join(str(error).split())[:300]
-        raise ValueError(f"{given} cannot be read as a ControlNet: {line}") from error
+        raise ValueError(f"{given} cannot be read as a {KINDS[part].__name__}: {line}") from error
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, cls: type) -> None:
     if not folder.is_dir():
-        raise OSError(f"{folder}: there is no such folder of a ControlNet")
+        raise OSError(f"{folder}: there is no such folder of a {cls.__name__}")
     config = integrity.json_object(folder / "config.json")
     kind = config.get("_class_name")
-    if kind != ControlNetModel.__name__:
-        raise ValueError(f"{folder} holds no ControlNet, but {kind or 'no network of diffusers'}")
+    if kind != cls.__name__:
+        told = kind or "no network of diffusers"
+        raise ValueError(f"{folder} holds no {cls.__name__}, but {told}")
     integrity.check_network(folder, config)

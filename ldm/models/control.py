@@ -1,19 +1,22 @@
 """Networks beside a U-Net that are told a picture, and what they say to it.
 
     h_k <- h_k + s z_k(E_k(x_t, t, text, hint))        ControlNet (Zhang et al. 2023, eqs. 2 and 9)
+    g_k <- g_k + s F_k(hint)                           T2I-Adapter (Mou et al. 2023, eq. 4)
+    a <- attention(q, text) + s attention(q, W picture)     IP-Adapter (Ye et al. 2023, eq. 5)
 
-h_k are the skip connections and the middle of the U-Net, E_k those of a copy of its first half, and
-z_k convolutions that begin as 0. What is said stands in ``Condition.extra``, a tensor a sample, and
+h_k are the skip connections and the middle of the U-Net, E_k those of a copy of its first half, z_k
+convolutions that begin as 0, and g_k what each of its levels ends in on the way down. What is
+said stands in ``Condition.extra``, a tensor a sample, and
 whoever calls the U-Net hands it on (``side_inputs``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from diffusers import MultiControlNetModel
+from diffusers import MultiAdapter, MultiControlNetModel, T2IAdapter
 from torch import Tensor, nn
 
 from ldm.diffusion import Condition
@@ -26,6 +29,12 @@ SHARE = "hint share"
 """How much of what ControlNets say a sample hears, ``b``; all, where there is none."""
 RESIDUAL = "residual:"
 """What they say to skip connection number k, and last to the middle, ``b c h w``."""
+
+
+FEATURE = "feature:"
+"""What T2I-Adapters say to level number k, ``b c h w``."""
+IMAGE = "image:"
+"""What IP-Adapter number k is told, ``b pictures ...``."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,28 @@ class Strength:
     Args:
         scales: s of each; None: 1.
         guess: whether s falls to a tenth from the middle to the first skip connection, as in stock.
+        features: whether those of T2I-Adapters are heard.
     """
 
     scales: Sequence[float] | None = None
     guess: bool = False
+    features: bool = True
 
 
-def as_one(controlnet: Any) -> Any:
-    """A pipeline's component of one ControlNet, or of a list of them."""
-    several = isinstance(controlnet, (list, tuple))
-    return MultiControlNetModel(list(controlnet)) if several else controlnet
+def as_one(networks: Any) -> Any:
+    """A pipeline's component of one ControlNet or T2I-Adapter, or of a list of them."""
+    if not isinstance(networks, (list, tuple)):
+        return networks
+    kind = MultiAdapter if isinstance(networks[0], T2IAdapter) else MultiControlNetModel
+    return kind(list(networks))
+
+
+def adapters_of(adapter: Any) -> list[Any]:
+    """The T2I-Adapters of a pipeline's component: itself, those of several, or none."""
+    found = bare(adapter)
+    if found is None:
+        return []
+    return list(found.adapters) if isinstance(found, MultiAdapter) else [adapter]
 
 
 def nets_of(controlnet: Any) -> list[Any]:
@@ -83,27 +104,31 @@ def nets_of(controlnet: Any) -> list[Any]:
 
 
 def spoken(
-    controlnet: nn.Module,
+    controlnet: nn.Module | None,
     x_t: Tensor,
     timestep: Tensor,
     cond: Condition,
-    told: Mapping[str, Any],
+    told: Callable[[], Mapping[str, Any]],
     strength: Strength,
 ) -> Condition:
-    """``cond`` with what ControlNets say to its hints in their place; as it is without hints.
+    """``cond`` with what ControlNets say to its hints in their place, and without features that are
+    not heard.
 
     Args:
-        controlnet: one, or several.
+        controlnet: one, several, or None.
         x_t: ``b c h w``.
         timestep: ``b`` or ``()``.
         cond: of the batch.
-        told: what they are told beside hints, as the U-Net is.
+        told: what they are told beside hints, as the U-Net is; asked where there are hints.
         strength: of each.
     """
+    if not strength.features:
+        cond = _without(cond, FEATURE)
     nets = nets_of(controlnet)
     hints = listed(cond, HINT)
-    if not hints:
+    if not nets or not hints:
         return cond
+    arguments = told()
     total: list[Tensor] = []
     for net, hint, scale in zip(nets, hints, strength.scales or [1.0] * len(nets), strict=True):
         if scale == 0:
@@ -115,26 +140,35 @@ def spoken(
             conditioning_scale=scale,
             guess_mode=strength.guess,
             return_dict=False,
-            **told,
+            **arguments,
         )
         said = [*down, middle]
         total = [a + b for a, b in zip(total, said, strict=True)] if total else said
     share = cond.extra.get(SHARE)
     if share is not None:
         total = [part * share.to(part).reshape(-1, 1, 1, 1) for part in total]
-    rest = {name: x for name, x in cond.extra.items() if not name.startswith((HINT, SHARE))}
-    return replace(cond, extra=rest | numbered(RESIDUAL, total))
+    rest = _without(cond, HINT, SHARE)
+    return replace(rest, extra=rest.extra | numbered(RESIDUAL, total))
 
 
-def side_inputs(cond: Condition) -> dict[str, Any]:
-    """Arguments of a U-Net that hand on what ``cond`` holds of other networks."""
-    if not (residuals := listed(cond, RESIDUAL)):
-        return {}
-    *down, middle = residuals
-    return {
-        "down_block_additional_residuals": down,
-        "mid_block_additional_residual": middle,
-    }
+def side_inputs(told: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
+    """Arguments ``told`` of a U-Net, and those that hand on what ``cond`` holds of others."""
+    found = dict(told)
+    if residuals := listed(cond, RESIDUAL):
+        *down, middle = residuals
+        found["down_block_additional_residuals"] = down
+        found["mid_block_additional_residual"] = middle
+    if features := listed(cond, FEATURE):
+        found["down_intrablock_additional_residuals"] = features
+    if images := listed(cond, IMAGE):
+        found["added_cond_kwargs"] = {**found.get("added_cond_kwargs", {}), "image_embeds": images}
+    return found
+
+
+def _without(cond: Condition, *starts: str) -> Condition:
+    """``cond`` without what its names of ``extra`` begin with."""
+    rest = {name: x for name, x in cond.extra.items() if not name.startswith(starts)}
+    return replace(cond, extra=rest)
 
 
 def numbered(start: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:

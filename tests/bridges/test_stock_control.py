@@ -1,5 +1,6 @@
 """Networks beside the U-Net, told a picture: ours are stock's."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,14 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    StableDiffusionAdapterPipeline,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
 )
 from PIL import Image
 from typer.testing import CliRunner
@@ -156,7 +162,7 @@ def test_folders_go_both_ways(sd, tmp_path):
     assert apart(same, drawn) <= 1e-6
     for wrong, message in (
         (tmp_path / "none", "no such folder of a ControlNet"),
-        (tmp_path / "base" / "unet", "holds no ControlNet, but UNet2D"),
+        (tmp_path / "base" / "unet", "holds no ControlNetModel, but UNet2D"),
     ):
         with pytest.raises((ValueError, OSError), match=message) as caught:
             LatentDiffusionPipeline.from_pretrained(tmp_path / "base", controlnet=wrong)
@@ -170,7 +176,7 @@ def test_folders_go_both_ways(sd, tmp_path):
         ({"control_image": "a.png"}, "control_image must be a PIL image"),
         ({"control_image": [picture()] * 3}, "control_image: 3 pictures for 1 prompts"),
         ({"controlnet_conditioning_scale": "much"}, "controlnet_conditioning_scale must be a fin"),
-        ({"controlnet_conditioning_scale": [1.0, 1.0]}, "has 2 numbers for 1 ControlNets"),
+        ({"controlnet_conditioning_scale": [1.0, 1.0]}, "has 2 numbers for 1 networks"),
         ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "must be less than"),
         ({"guess_mode": 1}, "guess_mode must be True or False"),
     ],
@@ -213,3 +219,87 @@ def test_the_command_follows_a_picture(sd, tmp_path):
     assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
     assert "--control is given 1 times for 0 --controlnet" in run(*both[:2]).stderr
     assert "none.png: there is no such file" in run("--control", "none.png", *both[2:]).stderr
+
+
+def test_t2i_adapters_are_stocks(sd, tmp_path):
+    parts = sd | {"controlnet": None, "adapter": tiny_control.adapter(sd["unet"])}
+    asked: dict[str, Any] = dict(prompt=PROMPTS, num_inference_steps=3, output_type="np")
+    hints = [picture(seed=1), picture(seed=2)]
+    told = asked | dict(adapter_conditioning_scale=0.6)
+
+    def stock(parts: dict[str, Any]) -> Any:
+        kept = {name: part for name, part in parts.items() if name != "controlnet"}
+        return quiet(StableDiffusionAdapterPipeline(**kept, **NONE))
+
+    for kind in KINDS[:3]:
+        made = scheduled(parts, kind)
+        found = ours(made)(**told, adapter_image=hints, generator=generators()).images
+        theirs = stock(made)(**told, image=hints, generator=generators()).images
+        assert apart(found, theirs) <= CLOSE
+    two = made | {"adapter": [parts["adapter"], tiny_control.adapter(sd["unet"], 1)]}
+    told = asked | dict(adapter_conditioning_scale=[0.6, 0.3])
+    each = [[one, one] for one in hints]  # of each adapter, a prompt each
+    found = ours(two)(**told, adapter_image=hints, generator=generators()).images
+    theirs = stock(two)(**told, image=each, generator=generators()).images
+    assert apart(found, theirs) <= CLOSE
+    parts["adapter"].save_pretrained(tmp_path / "adapter")
+    ours(sd | {"controlnet": None}).save_pretrained(tmp_path / "base")
+    mine = LatentDiffusionPipeline.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter")
+    with pytest.raises(ValueError, match="adapter_image is missing"):
+        quiet(mine)("a")
+    wide = T2IAdapter(3, [32, 64], num_res_blocks=1, downscale_factor=4)
+    with pytest.raises(ValueError, match="multiples of 4 pixels"):
+        ours(parts | {"adapter": wide})("a", adapter_image=picture(), height=18)
+    xl = tiny_sdxl.components(published=False)
+    xl["adapter"] = tiny_control.adapter(xl["unet"])
+    told = asked | dict(adapter_conditioning_factor=0.7, guidance_scale=4.0, height=16, width=16)
+    theirs = quiet(StableDiffusionXLAdapterPipeline(**xl))
+    found = ours(xl)(**told, adapter_image=hints, generator=generators()).images
+    assert apart(found, theirs(**told, image=hints, generator=generators()).images) <= CLOSE
+
+
+def test_ip_adapters_are_stocks(sd, tmp_path):
+    asked: dict[str, Any] = dict(prompt=PROMPTS, num_inference_steps=3, output_type="np")
+    xl = tiny_sdxl.components(published=False)
+    plain = sd | {"controlnet": None}
+    for name, parts, stock, more in (
+        ("sd", plain, StableDiffusionPipeline, NONE),
+        ("xl", xl, StableDiffusionXLPipeline, {"add_watermarker": False}),
+    ):
+        folder = tiny_control.ip_adapter(parts["unet"], tmp_path / name)
+        kept = {key: part for key, part in parts.items() if key != "controlnet"}
+        file = dict(subfolder="models", weight_name="ip.safetensors")
+        pipes = []
+        for cls, own in ((LatentDiffusionPipeline, {}), (stock, more)):
+            pipe = quiet(cls(**kept | {"unet": copy.deepcopy(parts["unet"])}, **own))
+            pipe.load_ip_adapter(folder, **file)
+            pipe.set_ip_adapter_scale(0.7)
+            pipes.append(pipe)
+        for kind in KINDS[:3]:
+            for pipe in pipes:
+                pipe.scheduler = kind.from_config(parts["scheduler"].config)
+            told = asked | {"guidance_scale": 1.0 if kind is DDIMScheduler else 5.0}
+            found = [
+                pipe(**told, ip_adapter_image=picture(), generator=generators()).images
+                for pipe in pipes
+            ]
+            assert apart(*found) <= CLOSE
+        mine = pipes[0]
+        embeds = mine.prepare_ip_adapter_image_embeds(picture(), None, "cpu", 1, True)
+        again = mine(**told, ip_adapter_image_embeds=embeds, generator=generators()).images
+        assert np.abs(found[0] - again).max() <= 1e-6
+    for wrong, message in (
+        ({}, "ip_adapter_image is missing: an IP-Adapter is loaded"),
+        ({"ip_adapter_image": [picture()] * 2}, "ip_adapter_image has 2 entries for 1 IP-Adapters"),
+        ({"ip_adapter_image": picture(), "ip_adapter_image_embeds": embeds}, "not both"),
+        ({"ip_adapter_image_embeds": [embeds[0][1:]]}, "must be tensors 2 pictures"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mine("a", num_inference_steps=1, **wrong)
+    with pytest.raises(ValueError, match="no place for an IP-Adapter"):
+        mine.save_pretrained(tmp_path / "saved")
+    mine.unload_ip_adapter()
+    mine("a", num_inference_steps=1)
+    other = LatentDiffusionPipeline(**tiny_sd3.components(), unet=None)
+    with pytest.raises(ValueError, match="a model of the family sd3 takes no IP-Adapter"):
+        other.load_ip_adapter(folder, **file)

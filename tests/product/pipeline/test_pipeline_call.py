@@ -318,9 +318,7 @@ BAD = {
     "height must be a whole number, not '16'": {"height": "16"},
     "latents must be a tensor n c h w, not 'noise'": {"latents": "noise"},
     "clip_skip must lie in 0..2, as text_encoder has layers, not 3": {"clip_skip": 3},
-    "ip_adapter_image is not supported: what to draw is said in words": {
-        "ip_adapter_image": object()
-    },
+    "ip_adapter_image is told an IP-Adapter, and none is loaded": {"ip_adapter_image": object()},
     "cross_attention_kwargs takes {\"scale\": strength of the LoRAs} alone, not {'gligen': 1}": {
         "cross_attention_kwargs": {"gligen": 1}
     },
