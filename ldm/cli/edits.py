@@ -37,6 +37,13 @@ VariationSeed = Annotated[
 VariationStrength = Annotated[
     float, typer.Option(help="0 to 1: how far towards it; 1 is the other seed's picture.")
 ]
+Enlarge = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCALE[,STRENGTH[,latent|pixel]]",
+        help="Draw again so many times larger, from what was drawn (a hires fix): 2,0.6,latent.",
+    ),
+]
 Control = Annotated[
     list[Path] | None,
     typer.Option(help="A picture that --controlnet follows; once for each of them."),
@@ -46,6 +53,7 @@ ControlNet = Annotated[
     typer.Option(help="Folder of a ControlNet of the model. May be repeated."),
 ]
 _SEEDS = 2**32
+_LARGEST = 8  # times that a side is made larger
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,13 @@ class Edits:
         nets = list(map(str, self.nets))
         return {"controlnet": nets if len(nets) > 1 else nets[0]}
 
+    def size(self, picture: Any, settings: Any) -> str | None:
+        """The size to ask for again to get ``picture``, drawn with ``settings``."""
+        if self.image is not None:
+            return None
+        own = f"{picture.width}x{picture.height}"
+        return settings.size if settings.enlarge is not None else own
+
     def share(self) -> float | None:
         """The strength that the picture is edited with, if it is."""
         if self.image is None:
@@ -162,6 +177,28 @@ class Edits:
         masked = self.mask is not None or self.outpaint is not None
         usual = 1.0 if masked else STRENGTH
         return usual if self.strength is None else self.strength
+
+
+def enlarging(text: str | None) -> dict[str, Any]:
+    """What --enlarge says, by the arguments of ``ldm.editing.passes.enlarged``; {}: nothing.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    if text is None:
+        return {}
+    scale, strength, by, *rest = [*text.split(","), "", ""][: max(3, text.count(",") + 1)]
+    try:
+        found = {"scale": float(scale), "strength": float(strength or 0.6), "by": by or "latent"}
+    except ValueError:
+        found = {"scale": math.nan, "strength": 0.0, "by": ""}
+    fits = 1 < found["scale"] <= _LARGEST and 0 <= found["strength"] <= 1
+    if rest or not fits or found["by"] not in ("latent", "pixel"):
+        raise ValueError(
+            f"--enlarge must look like 2,0.6,latent: more than 1 and at most {_LARGEST}, 0 to 1,"
+            f" latent or pixel, not {text!r}"
+        )
+    return found
 
 
 def _picture(path: Path, *, white: bool = True) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ldm.cli import data
+from ldm.cli.between import between
 from ldm.cli.evaluate import HELP, evaluate
 from ldm.cli.export import export
 from ldm.cli.import_file import import_file
@@ -20,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(data.app, name="data")
 app.command()(sample)
 app.command()(serve)
+app.command()(between)
 app.command(help=HELP)(evaluate)
 app.command()(export)
 app.command("import")(import_file)

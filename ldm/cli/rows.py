@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.edits import Edits
+from ldm.cli.edits import Edits, enlarging
 from ldm.cli.settings import Call, Drawn, Row, Settings
 from ldm.cli.stages import Through
 from ldm.cli.story import Story, of_picture
@@ -156,6 +156,7 @@ def drawn(
     Raises:
         ValueError: one cannot be drawn so; the message begins with where that was asked for.
     """
+    from ldm.editing.passes import enlarged
     from ldm.evaluation import sheets
 
     with Progress("drawing", "pictures", sum(len(call.shots) for call in calls)) as progress:
@@ -170,6 +171,8 @@ def drawn(
                     asked, before = call.asked(pipe, own, batch), list[Any]()
                     if through:
                         images, before = through.draw(call.shots[0], asked)
+                    elif how := enlarging(call.shots[0].enlarge):
+                        images = enlarged(pipe, asked.pop("prompt"), **asked, **how).images
                     else:
                         images = pipe(**asked).images
             except ValueError as error:

@@ -144,6 +144,7 @@ def sample(
     strength: edits.Strength = None,
     feather: edits.Feather = None,
     outpaint: edits.Outpaint = None,
+    enlarge: edits.Enlarge = None,
     control: edits.Control = None,
     controlnet: edits.ControlNet = None,
     variation_seed: edits.VariationSeed = None,
@@ -217,6 +218,7 @@ def sample(
         guidance_interval=guidance_interval,
         image=image,
         controlnet=controlnet,
+        enlarge=enlarge,
         variation_seed=variation_seed,
         argument=argument,
         **{"from": picture},
@@ -233,6 +235,7 @@ def sample(
             guidance_rescale=guidance_rescale, guidance_interval=guidance_interval,
             sampler=sampler, strength=strength, variation_seed=variation_seed,
             variation_strength=variation_strength, syntax=syntax, argument=tuple(argument or ()),
+            enlarge=enlarge,
         ).checked()  # fmt: skip
     except ValueError as error:
         fail(error)
@@ -263,6 +266,8 @@ def sample(
             )
         for row in rows:
             edit.of(row.settings).check()
+            if row.settings.enlarge is not None and edit.image is not None:
+                raise ValueError("--enlarge draws anew: leave out --image")
         asked, words = [weighted(one, math.nan) for one in lora or []], embedding or []
         there_are([path for path, _ in asked], "lora")
         there_are(words, "embedding")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ldm.cli.edits import Edits
+from ldm.cli.edits import Edits, enlarging
 from ldm.formats.png import Parameters
 from ldm.sampling.names import canonical
 
@@ -43,6 +43,7 @@ class Settings:
         variation_strength: how far towards it.
         syntax: "a1111", or None.
         argument: NAME=VALUE of the model's family, each.
+        enlarge: SCALE,STRENGTH,BY of a second pass.
     """
 
     negative: str = ""
@@ -58,6 +59,7 @@ class Settings:
     variation_strength: float = 0.1
     syntax: str | None = None
     argument: tuple[str, ...] = ()
+    enlarge: str | None = None
 
     def checked(self) -> Settings:
         """The same, the sampler in this library's words.
@@ -68,6 +70,7 @@ class Settings:
         self.sides()
         self.interval()
         self.arguments()
+        enlarging(self.enlarge)
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"--guidance-rescale must lie in 0..1, not {self.guidance_rescale}")
         if self.syntax not in (None, "a1111"):
@@ -345,7 +348,7 @@ class Call:
                     negative=shot.negative,
                     seed=shot.seed,
                     variation_seed=shot.variation_seed,
-                    size=None if edit.image is not None else f"{picture.width}x{picture.height}",
+                    size=edit.size(picture, shot),
                     strength=edit.share(),
                 ),
                 type(pipe.scheduler).__name__ if common.sampler == "model" else None,

@@ -69,6 +69,41 @@ def between_seeds(pipe: Any, prompt: str, seeds: tuple[int, int], count: int, **
 
 
 @torch.no_grad()
+def between_prompts(
+    pipe: Any,
+    prompts: tuple[str, str],
+    count: int,
+    *,
+    seeds: tuple[int, int] = (0, 0),
+    **call: Any,
+) -> Any:
+    """What the call of ``pipe`` returns of ``count`` pictures, by equal steps on the line between
+    what its text encoders say to two prompts, and on the arc between the noise of two seeds. The
+    ends are the pictures of these; brackets are text.
+
+    Raises:
+        ValueError: these are less than two, or the model reads no text.
+    """
+    if prompts[0] == prompts[1]:
+        return between_seeds(pipe, prompts[0], seeds, count, **call)
+    if not pipe.family.towers:
+        raise ValueError("this model reads no text that there were something between")
+    shares = _shares(count)
+    said = [pipe.conditioner.encode([text]) for text in prompts]
+
+    def line(*ends: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.lerp(*ends, share) for share in shares])
+
+    told = {"prompt_embeds": line(*(cond.tokens for cond in said))}
+    if pipe.family.pooled:
+        told["pooled_prompt_embeds"] = line(*(cond.pooled for cond in said))
+    told |= {"seed": [seeds[0]] * count}
+    if seeds[0] != seeds[1]:
+        told["variation"] = [seeds[1]] * count, shares
+    return pipe(**told, **call)
+
+
+@torch.no_grad()
 def between_pictures(
     pipe: Any,
     prompt: str,

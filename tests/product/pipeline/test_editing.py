@@ -1,5 +1,6 @@
 """Pictures that a call sets out from: what is kept of them to the byte, and what is refused."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from typer.testing import CliRunner
 import tiny
 from ldm.cli.main import app
 from ldm.editing.masks import cells, feathered, outpainted
-from ldm.editing.passes import between_pictures, between_seeds, enlarged, save_gif
+from ldm.editing.passes import (
+    between_pictures,
+    between_prompts,
+    between_seeds,
+    enlarged,
+    save_gif,
+)
 from ldm.editing.pictures import masks, resized
 from ldm.formats.png import read_parameters
 
@@ -213,6 +220,14 @@ def test_passes(pipe, tmp_path):
     row = between_pictures(pipe, "a", pair, 3, strength=0.0, num_inference_steps=2).images
     one = pipe("a", image=pair[1], strength=0.0, seed=0, num_inference_steps=2).images[0]
     assert np.abs(np.asarray(row[2]).astype(int) - np.asarray(one)).max() <= 1
+    told = dict(num_inference_steps=2, seeds=(3, 9), output_type="pt")
+    row = between_prompts(pipe, ("a", "two dogs"), 3, **told).images
+    for made, text, seed in ((row[0], "a", 3), (row[2], "two dogs", 9)):
+        end = pipe(text, num_inference_steps=2, seed=seed, output_type="pt").images[0]
+        assert float((made - end).abs().max()) < 1e-5
+    assert float((row[0] - row[1]).abs().mean()) > 1e-3 < float((row[2] - row[1]).abs().mean())
+    again = between_prompts(pipe, ("a", "two dogs"), 3, batch_size=2, **told).images
+    assert float((row - again).abs().max()) < 1e-5
     for wrong in (
         lambda: enlarged(pipe, "a", scale=1.0),
         lambda: between_seeds(pipe, "a", (1, 2), 1),
@@ -262,3 +277,58 @@ def test_the_command_edits_and_says_so(pipe, tmp_path):
         lines = result.stderr.strip().splitlines()
         assert result.exit_code == 2 and message in lines[-1], (options, result.output)
         assert sum(line.startswith("error:") for line in lines) == 1
+
+
+def ran(folder: Any, command: str, *options: Any) -> Any:
+    given = [command, "a", *options, "--model", folder / "model", "--steps", 2]
+    return CliRunner().invoke(app, list(map(str, given)))
+
+
+def test_the_command_draws_between(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    run = partial(ran, tmp_path)
+    for seed in range(2):
+        picture(seed=seed).save(tmp_path / f"{seed}.png")
+
+    result = run("between", "two dogs", "--frames", 3, "--out", tmp_path / "x.gif")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.n_frames == 4 and gif.size == (16, 16)
+    ends = ("--image", tmp_path / "0.png", "--to-image", tmp_path / "1.png")
+    assert run("between", *ends, "--frames", 2, "--out", tmp_path / "row").exit_code == 0
+    assert sorted(file.name for file in (tmp_path / "row").iterdir()) == ["0000.png", "0001.png"]
+    told = dict(num_inference_steps=2, guidance_scale=7.5, sampler="dpm++", batch_size=8)
+    made = between_pictures(pipe, "a", (picture(), picture(seed=1)), 2, **told).images
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "row" / "0001.png")), made[1])
+    for options, message in (
+        ((), "the last is the first"),
+        (ends[:2], "belong together"),
+        ((*ends, "--to-seed", 3), "one PROMPT and one --seed"),
+        (("b", "--frames", 1), "--frames must lie in 2..10000, not 1"),
+        (("--to-seed", 1, "--size", "wide"), "--size must look like"),
+    ):
+        result = run("between", *options, "--out", tmp_path / "y.gif")
+        assert result.exit_code == 2 and message in result.stderr, (options, result.output)
+
+
+def test_the_command_draws_twice(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    run = partial(ran, tmp_path)
+    picture().save(tmp_path / "0.png")
+    out, copy = tmp_path / "out.png", tmp_path / "copy.png"
+    hires = ("--enlarge", "1.5,0.5,pixel", "--seed", 3)
+    assert run("sample", *hires, "--out", out).exit_code == 0
+    asked = dict(num_inference_steps=2, guidance_scale=7.5, sampler="dpm++", seed=3)
+    large = enlarged(pipe, "a", scale=1.5, strength=0.5, by="pixel", **asked).images[0]
+    assert large.size == (24, 24) and np.array_equal(np.asarray(Image.open(out)), large)
+    assert "Size: 24x24" in Image.open(out).text["parameters"]
+    again = ["sample", "--from", out, "--model", tmp_path / "model", "--out", copy]
+    assert CliRunner().invoke(app, list(map(str, again))).exit_code == 0
+    assert copy.read_bytes() == out.read_bytes()
+    for options, message in (
+        (("--enlarge", 1), "--enlarge must look like 2,0.6,latent: more than 1"),
+        (("--enlarge", "2,0.5,x"), "latent or pixel, not '2,0.5,x'"),
+        (("--enlarge", 2, "--image", tmp_path / "0.png"), "--enlarge draws anew"),
+    ):
+        result = run("sample", *options, "--out", out)
+        assert result.exit_code == 2 and message in result.stderr, (options, result.output)
