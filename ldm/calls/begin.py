@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.calls.arguments import Pictures, part
 from ldm.calls.control import Control
 from ldm.editing.edit import Edit, encoded
-from ldm.editing.masks import cells, nearest_cells
+from ldm.editing.masks import cells, filled, nearest_cells
 from ldm.editing.seeds import varied
 from ldm.families import INPAINTED, Family
 from ldm.guidance import Replacement
@@ -158,7 +158,8 @@ def begun(
         mask = nearest_cells(edit.drawn, codec.factor)[numbers].to(device)
         told = torch.cat([mask, of(edit.pixels * (1 - edit.drawn))], 1)
         return Begin(x, shares, edit, numbers, known, beside=beside | {INPAINTED: told})
-    known = of(edit.pixels) if known is None else known
+    if known is None:  # all of the hole is drawn anew: nothing of what is in it is known
+        known = of(filled(edit.pixels, edit.drawn))
     drawn = cells(edit.drawn, codec.factor)[numbers].to(device)
     return Begin(x, shares, edit, numbers, known, drawn, beside)
 

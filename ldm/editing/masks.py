@@ -37,6 +37,21 @@ def feathered(drawn: Tensor, width: int) -> Tensor:
     return torch.from_numpy(np.stack(one)[:, None]).to(drawn)
 
 
+def filled(pixels: Tensor, drawn: Tensor) -> Tensor:
+    """``pixels``, ``n c h w``, with the nearest that is known in place of each behind the mask
+    ``drawn``, ``n 1 h w``: an encoder sees some way into a hole from outside, and what is in it
+    must not colour what is known.
+    """
+    found = []
+    for picture, mask in zip(pixels, drawn[:, 0].cpu().numpy() > 0, strict=True):
+        if mask.all() or not mask.any():
+            found.append(picture)
+            continue
+        rows, columns = distance_transform_edt(mask, return_distances=False, return_indices=True)
+        found.append(picture[:, torch.from_numpy(rows), torch.from_numpy(columns)])
+    return torch.stack(found)
+
+
 def _feathered(mask: Any, width: int) -> Any:
     if not mask.any():  # nothing that there were a distance to
         return np.zeros(mask.shape, np.float32)

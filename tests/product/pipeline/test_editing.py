@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import tiny
 from ldm.cli.main import app
-from ldm.editing.masks import cells, feathered, outpainted
+from ldm.editing.masks import cells, feathered, filled, outpainted
 from ldm.editing.passes import (
     between_pictures,
     between_prompts,
@@ -106,6 +106,22 @@ def test_what_is_not_drawn_stays_to_the_byte(pipe, size):
         assert inside.any(-1).all()
     black = Image.new("L", size)
     assert np.array_equal(np.asarray(pipe("a", **asked | {"mask_image": black}).images[0]), given)
+
+
+def test_what_is_in_a_hole_changes_nothing(pipe):
+    """An encoder sees into a hole from outside: it is filled by what is around it. Of less than all
+    steps the hole is what is drawn from.
+    """
+    hole, gray = mask(16, 16, (4, 4, 12, 12)), Image.new("RGB", (16, 16), "gray")
+    others = [Image.composite(one, picture(), hole) for one in (gray, picture(seed=5))]
+    asked = CALL | {"mask_image": hole, "output_type": "pt"}
+    for strength, same in ((None, True), (0.5, False)):
+        made = [pipe("a", **asked, image=one, strength=strength).images for one in others]
+        assert torch.equal(*made) == same
+    pixels = torch.arange(6.0).reshape(1, 1, 1, 6)
+    drawn = torch.tensor([0.0, 1, 1, 1, 1, 0]).reshape(1, 1, 1, 6)
+    assert filled(pixels, drawn)[0, 0, 0].tolist() == [0, 0, 0, 5, 5, 5]
+    assert torch.equal(filled(pixels, 1 + 0 * drawn), pixels)
 
 
 def test_a_white_mask_is_text_alone(pipe):
