@@ -16,7 +16,7 @@ _READERS = 4  # to a processor; beyond, they wait for each other
 def costly(config: RunConfig) -> Iterator[str]:
     """A line for each: the key, and what it costs."""
     processors = os.cpu_count() or 1
-    if config.workers > max(_READERS * processors, 16):
+    if config.workers != "auto" and config.workers > max(_READERS * processors, 16):
         yield (
             f"workers: {config.workers} processes read for every process of the run, on a machine"
             f" of {processors} processors: each takes memory of its own, and they are not faster"

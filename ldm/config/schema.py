@@ -225,6 +225,8 @@ class RunConfig:
         resume: ``auto`` goes on from the newest complete checkpoint of ``run``, ``never`` refuses
             to touch a folder that has one, ``{allow: [KEY, ...]}`` goes on though these changed.
         workers: processes that read and transform pictures; 0 reads in the training process.
+            ``auto``: 0 on a CPU, whose cores compute; beside a GPU 1 where the caches have all or
+            it is a stream, else one for each core that is left, at most 8.
     """
 
     run: MayChange[Annotated[str, Field(min_length=1)]]
@@ -245,7 +247,7 @@ class RunConfig:
     checkpoints: MayChange[Checkpoints] = field(default_factory=Checkpoints)
     nonfinite: MayChange[NonFinite] = field(default_factory=NonFinite)
     resume: MayChange[Literal["auto", "never"] | Resume] = "auto"
-    workers: MayChange[Annotated[int, Field(ge=0, le=1024)]] = 0
+    workers: MayChange[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"]] = "auto"
 
 
 @config_class

@@ -35,6 +35,12 @@ class ImageDraws(Dataset[dict[str, Tensor]]):
     def __init__(self, config: TrainConfig, collection: Collection, encoder: Encoder) -> None:
         self.config, self.encoder = config, encoder
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
+        self._stream = collection.epoch is None
+
+    @property
+    def one_reader(self) -> bool:
+        """Whether no picture is decoded, or a stream is."""
+        return self._stream or bool(self.encoder.latents)
 
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""

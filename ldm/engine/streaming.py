@@ -71,7 +71,7 @@ def _refused(config: RunConfig, sources: int) -> str:
         return "its captions cannot be searched for a new word; leave out textual_inversion"
     if config.score:
         return "a score compares with all pictures; leave out score"
-    if config.workers > 1:
+    if config.workers != "auto" and config.workers > 1:
         return "a process reads it with a thread for each lane; set workers to 0 or 1"
     if isinstance(config.text, TextShape) and config.text.tokenizer is None:
         return "no tokenizer is trained on it; give text.tokenizer"

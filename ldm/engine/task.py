@@ -73,6 +73,11 @@ class Task(Protocol):
 class Draws(Protocol):
     """The images of a run, in order, by position: how many came before."""
 
+    @property
+    def one_reader(self) -> bool:
+        """Whether a second process would read no faster: no picture is decoded, or a stream is."""
+        ...
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The image with all its draws; ``position``, and where there are any the time ``u``."""
         ...

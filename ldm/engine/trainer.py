@@ -37,6 +37,7 @@ from ldm.engine.scaling import LossScale
 from ldm.engine.shutdown import Coordinator
 from ldm.engine.task import Draws, Task, evaluating
 from ldm.engine.trackers import Trackers
+from ldm.engine.transfer import transferred
 from ldm.engine.window import Window
 from ldm.engine.workers import loader, reading
 from ldm.errors import CheckpointError, RunError, ToldElsewhere
@@ -125,9 +126,10 @@ class Trainer:
         self.model.train()
         clock, since = time.perf_counter(), self.seen
         with (
-            reading(self._loader()) as micro_batches,
+            reading(self._loader()) as read,
             Progress("training", "images", self.total, done=self.seen) as progress,
         ):
+            micro_batches = transferred(read, self.accelerator.device)
             while self.seen < self.total:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total, cooldown)
                 rates = set_rate(self.optimizer, rate)
@@ -171,12 +173,11 @@ class Trainer:
         config, accelerator, model = self.config, self.accelerator, self.model
         step, accumulate = Step(self.seen), self.share // self.micro
         for part in range(accumulate):
-            drawn = next(micro_batches)
+            drawn, batch = next(micro_batches)
             # For dropout, whether a module or a function: what the images meet depends on the first
             # one's number.
             first = int(drawn["position"][0])
             torch.manual_seed(int(stream(config.seed, "network", first).integers(2**63)))
-            batch = {name: value.to(accelerator.device) for name, value in drawn.items()}
             last = part == accumulate - 1
             with nullcontext() if last else accelerator.no_sync(model):
                 with accelerator.autocast():
@@ -198,7 +199,7 @@ class Trainer:
             world=self.accelerator.num_processes,
             stop=self.total,
         )
-        return loader(self.draws, sampler, self.config.workers)
+        return loader(self.draws, sampler, self.config.workers, self.accelerator.device)
 
     # -- a step that is no step --
 

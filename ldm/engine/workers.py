@@ -7,13 +7,15 @@ multiprocessing does at exit, SIGTERM and waiting, would wait forever.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch.utils.data import DataLoader, default_collate
 
 from ldm.engine.signals import SIGNALS
@@ -21,17 +23,39 @@ from ldm.engine.task import Draws
 from ldm.engine.watch import WATCH, patience
 from ldm.errors import RunError
 
+_MOST = 8  # beyond, a disk is no faster
 _TIMED_OUT, _KILLED = "DataLoader timed out", re.compile(r"DataLoader worker \(pid.*")
 
 
-def loader(draws: Draws, sampler: Any, workers: int) -> DataLoader[Any]:
+def readers(asked: int | Literal["auto"], draws: Draws, device: torch.device) -> int:
+    """How many processes read for one of the run, where ``auto`` may be asked for: none on a CPU,
+    whose cores compute.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cpu":
+        return 0
+    if draws.one_reader:
+        return 1
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max((os.cpu_count() or 1) // beside - 1, 1), _MOST)
+
+
+def loader(
+    draws: Draws,
+    sampler: Any,
+    workers: int | Literal["auto"],
+    device: torch.device | None = None,
+) -> DataLoader[Any]:
     """The batches of ``sampler``, read by ``workers`` processes, or by this one if that is 0.
 
     Args:
         draws: map-style; those that know ``__getitems__`` give finished batches.
         sampler: lists of numbers of ``draws``.
         workers: one that hangs ends the run after ``ldm.engine.watch.patience``.
+        device: that computes, by which ``auto`` is a number; None: the CPU.
     """
+    workers = readers(workers, draws, device or torch.device("cpu"))
     return DataLoader(
         draws,  # type: ignore[arg-type]
         batch_sampler=sampler,

@@ -87,6 +87,8 @@ class PictureDraws(Dataset[dict[str, Any]]):
         self.transform, self.seed = config.images, config.seed
         self.channels, self.factor = codec.channels, codec.factor
 
+    one_reader = False
+
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
         return self.plan[position]

@@ -126,6 +126,8 @@ class LabelledDraws(Dataset[dict[str, Any]]):
         self.plan = collection.plan(config.batch_size, config.seed, config.order.window)
         self.config, self.labels, self.noised = config, labels, noised
 
+    one_reader = False
+
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
         return self.plan[position]

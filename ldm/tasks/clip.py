@@ -181,6 +181,8 @@ class CaptionedDraws(Dataset[dict[str, Any]]):
         self.conditioner, self.noised, self.batch = conditioner, noised, config.batch_size
         self.contraries = config.contraries > 0
 
+    one_reader = False
+
     def item(self, position: int) -> Item:
         """The example that the image at ``position`` is made from."""
         return self.plan[position]

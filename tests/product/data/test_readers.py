@@ -7,6 +7,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset
 
@@ -100,6 +101,23 @@ def test_an_error_of_another_kind_is_left_alone():
         with reading(loader(Numbers())):
             raise RuntimeError("out of memory")
     assert not isinstance(error.value, RunError)
+
+
+def test_how_many_read(monkeypatch):
+    class Draws:
+        def __init__(self, one_reader: bool) -> None:
+            self.one_reader = one_reader
+
+    def many(asked: int | str, device: str, one_reader: bool = False) -> int:
+        return workers.readers(asked, Draws(one_reader), torch.device(device))
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert [many(asked, "cuda", True) for asked in (0, 3, "auto")] == [0, 3, 1]
+    assert many("auto", "cpu") == 0 and many("auto", "cuda") == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert many("auto", "cuda") == 5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert many("auto", "cuda") == 1
 
 
 def test_without_processes_there_is_nothing_to_end():
