@@ -348,7 +348,7 @@ class LatentDiffusionPipeline(
         adapters = arguments.strength(cross_attention_kwargs, told)
         how = _AS_STOCK.but(**self.family.drawing).but(**self.config.sampling)
         how = how.but(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-        family, network = self.family, bare(self.network)
+        family, network, dtype = self.family, bare(self.network), self.network.dtype
         form = arguments.output_type(output_type)
         wording = Wording.taken(
             family, network, told, prompt_embeds, negative_prompt_embeds, clip_skip, prompt_syntax
@@ -364,11 +364,11 @@ class LatentDiffusionPipeline(
         scale = family.guided(how.guidance_scale, told, negative=pictures.steered, heard=heard)
         call = Call(
             self, scale if self.reads != () else 1.0, guidance_rescale, guidance,
-            callback_on_step_end, named, self.network.dtype, family.offers,
+            callback_on_step_end, named, dtype, family.offers,
         )  # fmt: skip
         stepper, codec, device = self._stepper(sampler, eta), self.codec, self._execution_device
         control = Control.taken(call, told, ip_adapter_image, ip_adapter_image_embeds)
-        denoiser = call.watched(self._denoiser(partial(control.strength, call)), network)
+        denoiser = call.watched(self._denoiser(dtype, partial(control.strength, call)), network)
         batches = Batches(
             call,
             pictures,

@@ -125,11 +125,13 @@ class Components:
         """The network, which alone computes in its own dtype: guidance and the scheduler's maths
         stay in float32.
         """
-        return self._denoiser(Strength)
+        return self._denoiser(self.network.dtype, Strength)
 
-    def _denoiser(self, strength: Callable[[], Strength]) -> Denoiser:
-        """The same with ControlNets, where there are some and hints for them."""
-        beside, dtype = self.components.get("controlnet"), self.network.dtype
+    def _denoiser(self, dtype: torch.dtype, strength: Callable[[], Strength]) -> Denoiser:
+        """The same with ControlNets, where there are some and hints for them; the dtype of whose
+        network is known: to ask goes through all of it.
+        """
+        beside = self.components.get("controlnet")
         network = FamilyDenoiser(self.family, self.network, beside, strength)
 
         def denoise(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

@@ -48,15 +48,22 @@ class Watch:
         self._seen: list[tuple[str, nn.Module | None, Tensor]] = []
 
     def see(self, x: Tensor, where: str, network: nn.Module | None = None) -> None:
-        """Remembers ``x``: what came from ``network``, if from one, at ``where``."""
-        self._seen.append((where, network, x.isfinite().all()))
+        """Remembers of ``x`` what came from ``network``, if from one, at ``where``: its sum, which
+        is finite if all of it is, in one pass over it where to ask all of it takes five.
+        """
+        least = torch.promote_types(x.dtype, torch.float32)  # which halves do not overflow
+        self._seen.append((where, network, x.sum(dtype=least)))
 
     def check(self) -> None:
         """``NotFiniteError`` where something was not, naming the first place and a way out."""
-        flags = [flag for _, _, flag in self._seen]
-        if not flags or bool(torch.stack([flag.to(flags[-1].device) for flag in flags]).all()):
+        if not self._seen:
             return
-        where, network, _ = next(seen for seen in self._seen if not bool(seen[2]))
+        device = self._seen[-1][2].device
+        finite = torch.stack([total.to(device, torch.float32) for _, _, total in self._seen])
+        finite = finite.isfinite()
+        if bool(finite.all()):
+            return
+        where, network, _ = self._seen[int(finite.int().argmin())]
         raise NotFiniteError(f"not a picture, but nan or inf: it arose in {where}{_cause(network)}")
 
 
@@ -139,13 +146,18 @@ class Call:
         return lambda x_t, level, timestep, cond: guided(x_t, level, timestep, self.cond)
 
     def _classifier_free(self, predict: Predictor, null: Condition) -> Predictor:
+        made: tuple[tuple[float, float], Condition, Predictor] | None = None  # until one is set
+
         def guided(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
+            nonlocal made
             if not self.guided:
                 return predict(x_t, level, timestep, cond)
             if self.null is None:  # a callback has begun to guide
                 self.null = self._encode_null()
-            guide = ClassifierFree(self.guidance_scale, self.guidance_rescale)
-            return guide(predict, self.null)(x_t, level, timestep, cond)
+            now = self.guidance_scale, self.guidance_rescale
+            if made is None or made[0] != now or made[1] is not self.null:
+                made = now, self.null, ClassifierFree(*now)(predict, self.null)
+            return made[2](x_t, level, timestep, cond)
 
         return guided
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.calls.values import shown, texts, whole
@@ -180,6 +181,7 @@ class Texts:
             if syntax is not None and self._sides[number].said is None
         ]
         self._windows = max(lengths, default=1)
+        self._once: dict[tuple[Any, ...], Condition] = {}
 
     def prompts(self, rows: slice) -> Condition:
         """The condition of the prompts number ``rows``."""
@@ -218,8 +220,18 @@ class Texts:
             conditioner = written(conditioner, windows, self._syntax)
         if not self.towers:
             return conditioner.encode(self._texts[number][rows])
-        towers = conditioner.towers.items()
-        return conditioner.join([t.encode(self._heard(number, part)[rows]) for part, t in towers])
+        heard = [*zip(*(self._heard(number, part)[rows] for part in self.towers), strict=True)]
+        places = {row: place for place, row in enumerate(dict.fromkeys(heard))}  # of each once
+        key = number, windows, *places
+        if (cond := self._once.get(key)) is None:
+            columns = map(list, zip(*places, strict=True))
+            both = zip(conditioner.towers.values(), columns, strict=True)
+            cond = conditioner.join([tower.encode(column) for tower, column in both])
+            if len(places) == 1:  # of many batches: what guidance steers away from is
+                self._once[key] = cond
+        if len(places) == len(heard):
+            return cond
+        return cond.map(lambda x: x[torch.tensor([places[row] for row in heard], device=x.device)])
 
 
 def alike(cond: Condition, null: Condition) -> Condition:

@@ -120,7 +120,9 @@ def predictor(denoiser: Denoiser, target: Target) -> Predictor:
 
     def predict(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
         out = denoiser(network_input(target, x_t, level), timestep, cond)
-        variance = out[:, x_t.shape[1] :] if out.shape[1] > x_t.shape[1] else None
-        return Prediction(x_t, level, out[:, : x_t.shape[1]], target, variance)
+        channels = x_t.shape[1]
+        if out.shape[1] <= channels:
+            return Prediction(x_t, level, out, target)
+        return Prediction(x_t, level, out[:, :channels], target, out[:, channels:])
 
     return predict

@@ -38,7 +38,9 @@ class _Key(ISeedSequence):
         return self._words
 
 
-_key = lru_cache(maxsize=1024)(_Key)
+@lru_cache(maxsize=1024)
+def _key(seed: int, name: str) -> Any:  # NumPy takes any ISeedSequence, which its types do not say
+    return _Key(seed, name)
 
 
 def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:

@@ -26,18 +26,17 @@ from ldm.diffusion.names import Edm, Target
 
 def coefficients(target: Target, level: Level) -> tuple[Tensor, Tensor]:
     """(a, b) of ``target`` at ``level``, of the level's shape and dtype."""
-    zero, one = torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
     if isinstance(target, Edm):
         std = target.std(level)
         return level.sigma / target.sigma_data / std, -level.alpha * target.sigma_data / std
-    if target == "x0":
-        return one, zero
-    if target == "eps":
-        return zero, one
     if target == "v":
         return -level.sigma, level.alpha
+    if target == "x0":
+        return torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
+    if target == "eps":
+        return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
     if target == "score":
-        return zero, -1 / level.sigma
+        return torch.zeros_like(level.alpha), -1 / level.sigma
     if level.d_alpha is None or level.d_sigma is None:
         raise ValueError("target 'velocity' needs a level with derivatives, as a process gives it")
     return level.d_alpha, level.d_sigma
@@ -88,10 +87,25 @@ class Prediction:
         if target == self.target:
             return self.y
         level = self.level.like(self.y)
+        x0, eps = self._solved(level)
+        a, b = coefficients(target, level)
+        return (a * x0 + b * eps).to(self.y.dtype)
+
+    @property
+    def ends(self) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:
+        """``x0`` and ``eps``, for the work of one."""
+        level = self.level
+        if self.target != "velocity":  # which alone speaks of its rates
+            level = Level(level.alpha, level.sigma)
+        x0, eps = self._solved(level.like(self.y))
+        return (
+            self.y if self.target == "x0" else x0.to(self.y.dtype),
+            self.y if self.target == "eps" else eps.to(self.y.dtype),
+        )
+
+    def _solved(self, level: Level) -> tuple[Tensor, Tensor]:
+        """(x0, eps) in the dtype of ``level``, which is broadcast."""
         x_t, y = self.x_t.to(level.alpha.dtype), self.y.to(level.alpha.dtype)
         a, b = coefficients(self.target, level)
         d = level.alpha * b - level.sigma * a
-        x0 = (b * x_t - level.sigma * y) / d
-        eps = (level.alpha * y - a * x_t) / d
-        a, b = coefficients(target, level)
-        return (a * x0 + b * eps).to(self.y.dtype)
+        return (b * x_t - level.sigma * y) / d, (level.alpha * y - a * x_t) / d

@@ -91,9 +91,10 @@ class ClassifierFree:
         if self.scale <= 1:
             return predict
         running: Tensor | None = None
+        joined: tuple[Condition, Condition] | None = None  # (condition, [null, condition])
 
         def guided(x_t: Tensor, level: Level, timestep: Tensor, cond: Condition) -> Prediction:
-            nonlocal running
+            nonlocal running, joined
             scale: float | Tensor = self.scale
             if self.interval is not None:
                 least, most = self.interval
@@ -101,16 +102,13 @@ class ClassifierFree:
                 if not bool(inside.any()):
                     return predict(x_t, level, timestep, cond)
                 scale = broadcast(torch.where(inside, scale, 1.0), x_t)
-            many = len(cond)
-            nulls = null
-            if len(null) == 1 and many > 1:
-                nulls = null.map(lambda part: part.expand(many, *part.shape[1:]))
-            both = predict(
-                torch.cat([x_t, x_t]),
-                level.map(_twice),
-                _twice(timestep),
-                Condition.cat([nulls, cond]),
-            )
+            # A condition that is told all the way is joined once.
+            if joined is None or joined[0] is not cond:
+                many, nulls = len(cond), null
+                if len(null) == 1 and many > 1:
+                    nulls = null.map(lambda part: part.expand(many, *part.shape[1:]))
+                joined = cond, Condition.cat([nulls, cond])
+            both = predict(torch.cat([x_t, x_t]), level.map(_twice), _twice(timestep), joined[1])
             y_null, y_cond = both.y.chunk(2)
             variance = None if both.variance is None else both.variance[len(y_cond) :]
             plain = Prediction(x_t, level, y_cond, both.target, variance)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from ldm.diffusion import (
     target_of,
 )
 from ldm.diffusion.shift import SizeShift
-from ldm.sampling.levels import FLOW, level_of
+from ldm.sampling.levels import FLOW, Levels, arguments, level_of, told
 from ldm.sampling.parts import (
     FROM_THE_FIRST,
     begun,
@@ -99,7 +98,7 @@ class SchedulerSampler:
 
     def _built(self) -> Any:
         # Not from_config: it drops values that were set after construction.
-        known = inspect.signature(self.scheduler.__init__).parameters
+        known = arguments(self.scheduler.__init__)
         return self.scheduler(**{key: self.config[key] for key in self.config if key in known})
 
     @property
@@ -131,7 +130,7 @@ class SchedulerSampler:
         # Their table is float32, and some end on 2^-24 = 6e-8, not 0, at zero terminal SNR.
         if same and bool(((theirs - mine).abs() <= (2e-6 * mine).clamp(min=1e-7)).all()):
             return
-        known = inspect.signature(self.scheduler.__init__).parameters
+        known = arguments(self.scheduler.__init__)
         stated = scheduler_config(self.process, self.target)
         words = [key for key in stated if not key.startswith("_")]
         dropped = [key for key in words if key in self.config and key not in known]
@@ -339,7 +338,7 @@ class SchedulerSampler:
     ) -> Tensor:
         """What a call does, with a ``scheduler`` that ``start`` has set; it runs once."""
         timesteps = self.part(scheduler, denoising_start, denoising_end, begin)
-        accepted = inspect.signature(scheduler.step).parameters
+        accepted = arguments(scheduler.step)
         extra: dict[str, Any] = {"return_dict": False}
         if "eta" in accepted:
             extra["eta"] = self.eta
@@ -351,16 +350,17 @@ class SchedulerSampler:
             x = x * scheduler.init_noise_sigma
         learned = getattr(scheduler.config, "variance_type", None) == "learned_range"
         refused: Target | None = self.target
-        for index, timestep in enumerate(timesteps):
+        level, numbers = Levels(scheduler, timesteps), told(scheduler, timesteps)
+        for index, (timestep, number) in enumerate(zip(timesteps, numbers, strict=True)):
             x_t = x if flow else scheduler.scale_model_input(x, timestep)
-            prediction = predict(x_t, self.level(scheduler, timestep), timestep, cond)
+            prediction = predict(x_t, level(index, timestep), timestep, cond)
             if prediction.target != refused:
                 refused = prediction.target
                 self.process.refuse(refused)
             y = prediction.as_(self.target).to(x.dtype)
             if learned and prediction.variance is not None:
                 y = torch.cat([y, prediction.variance.to(x.dtype)], 1)
-            x = scheduler.step(y, timestep, x, **extra)[0]
+            x = scheduler.step(y, number, x, **extra)[0]
             if callback is not None:
                 replaced = callback(index, timestep, x)
                 x = x if replaced is None else replaced
@@ -369,7 +369,7 @@ class SchedulerSampler:
 
 def _takes(scheduler: Any, key: str) -> bool:
     """Whether its ``set_timesteps`` has an argument ``key``."""
-    return key in inspect.signature(scheduler.set_timesteps).parameters
+    return key in arguments(scheduler.set_timesteps)
 
 
 def _refuse_replaced(scheduler: Any) -> None:

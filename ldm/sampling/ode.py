@@ -26,12 +26,12 @@ class Heun(ProcessSampler):
 
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """See the class."""
-        level, after = self.process.level(t), self.process.level(s)
+        level, after = run.level(t), run.level(s)
         d_alpha, d_sigma = float(after.alpha - level.alpha), float(after.sigma - level.sigma)
 
         def change(x: Tensor, t: Tensor) -> Tensor:
-            found = run.at(x, t)
-            return (d_alpha * found.x0 + d_sigma * found.eps).to(x.dtype)
+            x0, eps = run.at(x, t).ends
+            return (d_alpha * x0 + d_sigma * eps).to(x.dtype)
 
         first = change(x, t)
         return x + (first + change(x + first, s)) / 2

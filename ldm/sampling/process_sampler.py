@@ -12,8 +12,10 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
+import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -22,23 +24,48 @@ from ldm.sampling.bridge import Callback, Generators
 from ldm.sampling.parts import check_begin, check_part, nothing_between
 
 
+class _Nodes(dict[float, tuple[Level, Tensor]]):
+    """By its time the level of a node, and what the network is told of it, on ``device``."""
+
+    def __init__(self, process: NoiseProcess, device: torch.device) -> None:
+        super().__init__()
+        self.process, self.device = process, device
+
+    def __missing__(self, time: float) -> tuple[Level, Tensor]:
+        t = torch.tensor(time, dtype=torch.float64)
+        found = self.process.level(t), self.process.timestep(t).float().to(self.device)
+        if len(self) < _KEPT:  # a method that chooses its steps comes to others every time
+            self[time] = found
+        return found
+
+
+_KEPT = 4096
+_nodes = lru_cache(maxsize=32)(_Nodes)
+
+
 @dataclass(frozen=True)
 class Run:
-    """What all steps of one call share."""
+    """What all steps of one call share; levels are worked out once for all calls."""
 
     process: NoiseProcess
     predict: Predictor
     cond: Condition
     generators: Generators | None
     callback: Callback | None
+    nodes: _Nodes
 
-    def timestep(self, x: Tensor, t: Tensor) -> Tensor:
+    def level(self, t: Tensor) -> Level:
+        """That of time ``t``, a scalar."""
+        return self.nodes[float(t)][0]
+
+    def timestep(self, t: Tensor) -> Tensor:
         """What the network is told of ``t``, a scalar."""
-        return self.process.timestep(t).float().to(x.device)
+        return self.nodes[float(t)][1]
 
     def at(self, x: Tensor, t: Tensor) -> Prediction:
         """The prediction for ``x`` at time ``t``."""
-        return self.predict(x, self.process.level(t), self.timestep(x, t), self.cond)
+        level, timestep = self.nodes[float(t)]
+        return self.predict(x, level, timestep, self.cond)
 
     def noise(self, x: Tensor) -> Tensor:
         """Standard normal noise like ``x``."""
@@ -48,7 +75,7 @@ class Run:
 
     def seen(self, index: int, x: Tensor, t: Tensor) -> Tensor:
         """``x``, or what the callback replaces it by."""
-        replaced = self.callback and self.callback(index, self.timestep(x, t), x)
+        replaced = self.callback and self.callback(index, self.timestep(t), x)
         return x if replaced is None else replaced
 
 
@@ -193,7 +220,7 @@ class ProcessSampler(ABC):
                 self.process.refuse(found.target)
             return found
 
-        run = Run(self.process, checked, cond, generators, callback)
+        run = Run(self.process, checked, cond, generators, callback, _nodes(self.process, x.device))
         times = self.times(steps, first, stop)
         times = times[part.start : part.stop + 1]
         if start is None and denoising_start == 0 and begin == 0:

@@ -11,6 +11,7 @@ algorithm 4. The others: ``ode`` and ``sde`` beside this.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -121,13 +122,19 @@ class _DDIM(DDIMScheduler):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> Any:
-        below = self.timesteps[self.timesteps < timestep]
-        gap = int(timestep) - (int(below[0]) if len(below) else -1)
         # Its only use in step() is N // num_inference_steps, which this makes the gap, exactly.
-        self.num_inference_steps = Fraction(self.config["num_train_timesteps"], gap)
+        number = int(timestep)  # cheaper to look up by than a tensor
+        self.num_inference_steps = self._gaps[number]
         return super().step(
-            model_output, timestep, sample, eta, generator=generator, return_dict=return_dict
+            model_output, number, sample, eta, generator=generator, return_dict=return_dict
         )
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """See stock."""
+        super().set_timesteps(num_inference_steps, device)
+        most, whole = self.config["num_train_timesteps"], [*self.timesteps.tolist(), -1]
+        both = itertools.pairwise(whole)
+        self._gaps = {t: Fraction(most, max(t - s, 1)) for t, s in both}  # -1 is refused later
 
 
 class _UniPC(UniPCMultistepScheduler):

@@ -50,16 +50,16 @@ class Ddim(ProcessSampler):
         """See the module."""
         if t == s:  # steps that outnumber the nodes of a table
             return x
-        found, before = run.at(x, t), self.process.level(s)
+        found, before = run.at(x, t), run.level(s)
+        x0, eps = found.ends
         if self.eta == 0:
-            there = float(before.alpha) * found.x0 + float(before.sigma) * found.eps
-            return there.to(x.dtype)
-        posterior = Posterior.between(self.process.level(t), before)
+            return (float(before.alpha) * x0 + float(before.sigma) * eps).to(x.dtype)
+        posterior = Posterior.between(run.level(t), before)
         kept = (before.sigma**2 - self.eta**2 * posterior.beta_tilde).clamp(min=0).sqrt()
         variance = self.variance if found.variance is None else found.variance
         log_variance = posterior.log_variance(variance, x, posterior.beta_tilde)
         noise = self.eta * (log_variance / 2).exp() * run.noise(x)
-        return (float(before.alpha) * found.x0 + float(kept) * found.eps + noise).to(x.dtype)
+        return (float(before.alpha) * x0 + float(kept) * eps + noise).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Consistency(ProcessSampler):
 
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """See the module."""
-        before = self.process.level(s)
+        before = run.level(s)
         x0, noise = run.at(x, t).x0, run.noise(x)
         return (float(before.alpha) * x0 + float(before.sigma) * noise).to(x.dtype)
 
@@ -103,7 +103,7 @@ class ReverseSde(ProcessSampler):
 
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """See the module."""
-        (f, g2), sigma = self.process.sde(t), float(self.process.level(t).sigma)
+        (f, g2), sigma = self.process.sde(t), float(run.level(t).sigma)
         variance = float(g2 * (t - s))
         drift = (1 - float(f * (t - s))) * x - variance / sigma * run.at(x, t).eps
         return (drift + variance**0.5 * run.noise(x)).to(x.dtype)
@@ -160,7 +160,7 @@ class Langevin(ProcessSampler):
         return super().walk(run, x, times)
 
     def _corrected(self, run: Run, x: Tensor, s: Tensor) -> Tensor:
-        sigma = float(self.process.level(s).sigma)
+        sigma = float(run.level(s).sigma)
         for _ in range(self.corrections):
             eps, noise = run.at(x, s).eps, run.noise(x)
             x = (x - 2 * self.r**2 * sigma * eps + 2 * self.r * sigma * noise).to(x.dtype)
