@@ -51,7 +51,7 @@ _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
 class LatentDiffusionPipeline(
-    SeenFromCallbacks, Published, DiffusionPipeline, StockHelpers, Savings,
+    SeenFromCallbacks, Published, StockHelpers, DiffusionPipeline, Savings,
     EmbeddingLoader, LoraLoader, SingleFileLoader,
 ):  # fmt: skip
     """A ``StableDiffusionPipeline`` on this library's denoiser, guidance and samplers; without an

@@ -28,6 +28,8 @@ from ldm.sampling import (
 )
 from ldm.sampling import sampler as named_sampler
 
+_KEYS: dict[type, tuple[list[str], list[str]]] = {}  # of components, and of other arguments
+
 
 class Components:
     """The networks of a pipeline by what they do, whatever family they are of."""
@@ -44,6 +46,15 @@ class Components:
         view = copy.copy(self)
         view._asked_through = through
         return view
+
+    @classmethod
+    def _get_signature_keys(cls, obj: Any) -> tuple[list[str], list[str]]:
+        """Stock's, once for each class: it is asked for whenever ``components`` is."""
+        kind = obj if isinstance(obj, type) else type(obj)
+        if kind not in _KEYS:
+            _KEYS[kind] = super()._get_signature_keys(kind)  # type: ignore[misc]
+        modules, others = _KEYS[kind]
+        return [*modules], [*others]
 
     @property
     def family(self) -> Family:

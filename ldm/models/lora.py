@@ -228,6 +228,9 @@ def scaled(networks: Sequence[nn.Module], scale: float) -> Iterator[None]:
     """Inside, the updates of ``networks`` are ``scale`` times as strong; nobody else may use the
     networks meanwhile.
     """
+    if scale == 1:  # nothing to look for in all of them
+        yield
+        return
     layers = [m for n in networks for m in n.modules() if isinstance(m, _LAYERS)]
     before = [dict(layer.scaling) for layer in layers]
     try:

@@ -1,5 +1,6 @@
 """What a call of the pipeline does once, and not at every step or for every batch."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import tiny
 from ldm.diffusion import Condition, Level
 from ldm.diffusion.process import Tabulated
 from ldm.models import codec
+from ldm.models.lora import scaled
 
 
 @pytest.fixture
@@ -45,6 +47,20 @@ def test_a_text_is_encoded_once(pipe, monkeypatch):
     del rows[:]
     pipe(["a", "a", "a"], num_inference_steps=1, output_type="latent", seed=0)
     assert len(rows) == 2
+
+
+def test_signatures_are_read_once(pipe, monkeypatch):
+    draw(pipe)
+    read = counted(monkeypatch, inspect, "signature")
+    draw(pipe)
+    assert not [of for (of,) in read if of.__name__ == "__init__"]  # stock: twenty times
+    walked = counted(monkeypatch, torch.nn.Module, "modules")
+    with scaled([pipe.unet], 1.0):  # there is nothing to look for
+        assert not walked
+    assert pipe.components.keys() == set(pipe.config) - {
+        "requires_safety_checker", "force_zeros_for_empty_prompt", "requires_aesthetics_score",
+        "classes", "sampling",
+    } - {name for name in pipe.config if name.startswith("_")}  # fmt: skip
 
 
 def test_levels_are_worked_out_once(pipe, monkeypatch):
