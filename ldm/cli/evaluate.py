@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm.cli.failure import at_hand, fail, named_sampler
-from ldm.cli.options import Guidance, Lora, Steps, load_loras, there_are, weighted
+from ldm.cli.options import (
+    ComputesIn,
+    Dtype,
+    Guidance,
+    Lora,
+    Steps,
+    load_loras,
+    there_are,
+    weighted,
+)
 from ldm.config.suites import SUITES, that_need, without_text
 
 if TYPE_CHECKING:
@@ -109,6 +118,7 @@ def evaluate(
         Path, typer.Option(help="Folder for figures.json, table.md, sheets and charts.")
     ] = Path("runs/evaluation"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    dtype: ComputesIn = Dtype.auto,
 ) -> None:
     """Measures what the model in DIR draws for fixed captions, with 95 % intervals."""
     name, values = _sweep(sweep)
@@ -145,7 +155,7 @@ def evaluate(
         named = space or ["pixels:16", *([own] if own else [])]
         compares = that_need("spaces") & {*asked}
         spaces = [features.space(spec, device) for spec in named] if compares else []
-        pipe = LatentDiffusionPipeline.from_pretrained(model)
+        pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype.on(device))
         load_loras(pipe, loras)
         pipe.to(device)
         if pipe.reads is not None and (unread := [s for s in asked if s in that_need("text")]):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,34 @@ Lora = Annotated[
     list[str] | None,
     typer.Option(
         help="A LoRA of diffusers or kohya: its file or folder, or PATH:WEIGHT. May be repeated."
+    ),
+]
+
+
+class Dtype(StrEnum):
+    """What networks compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+    def on(self, device: str) -> Any:
+        """The ``torch.dtype`` that this is on ``device``."""
+        import torch
+
+        if self is not Dtype.auto:
+            return getattr(torch, self.value)
+        gpu = device.partition(":")[0] == "cuda" and torch.cuda.is_available()
+        fast = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+
+
+ComputesIn = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="What the networks compute in; auto: bfloat16 on a GPU that has it, else float32.",
     ),
 ]
 

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,16 @@ from rich.console import Console
 from ldm.cli import edits, story
 from ldm.cli import stages as staged
 from ldm.cli.failure import at_hand, fail, there
-from ldm.cli.options import Guidance, Lora, Steps, load_loras, there_are, weighted
+from ldm.cli.options import (
+    ComputesIn,
+    Dtype,
+    Guidance,
+    Lora,
+    Steps,
+    load_loras,
+    there_are,
+    weighted,
+)
 from ldm.cli.rows import again, axis, drawn, of_command, swept, worded
 from ldm.cli.settings import Row, Settings, calls
 from ldm.formats.png import FORMATS, check_room, write_picture
@@ -207,6 +217,7 @@ def sample(
     ] = False,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    dtype: ComputesIn = Dtype.auto,
 ) -> None:
     """Draws pictures of PROMPTs and saves them as files that carry their parameters."""
     given = _given(context)
@@ -309,7 +320,9 @@ def sample(
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        pipe = LatentDiffusionPipeline.from_pretrained(model, **edit.beside())
+        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        opened = partial(LatentDiffusionPipeline.from_pretrained, dtype=dtype.on(where))
+        pipe = opened(model, **edit.beside())
         known = inspect.signature(pipe.__call__).parameters.keys()
         for row in rows:
             for name in sorted(row.settings.arguments().keys() & known):
@@ -323,9 +336,8 @@ def sample(
             pipe.load_textual_inversion(word)
         cascade = None
         if then:
-            cascade = Cascade([pipe, *map(LatentDiffusionPipeline.from_pretrained, then)])
+            cascade = Cascade([pipe, *map(opened, then)])
         try:
-            where = device or ("cuda" if torch.cuda.is_available() else "cpu")
             (cascade or pipe).to(where)
         except (RuntimeError, AssertionError) as error:  # torch's own words for "not there"
             fail(f"--device {device}: {error}")
