@@ -48,6 +48,7 @@ def collect(
     averages: Mapping[int, Weights] | None = None,
     *,
     here: bool = True,
+    copies: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """What ``write`` keeps, by file; a collective where weights are in shards, and the result is
     empty where it is not to be ``here``.
@@ -58,6 +59,7 @@ def collect(
         optimizer: after any number of steps.
         averages: by half-life, those that do not stand in front.
         here: whether this process writes.
+        copies: whether all is copied to the host, so that the run may go on before it is written.
     """
     averages = averages or {}
     found: dict[str, dict[str, Tensor]] = {_RAW: {}, _MOMENTS: {}}
@@ -71,9 +73,13 @@ def collect(
         for (file, key), value in every.items():
             gathered = whole(value)
             if here:  # what was gathered for the file does not stay on the device
-                kept = gathered.cpu() if gathered is not value else gathered
-                found[file][key] = kept.clone() if id(value) in met else kept.contiguous()
-                met.add(id(value))
+                kept = gathered.cpu() if gathered is not value or copies else gathered
+                # Raw weights behind an average are a copy already.
+                live = copies and not (file == _RAW and raw[name] is not parameter)
+                if kept is value and (live or value.data_ptr() in met):
+                    kept = kept.clone()
+                met.add(kept.data_ptr())
+                found[file][key] = kept.contiguous()
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,12 @@ class Task(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes the weights as they are, with everything needed to use them, into ``folder``."""
+        ...
+
+    def snapshot(self) -> Callable[[Path], None] | None:
+        """What writes the same at any later time, from another thread, while the weights learn on:
+        it holds copies of them in the host's memory. None: there is only ``save``.
+        """
         ...
 
     def finish(self, folder: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from ldm.engine.ema import Average, averages
 from ldm.engine.metrics import Metrics
 from ldm.engine.nonfinite import Step
 from ldm.engine.optimizer import learning_rate, optimizer_of, set_rate
+from ldm.engine.saving import Saver
 from ldm.engine.scaling import LossScale
 from ldm.engine.shutdown import Coordinator
 from ldm.engine.task import Draws, Task, evaluating
@@ -93,6 +93,7 @@ class Trainer:
         self.run = Path(config.run)
         check_folder(self.run)
         self.coordinator = Coordinator(accelerator, self.run)
+        self.saver = Saver(self.coordinator, self.run / "checkpoints", config.checkpoints.keep)
         self.metrics = Metrics(self.run / "metrics.jsonl")
         self._resume()
         self.trackers = Trackers(config, accelerator, self.seen)
@@ -106,7 +107,7 @@ class Trainer:
             Interrupted: a signal asked for it, and a checkpoint is written.
             RunError: a loss is not a number, or the disk takes no more.
         """
-        with signals.REQUESTS.kept(), self.trackers:
+        with signals.REQUESTS.kept(), self.trackers, self.saver:
             self._fit()
             final = self._final()
             if signals.REQUESTS.by:  # while that was written
@@ -139,6 +140,7 @@ class Trainer:
                 end = self.seen + self.batch >= self.total
                 due = number % config.log_every == 0 or end
                 wrong = self.prompt and not step.finite()
+                self.saver.check()
                 stopping, wrong = self.coordinator.sync(wrong=wrong)
                 if wrong:
                     self._skip(step)
@@ -160,7 +162,7 @@ class Trainer:
                     self._validate()
                     clock, since = time.perf_counter(), self.seen
                 if not stopping and (self.seen % every_checkpoint == 0 or end):
-                    stopping = self._save()
+                    stopping = self._save(later=not end)
                 if stopping:
                     if self.ema and self.ema.chosen_at == self.seen:
                         self._save()  # once more, with the choice
@@ -231,9 +233,9 @@ class Trainer:
         file = self.run / "fault.json"
         with disk.writing(file.name, self.run, self.coordinator.then()):
             disk.write_text(file, json.dumps(found, indent=1, ensure_ascii=False))
-        before = f"{self.skipped} steps were skipped before it; " if self.skipped else ""
+        skipped = f"{self.skipped} steps were skipped before it; " if self.skipped else ""
         raise RunError(
-            f"{nonfinite.told(found)}; {before}lower optimizer.lr, or look at these pictures (all"
+            f"{nonfinite.told(found)}; {skipped}lower optimizer.lr, or look at these pictures (all"
             f" are in {file}); the last checkpoint is from before"
         )
 
@@ -305,40 +307,40 @@ class Trainer:
         with front, shards.gathered(module, self.accelerator), evaluating(module):
             return self.task.validate(self.accelerator, folder, self.seen)
 
-    def _save(self) -> bool:
-        """Writes a checkpoint; returns whether any process was asked to stop meanwhile."""
+    def _save(self, *, later: bool = False) -> bool:
+        """Writes a checkpoint, or lets it be written ``later``, beside the steps, from copies;
+        returns whether any process was asked to stop meanwhile.
+        """
         self._gather()
-        root, name = self.run / "checkpoints", checkpoint.name_of(self.seen)
-
+        self.saver.wait()
+        writes, others = self.accelerator.is_main_process, self.ema.others if self.ema else {}
+        later &= writes and not self.accelerator.is_fsdp2
+        counters = self._counters()
         with self._whole() as raw:
-            writes = self.accelerator.is_main_process
-            others = self.ema.others if self.ema else {}
-            found = state.collect(self.weights, raw, self.optimizer, others, here=writes)
+            snapshot = self.task.snapshot() if later else None
+            copies, known = snapshot is not None, (self.weights, raw, self.optimizer, others)
+            found = state.collect(*known, here=writes, copies=copies)
 
-            def write() -> None:
-                checkpoint.write_folder(root / name, partial(self._write_state, found))
-                checkpoint.rotate(root, self.config.checkpoints.keep, self.seen)
+            def fill(folder: Path) -> None:
+                (snapshot or self.task.save)(folder)
+                state.write(folder / "training", found, counters)
 
-            self.coordinator.on_main(f"checkpoint {name}", root, write)
-        stopping, _ = self.coordinator.sync()  # the others wait here until it is written
-        self.coordinator.saved = root / name
-        return stopping
+            (self.saver.write_later if snapshot else self.saver.write)(self.seen, fill)
+        return self.coordinator.sync()[0]  # the others wait here until it is written
 
-    def _write_state(self, found: dict[str, dict[str, Tensor]], folder: Path) -> None:
-        self.task.save(folder)
-        counters = {
+    def _counters(self) -> dict[str, Any]:
+        return {
             "images": self.seen,
-            "window": self.window.sums,
+            "window": dict(self.window.sums),
             "skipped": self.skipped,
             "changes": self.changes,
             "memory": self.task.memory.state(),
             "identity": self.identity,
             "average": self.ema and self.ema.choice,
             "scale": self.scale.state(),
-            "optimizer": optimizer_state.told(self.optimizer),
             "attention": getattr(self.config, "attention", None),
+            "optimizer": optimizer_state.told(self.optimizer),
         }
-        state.write(folder / "training", found, counters)
 
     def _final(self) -> Path:
         final, left_out = self.run / "final", self.collection.skipped
@@ -375,16 +377,14 @@ class Trainer:
         state.same_everywhere(root, self.seen, self.identity, self.accelerator)
 
     def _load(self, folder: Path) -> None:
-        resume = self.config.resume
+        resume, there = self.config.resume, folder / "training"
         allowed = resume.allow if isinstance(resume, Resume) else ()
-        changes = state.changes(
-            folder / "training", self.config, self.identity, allowed, self.epoch
-        )
-        counters = state.read(folder / "training", self.weights, self.optimizer)
+        changes = state.changes(there, self.config, self.identity, allowed, self.epoch)
+        counters = state.read(there, self.weights, self.optimizer)
         if self.ema:
             averaged, half_lives = self.task.read(folder), self.ema.members
             check_shapes(averaged, self.weights, folder)
-            others = state.averages(folder / "training", half_lives, self.weights)
+            others = state.averages(there, half_lives, self.weights)
             self.ema.load(counters.get("average"), averaged, others)
         self.seen, self.window.sums = counters["images"], counters["window"]
         if self.seen % self.batch:

@@ -10,6 +10,8 @@ neighbouring pixels: edges of flat-coloured pictures are where an L1 loss alone 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from ldm.families.build import parameters
 from ldm.families.networks import digest
 from ldm.families.vae import latent_side, make_vae, read_vae
 from ldm.models.codec import VaeCodec, fold_statistics
+from ldm.models.on_host import on_host
 from ldm.models.strip_paths import strip_paths
 from ldm.progress import track
 from ldm.tasks.estimate import Step
@@ -196,8 +199,11 @@ class AutoencoderTask(nn.Module):
 
     def save(self, folder: Path) -> None:
         """An ``AutoencoderKL`` folder."""
-        self.vae.save_pretrained(folder)
-        strip_paths(folder)
+        _write(self.vae, folder)
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """``save`` of the weights as they are now."""
+        return partial(_write, on_host(self.vae))
 
     def finish(self, folder: Path) -> None:
         """The same with the latent statistics folded in, if the encoder learnt."""
@@ -205,12 +211,16 @@ class AutoencoderTask(nn.Module):
         if self.config.train == "all":
             assert self.collection is not None
             fold(vae, self.collection.train, self.config.images, self.config.fold_images)
-        vae.save_pretrained(folder)
-        strip_paths(folder)
+        _write(vae, folder)
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Its weights."""
         return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def _write(vae: AutoencoderKL, folder: Path) -> None:
+    vae.save_pretrained(folder)
+    strip_paths(folder)
 
 
 @torch.no_grad()

@@ -221,6 +221,9 @@ class ClassificationTask(nn.Module):
         self.classifier.save_pretrained(folder)
         strip_paths(folder)
 
+    def snapshot(self) -> None:
+        """There is only ``save``: it is small."""
+
     finish = save
 
     def read(self, folder: Path) -> dict[str, Tensor]:

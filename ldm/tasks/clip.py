@@ -335,6 +335,11 @@ class ContrastiveTask(nn.Module):
         self.clip.save_vision(folder / "image_encoder")
         save_tokenizer(self.tokenizer, folder / "tokenizer")
 
+    def snapshot(self) -> None:
+        """There is only ``save``, which makes networks, and so must not run beside a step: the
+        generator of random numbers is one for all threads.
+        """
+
     finish = save
 
     def read(self, folder: Path) -> dict[str, Tensor]:

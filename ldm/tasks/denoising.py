@@ -11,8 +11,10 @@ batch (``ldm.encoding.encoder``): the task below only computes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -37,6 +39,7 @@ from ldm.families.model import Model
 from ldm.families.noise import process_and_objective
 from ldm.formats import lora, lora_names, textual_inversion
 from ldm.models.lora import collect, named
+from ldm.models.on_host import on_host
 from ldm.models.strip_paths import strip_paths
 from ldm.models.wrapped import bare
 from ldm.pipeline import LatentDiffusionPipeline
@@ -214,18 +217,27 @@ class DenoisingTask(nn.Module):
 
     def save(self, folder: Path) -> None:
         """A pipeline folder, or that of a LoRA or of a new word."""
-        networks, word = self.model.networks, self.config.textual_inversion
+        self._write(self.model, folder)
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """``save`` of the weights as they are now."""
+        networks = self.model.networks
+        held = {name: on_host(networks[name]) for name in self.learns}
+        return partial(self._write, replace(self.model, networks={**networks, **held}))
+
+    def _write(self, model: Model, folder: Path) -> None:
+        word = self.config.textual_inversion
         if self.config.lora:
-            updates = {part: collect(networks[part]) for part in self.learns}
-            lora.write(updates, folder, base=self.model.origin, told=self.told)
+            updates = {part: collect(model.networks[part]) for part in self.learns}
+            lora.write(updates, folder, base=model.origin, told=self.told)
         elif word is not None:
-            rows = [*self.trained().values()]  # of each text encoder
-            textual_inversion.write(word.token, rows, folder, self.model.origin)
+            rows = [*trained(model, self.config).values()]  # of each text encoder
+            textual_inversion.write(word.token, rows, folder, model.origin)
         elif CONTROLNET in self.learns:
-            bare(networks[CONTROLNET]).save_pretrained(folder)
+            bare(model.networks[CONTROLNET]).save_pretrained(folder)
             strip_paths(folder)
         else:
-            save_pipeline(self.model, folder)
+            save_pipeline(model, folder)
 
     finish = save
 
