@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,10 +18,16 @@ class Ema:
         half_life: after this many images a weight counts half.
         ramp: the half-life is at most this fraction of the images seen so far (Karras et al. 2022),
             so that a short run is not held back by its random init.
+        device: where it is kept: None with the weights, ``cpu`` in the host's memory, from which
+            every update and every look at the average cost a copy.
+        every: steps between two updates, each with the decay of all of them; what is saved in
+            between is the average as it was last made.
     """
 
     half_life: Duration = "50k images"
     ramp: Share = 0.05
+    device: Literal["cpu"] | None = None
+    every: Annotated[int, Field(gt=0, le=10_000)] = 1
 
     @property
     def half_lives(self) -> tuple[str, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
@@ -30,17 +32,27 @@ class Average:
 
     Args:
         weights: the trained parameters by name.
+        device: where it is kept; None: with the weights.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self.weights = weights
-        self.mean = {name: value.detach().clone() for name, value in weights.items()}
+    def __init__(self, weights: Mapping[str, Tensor], device: str | None = None) -> None:
+        self.weights, self.device = weights, device
+        self.mean = {name: self._kept(value) for name, value in weights.items()}
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """A copy where the average is kept."""
+        value = value.detach()
+        return value.clone() if self.device is None else value.to(self.device, copy=True)
 
     @torch.no_grad()
     def update(self, factor: float) -> None:
         """Mean = factor * mean + (1 - factor) * weights."""
-        means, weights = list(self.mean.values()), list(self.weights.values())
-        torch._foreach_lerp_(means, weights, 1 - factor)
+        if self.device is None:
+            means, weights = list(self.mean.values()), list(self.weights.values())
+            torch._foreach_lerp_(means, weights, 1 - factor)
+            return
+        for name, value in self.weights.items():  # one by one: all at once they may not fit
+            self.mean[name].lerp_(value.detach().to(self.device), 1 - factor)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -52,7 +64,7 @@ class Average:
     @torch.no_grad()
     def in_front(self) -> Iterator[dict[str, Tensor]]:
         """The average in place of the weights, which are handed out and come back bit for bit."""
-        kept = {name: value.detach().clone() for name, value in self.weights.items()}
+        kept = {name: self._kept(value) for name, value in self.weights.items()}
         for name, value in self.weights.items():
             value.copy_(self.mean[name])
         try:
@@ -68,10 +80,12 @@ class Averages:
     Args:
         members: by half-life in images; the first is the model until ``choose`` finds a better one.
         ramp: see ``decay``.
+        every: steps between two updates.
     """
 
-    def __init__(self, members: Mapping[int, Average], ramp: float) -> None:
+    def __init__(self, members: Mapping[int, Average], ramp: float, every: int = 1) -> None:
         self.members, self.ramp, self.chosen = dict(members), ramp, next(iter(members))
+        self.every = every
         self.chosen_at: int | None = None  # images seen when it was last chosen
 
     @property
@@ -85,9 +99,12 @@ class Averages:
         return {h: member.mean for h, member in self.members.items() if h != self.chosen}
 
     def update(self, batch: int, seen: int) -> None:
-        """Takes the weights in after a batch that ends at image ``seen``."""
+        """Takes the weights in after a batch that ends at image ``seen``, if it is time to."""
+        if (seen // batch) % self.every:
+            return
+        ends = [seen - n * batch for n in range(self.every)]
         for half_life, member in self.members.items():
-            member.update(decay(batch, seen, half_life, self.ramp))
+            member.update(math.prod(decay(batch, end, half_life, self.ramp) for end in ends))
 
     @property
     def choice(self) -> list[int | None]:
@@ -127,10 +144,13 @@ def averages(
     """Those that ``config`` asks for.
 
     Raises:
-        ConfigError: there are several, and no held-out pictures to choose by.
+        ConfigError: there are several, and no held-out pictures to choose by; or it is to be on
+            the host, and the weights are in shards.
     """
     if config.ema is None:
         return None
+    if config.ema.device and any(isinstance(weight, DTensor) for weight in weights.values()):
+        raise ConfigError("ema.device: in shards (FSDP) it is with the weights: leave it out")
     several, validation = len(config.ema.half_lives) > 1, config.validation
     if several and not (validation and validation.images and collection.held_out):
         raise ConfigError(
@@ -138,4 +158,6 @@ def averages(
             " validation.images and hold pictures out, or name one half-life"
         )
     found = [images(one, config.batch_size, collection.epoch) for one in config.ema.half_lives]
-    return Averages({half_life: Average(weights) for half_life in found}, config.ema.ramp)
+    ema = config.ema
+    members = {half_life: Average(weights, ema.device) for half_life in found}
+    return Averages(members, ema.ramp, ema.every)

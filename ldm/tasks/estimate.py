@@ -78,7 +78,8 @@ class Cost:
         frozen: parameters that do not learn, and that the step reads.
         unread: those that it does not read and that are gone meanwhile.
         learning: parameters that do.
-        average: their moving average.
+        average: their moving average; on the host if ``ema.device`` says so.
+        host: the part of ``average`` that is there, not where the step computes.
         moments: what the optimiser keeps.
         working: most that lives at once within a step: gradients, what is kept for the backward
             pass, temporaries.
@@ -98,11 +99,13 @@ class Cost:
     convolution: int
     product: int
     traffic: int
+    host: int = 0
 
     @property
     def memory(self) -> int:
-        """All that a process holds at once."""
-        return self.frozen + self.learning + self.average + self.moments + self.working
+        """All that a process holds at once where it computes."""
+        held = self.frozen + self.learning + self.average + self.moments + self.working
+        return held - self.host
 
 
 def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
@@ -146,7 +149,9 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         if step.saved is None
         else sum(_bytes(step.networks[name].parameters()) for name in step.saved)
     )
+    ema = config.ema
     return Cost(
+        host=trained * copies if ema and ema.device else 0,
         frozen=_bytes(every) - trained,
         unread=sum(_bytes(step.networks[name].parameters()) for name in step.unread),
         learning=trained,
@@ -159,7 +164,9 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         product=parts * (sum(counted.values()) - convolution),
         # The optimiser reads weight, gradient and moments, and writes all but the gradient; an
         # average is read and written.
-        traffic=parts * live.traffic + (3 + 2 * copies) * trained + 2 * moments,
+        traffic=parts * live.traffic
+        + (3 + (2 * copies // ema.every if ema else 0)) * trained
+        + 2 * moments,
     )
 
 
@@ -287,7 +294,7 @@ def lines(
     held = [
         ("frozen", cost.frozen),
         ("learning", cost.learning),
-        ("average", cost.average),
+        ("average", cost.average - cost.host),
         ("moments", cost.moments),
         (f"a step of {micro} images at a time", cost.working),
     ]
@@ -296,6 +303,8 @@ def lines(
     full = config.precision == "bfloat16" and device_at_hand().type == "cpu"
     note = " (with attention as this CPU computes it; a GPU keeps less)" if full else ""
     yield "memory", size(cost.memory), f"{told}{note}; beside Python's own"
+    if cost.host:
+        yield "on the host", size(cost.host), "average (ema.device)"
     if cost.unread:
         told = f"{', '.join(step.unread)}: until all that they say is cached, and in validations"
         yield "beside it", size(cost.unread), told

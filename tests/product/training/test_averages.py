@@ -1,9 +1,11 @@
 """Several averages in one run: each is what a run of its own would keep, and loss chooses."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from launched import digests
 from ldm.engine.ema import Average, Averages
@@ -86,3 +88,49 @@ def test_a_half_life_of_zero_can_be_chosen_and_kept():
     again = fresh()
     again.load(json.loads(json.dumps(averages.choice)), {"w": torch.zeros(1)}, {})
     assert (again.chosen, again.chosen_at) == (0, 128) and again.model is again.members[0]
+
+
+def test_every_few_steps_is_the_decay_of_all_of_them():
+    """Of weights that rest in between the average is the same; of a line it lags as it must."""
+    weights = {"w": torch.zeros(1, dtype=torch.float64)}
+    one, three = (
+        Averages({96: Average(weights, device)}, 0.5, every)
+        for device, every in ((None, 1), ("cpu", 3))
+    )
+    batch = 16
+    for step in range(1, 13):
+        if step % 3 == 1:
+            weights["w"].fill_(float(step))
+        for averages in (one, three):
+            averages.update(batch, step * batch)
+        if step % 3 == 0:
+            means = [averages.model.mean["w"].item() for averages in (one, three)]
+            assert means[0] == pytest.approx(means[1], rel=1e-12)
+        else:
+            assert three.model.mean["w"].item() != one.model.mean["w"].item()
+    # From rest at 0 to 1 and on: 1 - mean is the product of all decays, 2^(-images / half-life).
+    weights, far = {"w": torch.zeros(1, dtype=torch.float64)}, 160
+    slow = Averages({far: Average(weights)}, 0, 5)
+    weights["w"].fill_(1.0)
+    for step in range(1, 11):
+        slow.update(batch, step * batch)
+    assert 1 - slow.model.mean["w"].item() == pytest.approx(0.5 ** (10 * batch / far), rel=1e-12)
+
+
+def test_an_average_on_the_host_is_the_same_and_goes_on(tmp_path):
+    settings = {"duration": "5 steps", "checkpoints": {"every": "1 step", "keep": 9}}
+    here, host = ({"half_life": "64 images", "every": 2, "device": d} for d in (None, "cpu"))
+    train(tmp_path / "here", **settings, ema=here)
+    train(tmp_path / "host", **settings, ema=host)
+    whole = digests(tmp_path / "here" / "final", at_least=3)
+    assert digests(tmp_path / "host" / "final", at_least=3) == whole
+    begun = "checkpoints/images-000000000048"  # between two updates
+    shutil.copytree(tmp_path / "host" / begun, tmp_path / "halves" / begun)
+    train(tmp_path / "halves", **settings, ema=host)
+    assert digests(tmp_path / "halves" / "final", at_least=3) == whole
+    raw, front = (
+        load_file(tmp_path / "host" / f"checkpoints/images-{n:012d}" / file)
+        for n, file in ((64, "unet/diffusion_pytorch_model.safetensors"),
+                        (80, "unet/diffusion_pytorch_model.safetensors"))
+    )  # fmt: skip
+    assert all(torch.equal(raw[name], front[name]) for name in raw)  # step 5 made no average
