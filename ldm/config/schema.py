@@ -311,6 +311,9 @@ class TrainConfig(RunConfig):
             and checkpoints and result are linked to that.
         attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
             ``plain`` in bfloat16 on a CPU, else ``sdpa``.
+        compile: ``blocks`` compiles the residual and transformer blocks of the network that
+            predicts, each shape when it first comes; ``off`` none. ``auto``: ``blocks`` on a CUDA
+            GPU in runs of 3,000 steps and more whose pictures are all of one shape.
         score: draw training captions at the end and count whose nearest picture is their own.
     """
 
@@ -345,6 +348,7 @@ class TrainConfig(RunConfig):
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen: Literal["float32", "bfloat16"] = "float32"
     attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"
+    compile: MayChange[Literal["auto", "blocks", "off"]] = "auto"
     score: MayChange[Score | None] = None
 
     def __post_init__(self) -> None:

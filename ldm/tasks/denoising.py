@@ -38,6 +38,7 @@ from ldm.families.adapt import learn, trained
 from ldm.families.model import Model
 from ldm.families.noise import process_and_objective
 from ldm.formats import lora, lora_names, textual_inversion
+from ldm.models.compiled import eager
 from ldm.models.lora import collect, named
 from ldm.models.on_host import on_host
 from ldm.models.strip_paths import strip_paths
@@ -165,7 +166,8 @@ class DenoisingTask(nn.Module):
         what = "validation.images" if encodes else "validation.suites"
         if draws and self.previews:
             what = self.previews.key
-        with self.resting.back(accelerator.device, what) if draws or encodes else nullcontext():
+        back = self.resting.back(accelerator.device, what) if draws or encodes else nullcontext()
+        with eager(self.model.network), back:
             measured = self._held_out_loss(accelerator) if measures else {}
             if folder and draws:
                 measured |= self._drawn(accelerator, folder, images)

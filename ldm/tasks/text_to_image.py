@@ -30,6 +30,7 @@ from ldm.families import reads
 from ldm.families.build import is_model, parameters
 from ldm.families.model import Model
 from ldm.formats.recognised import INDEX
+from ldm.models import compiled
 from ldm.models.attention import set_attention
 from ldm.models.tokenizer import folded
 from ldm.pipeline import LatentDiffusionPipeline
@@ -73,6 +74,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     bfloat16 = config.precision == "bfloat16"
     for network in _denoising(model):
         set_attention(network, config.attention, accelerator.device, bfloat16=bfloat16)
+    compile_for(config, model, accelerator, collection.epoch)
     frozen = model.codec, model.conditioner
     encoder = Encoder(config, *frozen, accelerator, model.stored, model.aside)
     suites = None
@@ -155,6 +157,28 @@ def _denoising(model: Model) -> list[Any]:
     teacher = model.teacher and model.teacher.network
     every = (model.network, teacher, model.networks.get(CONTROLNET))
     return [network for network in every if network is not None]
+
+
+def compile_for(
+    config: TrainConfig, model: Model, accelerator: Accelerator, epoch: int | None
+) -> None:
+    """Compiles blocks of the network that predicts, if ``config.compile`` says so.
+
+    Raises:
+        ConfigError: it is to be in shards.
+    """
+    steps, device = images(config.duration, config.batch_size, epoch), accelerator.device
+    steps, shapes = steps // config.batch_size, config.images.buckets is not None
+    if not compiled.chosen(config.compile, device, steps, shapes=shapes):
+        return
+    if shards.asked_for():
+        if config.compile == "auto":
+            return
+        raise ConfigError("compile: not supported in shards (FSDP): leave it out")
+    count = compiled.compile_blocks(model.network)
+    if device.type == "cuda":
+        compiled.channels_last(model.network, config.optimizer.kind)
+    accelerator.print(f"{count} blocks are compiled in the first step")
 
 
 def _count(pictures: int | None) -> str:
