@@ -1,0 +1,528 @@
+"""Ours against diffusers' script and its stock pipeline on one GPU, in one call of ten minutes.
+
+    python tests/benchmarks/gpu.py --out results --peer train_text_to_image.py
+    python tests/benchmarks/gpu.py --out results --tiny     # does it run? small shapes, on a CPU
+
+``--peer`` is ``examples/text_to_image/train_text_to_image.py`` of diffusers, which is run as it is;
+``--peer-lora`` the one beside it. No network is needed: the model is a folder of the shapes of
+Stable Diffusion 1.5 from random init, the pictures are made here. Parts run in the order of their
+worth; what one finds is appended to ``OUT/results.jsonl`` at once, and one for which there is no
+time left says so there. Programs of ours and of the peer are measured in the same way: by the
+optimiser's steps, from outside (``--measured``), the device waited for at both ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BEGAN = time.monotonic()
+ROOT = Path(__file__).parents[2]
+WORDS = [f"a picture of {a} {b}" for a in ("red", "blue", "old", "new") for b in ("cats", "hills")]
+FORWARD_TFLOP = 0.803  # of an image of 512 pixels in the U-Net; with gradients three times that
+
+
+# -- inside a program that is measured --
+
+
+def measured(out: str, warm: int, last: int, batch: int, watch: bool, program: list[str]) -> None:
+    """Runs a script, and ends it after ``last`` optimiser steps with what was found in ``out``:
+    speed after ``warm`` of them, memory, and if asked for the places that wait for the device.
+    """
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    cuda, began = torch.cuda.is_available(), float(os.environ["BENCHMARK_BEGAN"])
+    steps, at, waits = 0, dict[int, float](), collections.Counter[str]()
+
+    def show(message: Any, category: Any, filename: str, line: int, *_: Any) -> None:
+        if "synchroniz" in str(message):
+            waits[f"{filename.rpartition('site-packages/')[2]}:{line}"] += 1
+
+    def after_step(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps in (1, warm, last):
+            if cuda:
+                torch.cuda.synchronize()
+            at[steps] = time.time()
+        if steps == warm and watch and cuda:
+            warnings.showwarning = show
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        if steps == last:
+            spent, count = at[last] - at[warm], last - warm
+            found: dict[str, Any] = {
+                "images_s": count * batch / spent,
+                "ms_step": 1e3 * spent / count,
+                "first_step_s": at[1] - began,
+            }
+            if cuda:
+                found["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+                found["reserved_GB"] = torch.cuda.max_memory_reserved() / 1e9
+            if watch:
+                found["waits_a_step"] = sum(waits.values()) / count
+                found["waits"] = waits.most_common(12)
+            Path(out).write_text(json.dumps(found))
+            os._exit(0)
+
+    register_optimizer_step_post_hook(after_step)
+    sys.argv = program
+    sys.path[:0] = [str(ROOT), str(Path(program[0]).parent)]
+    runpy.run_path(program[0], run_name="__main__")
+
+
+# -- the benchmark --
+
+
+class Benchmark:
+    """The parts, and what they share.
+
+    Args:
+        asked: the command line.
+    """
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.tiny, self.seconds = asked.tiny, asked.seconds
+        self.peer, self.peer_lora = asked.peer, asked.peer_lora
+        self.out, self.work = Path(asked.out).absolute(), Path(asked.out).absolute() / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.model, self.images = self.work / "model", self.work / "images"
+        self.side = 32 if self.tiny else 512
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.seconds - (time.monotonic() - BEGAN)
+
+    def say(self, name: str, **found: Any) -> None:
+        """Appends a line of results."""
+        rounded = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in found.items()}
+        line = json.dumps({"part": name, "at_s": round(time.monotonic() - BEGAN), **rounded})
+        with open(self.out / "results.jsonl", "a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def part(self, name: str, needs: float, run: Callable[[], None]) -> None:
+        """Runs one part, if it may be over in time; its error is a result, and the next goes on."""
+        if self.left() < (1 if self.tiny else needs):
+            return self.say(name, left_out=f"{self.left():.0f} s are left, it may take {needs:.0f}")
+        try:
+            run()
+        except Exception as error:
+            self.say(name, error=f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+
+    def environment(self) -> dict[str, str]:
+        """Of the programs."""
+        ours = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        ours |= {"LDM_CACHE": str(self.work / "cache"), "HF_DATASETS_CACHE": str(self.work / "hf")}
+        ours |= {"ACCELERATE_USE_CPU": "true"} if self.tiny else {}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return {**os.environ, **ours, "PYTHONPATH": path, "BENCHMARK_BEGAN": str(time.time())}
+
+    def program(
+        self, name: str, line: list[str], batch: int, steps: tuple[int, int], watch: bool = False
+    ) -> None:
+        """Measures one program between two of its steps."""
+        result, log = self.work / f"{name}.json", self.out / f"{name}.log"
+        result.unlink(missing_ok=True)
+        told = [str(result), *map(str, steps), str(batch), str(int(watch))]
+        command = [sys.executable, __file__, "--measured", *told, *line]
+        with log.open("w") as stream:
+            try:
+                subprocess.run(
+                    command,
+                    stdout=stream,
+                    stderr=subprocess.STDOUT,
+                    timeout=max(self.left(), 1),
+                    env=self.environment(),
+                )
+            except subprocess.TimeoutExpired:
+                return self.say(name, error="no time was left")
+        if not result.exists():
+            last = [*log.read_text().strip().splitlines(), "nothing was printed"]
+            return self.say(name, error=last[-2 if len(last) > 1 else 0][-400:])
+        self.say(name, batch=batch, **json.loads(result.read_text()))
+
+    # -- what is measured with --
+
+    def ceilings(self) -> None:
+        """What the card does at best: products, convolutions, copies."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return self.say("ceilings", device="cpu", torch=torch.__version__)
+        from torch.nn.functional import conv2d
+
+        half = {"device": "cuda", "dtype": torch.bfloat16}
+        a, b = (torch.randn(8192, 8192, **half) for _ in range(2))
+        long = torch.randn(2**28, device="cuda")
+        found = {
+            "product_TFLOPs": 2 * 8192**3 / self.spent(lambda: a @ b) / 1e12,
+            "copy_TB_s": 2 * long.nbytes / self.spent(long.clone) / 1e12,
+        }
+        for name, form in (("first", torch.contiguous_format), ("last", torch.channels_last)):
+            x = torch.randn(32, 320, 64, 64, **half).contiguous(memory_format=form)
+            w = torch.randn(320, 320, 3, 3, **half).contiguous(memory_format=form)
+            spent = self.spent(lambda x=x, w=w: conv2d(x, w, padding=1))
+            found[f"channels_{name}_TFLOPs"] = 2 * x.numel() * 320 * 9 / spent / 1e12
+        name = torch.cuda.get_device_name()
+        self.say("ceilings", device=name, torch=torch.__version__, **found)
+
+    def spent(self, call: Callable[[], Any], rounds: int = 10) -> float:
+        """Seconds of a call, on the device."""
+        import torch
+
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            call()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / rounds
+
+    def folder(self) -> None:
+        """A pipeline folder of the shapes of Stable Diffusion 1.5, and captioned pictures."""
+        import numpy as np
+        import torch
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+        from PIL import Image
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        from ldm.models.tokenizer import train_tokenizer
+        from ldm.pipeline import LatentDiffusionPipeline
+
+        self.images.mkdir(exist_ok=True)
+
+        def draw(number: int) -> None:
+            few = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            large = Image.fromarray(few).resize((self.side, self.side), Image.Resampling.BICUBIC)
+            large.save(self.images / f"{number:05d}.jpg", quality=90)
+
+        count = 16 if self.tiny else 512
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(draw, range(count)))
+        lines = [
+            json.dumps({"file_name": f"{n:05d}.jpg", "text": WORDS[n % len(WORDS)]})
+            for n in range(count)
+        ]
+        (self.images / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+        words, small, width = train_tokenizer(WORDS, 600, 77), self.tiny, 32 if self.tiny else 768
+        unet_shape, vae_shape = (
+            ((32, 32, 32, 32), (32, 32, 32, 32))
+            if small
+            else ((320, 640, 1280, 1280), (128, 256, 512, 512))
+        )
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            unet = UNet2DConditionModel(
+                sample_size=self.side // 8,
+                block_out_channels=unet_shape,
+                layers_per_block=1 if small else 2,
+                cross_attention_dim=width,
+                attention_head_dim=8,
+            )
+            vae = AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=vae_shape,
+                layers_per_block=1 if small else 2,
+                latent_channels=4,
+                sample_size=self.side,
+            )
+            text = CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(words) if small else 49408,
+                    hidden_size=width,
+                    intermediate_size=4 * width,
+                    num_hidden_layers=2 if small else 12,
+                    num_attention_heads=4 if small else 12,
+                    max_position_embeddings=77,
+                    bos_token_id=words.bos_token_id,
+                    eos_token_id=words.eos_token_id,
+                    pad_token_id=words.pad_token_id,
+                )
+            )
+        schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        schedule |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+        scheduler = DDIMScheduler(**schedule)
+        LatentDiffusionPipeline(vae, text, words, unet, scheduler).save_pretrained(self.model)
+        parameters = sum(p.numel() for p in unet.parameters())
+        self.say("folder", unet_parameters=parameters, pictures=count)
+
+    # -- training --
+
+    def config(self, name: str, batch: int, **changes: Any) -> str:
+        """A file; a run as the peer's is, with ``changes``."""
+        import yaml
+
+        settings = {
+            "run": str(self.work / name),
+            "model": str(self.model),
+            "data": {"path": str(self.images), "held_out_fraction": 0.0},
+            "images": {"size": self.side},
+            "text_dropout": 0.0,
+            "batch_size": batch,
+            "duration": "10M images",
+            "optimizer": {"lr": 1e-5},
+            "ema": None,
+            "validation": None,
+            "checkpoints": {"every": "10M images"},
+            "precision": "float32" if self.tiny else "bfloat16",
+            **changes,
+        }
+        file = self.work / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        return str(file)
+
+    def ours(
+        self,
+        name: str,
+        batch: int,
+        steps: tuple[int, int] = (10, 50),
+        watch: bool = False,
+        **changes: Any,
+    ) -> None:
+        """``training/train.py`` by its config."""
+        batch, steps = (2, (2, 4)) if self.tiny else (batch, steps)
+        program = str(ROOT / "training" / "train.py")
+        line = [program, "--config", self.config(name, batch, **changes)]
+        self.program(name, line, batch, steps, watch)
+
+    def theirs(
+        self,
+        name: str,
+        batch: int,
+        flags: str,
+        steps: tuple[int, int] = (10, 50),
+        script: str | None = None,
+    ) -> None:
+        """The peer's script."""
+        script = script or self.peer
+        if script is None:
+            return self.say(name, left_out="no script was named")
+        batch, steps, flags = (2, (2, 4), "") if self.tiny else (batch, steps, flags)
+        line = f"{script} --pretrained_model_name_or_path {self.model} --train_data_dir"
+        line += f" {self.images} --caption_column text --resolution {self.side} --center_crop"
+        line += f" --train_batch_size {batch} --max_train_steps 1000000 --learning_rate 1e-5"
+        line += f" --lr_warmup_steps 0 --output_dir {self.work / name} --seed 1"
+        line += f" --checkpointing_steps 1000000 --lr_scheduler constant {flags}"
+        self.program(name, line.split(), batch, steps)
+
+    def resume(self) -> None:
+        """Whether four steps are two and two: losses, and weights at the end."""
+        from safetensors.torch import load_file
+
+        found = {}
+        for name, turns in (("whole", (4,)), ("halves", (2, 4))):
+            for duration in turns:
+                file = self.config(
+                    f"resume-{name}",
+                    2,
+                    duration=f"{duration} steps",
+                    checkpoints={"every": "2 steps", "keep": 2},
+                    log_every=1,
+                )
+                command = [sys.executable, str(ROOT / "training" / "train.py"), "--config", file]
+                done = subprocess.run(
+                    command,
+                    env=self.environment(),
+                    capture_output=True,
+                    text=True,
+                    timeout=max(self.left(), 1),
+                )
+                if done.returncode:
+                    last = [*done.stderr.strip().splitlines(), ""][-2:]
+                    return self.say("resume", error=" ".join(last)[-400:])
+            run = self.work / f"resume-{name}"
+            lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+            (weights,) = (run / "final" / "unet").glob("*.safetensors")
+            found[name] = [line["loss"] for line in lines], load_file(weights)
+        (losses, whole), (again, halves) = found["whole"], found["halves"]
+        apart = max(float((whole[n] - halves[n]).abs().max()) for n in whole)
+        self.say("resume", losses_equal=losses == again, weights_apart=apart, losses=losses)
+
+    # -- the step itself --
+
+    def variants(self) -> None:
+        """Milliseconds of a step of the U-Net, of which the host's, one change after another."""
+        import gc
+
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        from ldm.config.optimizer import Optimizer
+        from ldm.engine.optimizer import optimizer_of
+        from ldm.models import compiled
+
+        cuda = torch.cuda.is_available()
+        device, wait = ("cuda", torch.cuda.synchronize) if cuda else ("cpu", lambda: None)
+        tried = [
+            ("as it is", {}, 30),
+            ("channels last", {"last": True}, 30),
+            ("adafactor", {"last": False, "kind": "adafactor"}, 30),
+            ("blocks compiled", {"blocks": True}, 120),
+            ("channels last, blocks compiled", {"last": True, "blocks": True}, 120),
+        ]
+        for batch in (2,) if self.tiny else (8, 32):
+            for name, how, needs in tried:
+                if self.left() < needs or (self.tiny and how.get("blocks")):
+                    self.say(f"variant: {name}", batch=batch, left_out="no time was left")
+                    continue
+                gc.collect()
+                if cuda:
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
+                shape = UNet2DConditionModel.load_config(self.model / "unet")
+                with torch.device(device):
+                    unet = UNet2DConditionModel.from_config(shape).train()
+                kind = how.get("kind", "adamw")
+                if how.get("last"):
+                    compiled.channels_last(unet, kind)
+                if how.get("blocks"):
+                    compiled.compile_blocks(unet)
+                weights = dict(unet.named_parameters())
+                optimizer = optimizer_of(weights, Optimizer(kind=kind, lr=1e-5))
+                cells, width = self.side // 8, shape["cross_attention_dim"]
+                x, y = (torch.randn(batch, 4, cells, cells, device=device) for _ in range(2))
+                t, c = (
+                    torch.rand(batch, device=device),
+                    torch.randn(batch, 77, width, device=device),
+                )
+                begin, marks = time.perf_counter(), []
+                for number in range(4 if self.tiny else 13):
+                    wait()
+                    first = time.perf_counter()
+                    with torch.autocast(device, torch.bfloat16, enabled=cuda):
+                        out = unet(x, 1000 * t, c, return_dict=False)[0]
+                    (out.float() - y).square().mean().backward()
+                    host = time.perf_counter() - first
+                    wait()
+                    second = time.perf_counter()
+                    torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    wait()
+                    third = time.perf_counter()
+                    if number == 0:
+                        ready = third - begin
+                    elif number > 2:
+                        marks.append((second - first, host, third - second))
+                gradient, host, update = (median(column) for column in zip(*marks, strict=True))
+                found = {"ready_s": ready, "gradient_ms": 1e3 * gradient, "host_ms": 1e3 * host}
+                found |= {"update_ms": 1e3 * update, "images_s": batch / (gradient + update)}
+                if cuda:
+                    found["TFLOPs"] = 3 * FORWARD_TFLOP * batch / gradient
+                    found["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+                self.say(f"variant: {name}", batch=batch, **found)
+                del unet, weights, optimizer
+
+    # -- drawing --
+
+    def sampling(self) -> None:
+        """Our pipeline and the stock one on the same folder."""
+        import torch
+        from diffusers import StableDiffusionPipeline
+
+        from ldm.pipeline import LatentDiffusionPipeline
+
+        cuda = torch.cuda.is_available()
+        wait = torch.cuda.synchronize if cuda else lambda: None
+        steps, counts = (2, (1,)) if self.tiny else (30, (1, 8))
+        dtype = torch.bfloat16 if cuda else torch.float32
+        alone = {"safety_checker": None, "feature_extractor": None}
+        pipes = [
+            StableDiffusionPipeline.from_pretrained(self.model, dtype=dtype, **alone),
+            LatentDiffusionPipeline.from_pretrained(self.model, dtype=dtype),
+        ]
+        for pipe in pipes:
+            pipe.set_progress_bar_config(disable=True)
+            pipe.to("cuda" if cuda else "cpu")
+        stock, mine = pipes
+        ways = [("stock", stock, {}), ("ours", mine, {})]
+        ways += [(f"ours, {name}", mine, {"sampler": name}) for name in ("ddim", "dpm++")]
+        for count in counts:
+            for name, pipe, more in ways:
+                if self.left() < 15:
+                    return self.say(f"sampling: {name}", left_out="no time was left")
+                call = {"num_inference_steps": steps, "output_type": "pt", **more}
+                spent = []
+                for _ in range(2 if self.tiny else 4):
+                    begin = time.perf_counter()
+                    pipe(["a picture of red cats"] * count, **call)
+                    wait()
+                    spent.append(time.perf_counter() - begin)
+                found = {"seconds": median(spent[1:]), "images_s": count / median(spent[1:])}
+                self.say(f"sampling: {name}", pictures=count, steps=steps, **found)
+
+    def parts(self) -> dict[str, tuple[float, Callable[[], None]]]:
+        """By name: the seconds that one may take, and the part."""
+        mixed = "--mixed_precision bf16 --dataloader_num_workers 8"
+        lora = {"lora": {"rank": 8}, "frozen": "bfloat16", "optimizer": {"lr": 1e-4}}
+        light = {"optimizer": {"kind": "adafactor"}, "gradient_checkpointing": True}
+        short = (5, 20)
+        return {
+            "ceilings": (10, self.ceilings),
+            "folder": (60, self.folder),
+            "ours-8": (60, lambda: self.ours("ours-8", 8)),
+            "peer-8": (60, lambda: self.theirs("peer-8", 8, mixed)),
+            "ours-32": (60, lambda: self.ours("ours-32", 32, short)),
+            "peer-32": (60, lambda: self.theirs("peer-32", 32, mixed, short)),
+            "ours-8-compiled": (
+                150,
+                lambda: self.ours("ours-8-compiled", 8, compile="off" if self.tiny else "blocks"),
+            ),
+            "ours-waits": (40, lambda: self.ours("ours-waits", 8, (5, 10), watch=True)),
+            "ours-lora": (40, lambda: self.ours("ours-lora", 8, (5, 30), **lora)),
+            "peer-lora": (
+                50,
+                lambda: (
+                    self.theirs("peer-lora", 8, f"{mixed} --rank 8", short, self.peer_lora)
+                    if self.peer_lora
+                    else self.say("peer-lora", left_out="no script was named")
+                ),
+            ),
+            "ours-light": (40, lambda: self.ours("ours-light", 1, short, **light)),
+            "sampling": (60, self.sampling),
+            "resume": (60, self.resume),
+            "variants": (60, self.variants),
+        }
+
+
+def main() -> None:
+    """Runs all parts, or those that are named."""
+    if sys.argv[1:2] == ["--measured"]:
+        out, warm, last, batch, watch, *program = sys.argv[2:]
+        return measured(out, int(warm), int(last), int(batch), watch == "1", program)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", required=True, help="folder of results.jsonl and logs")
+    parser.add_argument("--peer", help="diffusers' train_text_to_image.py")
+    parser.add_argument("--peer-lora", help="diffusers' train_text_to_image_lora.py")
+    parser.add_argument("--seconds", type=float, default=570, help="after which nothing begins")
+    parser.add_argument("--only", nargs="+", default=[], help="parts")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, on a CPU")
+    asked = parser.parse_args()
+    sys.path[:0] = [str(ROOT)]
+    benchmark = Benchmark(asked)
+    parts = benchmark.parts()
+    if unknown := set(asked.only) - parts.keys():
+        parser.error(f"no parts: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    for name, (needs, run) in parts.items():
+        if not asked.only or name in asked.only:
+            benchmark.part(name, needs, run)
+    benchmark.say("over", parts=asked.only or list(parts))
+
+
+if __name__ == "__main__":
+    main()
