@@ -20,9 +20,9 @@ from ldm.formats.card import NAME, SHEET, write
 from ldm.pipeline import LatentDiffusionPipeline
 
 CONFIG = {
-    "run": "/home/somebody/runs/cats", "seed": 3, "model": "someone/apples@v1",
+    "run": "/srv/somebody/runs/cats", "seed": 3, "model": "someone/apples@v1",
     "data": [{"kind": "datasets", "path": "someone/cats"},
-             {"kind": "folder", "path": "/home/somebody/pictures"}],
+             {"kind": "folder", "path": "/srv/somebody/pictures"}],
     "images": {"size": 16}, "batch_size": 16, "duration": "6 steps", "optimizer": {"lr": 1e-4},
     "train": ["unet"], "validation": {"prompts": ["a grey cat"]}, "precision": "auto",
 }  # fmt: skip
@@ -70,7 +70,7 @@ def test_a_card_tells_of_the_run(folder: Path, tmp_path: Path) -> None:
     run = run_of(folder, tmp_path / "cats")
     measured = tmp_path / "evaluation"
     measured.mkdir()
-    record = {"data": "/home/somebody/shapes", "measured": [{"drawing": {"steps": 30}}]}
+    record = {"data": "/srv/somebody/shapes", "measured": [{"drawing": {"steps": 30}}]}
     (measured / "figures.json").write_text(json.dumps(record))
     (measured / "table.md").write_text("| a table |\n")
     done = ldm("card", run, "--license", "cc-by-4.0", "--figures", measured)
@@ -110,7 +110,7 @@ def test_a_card_of_what_is_no_run(folder: Path, tmp_path: Path) -> None:
     lora = tmp_path / "lora" / "final"
     lora.mkdir(parents=True)
     (lora / "pytorch_lora_weights.safetensors").touch()
-    (lora.parent / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"model": "/home/x/base"}))
+    (lora.parent / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"model": "/srv/x/base"}))
     assert ldm("card", lora.parent).exit_code == 0
     text = (lora / NAME).read_text()
     assert 'pipe.load_lora_weights("lora")' in text and 'from_pretrained(".../base")' in text
