@@ -25,7 +25,7 @@ from ldm.config.schema import Resume, RunConfig
 from ldm.data.collection import Collection
 from ldm.data.order import positions
 from ldm.diffusion import stream
-from ldm.engine import nonfinite, optimizer_state, shards, signals, state
+from ldm.engine import memory, nonfinite, optimizer_state, shards, signals, state
 from ldm.engine.batch import split_batch
 from ldm.engine.counters import check_shapes, readable
 from ldm.engine.ema import Average, averages
@@ -107,7 +107,8 @@ class Trainer:
             Interrupted: a signal asked for it, and a checkpoint is written.
             RunError: a loss is not a number, or the disk takes no more.
         """
-        with signals.REQUESTS.kept(), self.trackers, self.saver:
+        full = memory.told(self.accelerator.device, self.micro)
+        with signals.REQUESTS.kept(), self.trackers, self.saver, full:
             self._fit()
             final = self._final()
             if signals.REQUESTS.by:  # while that was written

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,9 +67,17 @@ class Command(Generic[C]):
         parser.add_argument("--config", required=True, help="YAML file of the run")
         parser.add_argument("--dry-run", action="store_true", help="show what would run, and stop")
         parser.add_argument(
+            "--memory",
+            type=_bytes,
+            metavar="24GB",
+            help="of a GPU: a dry run tells whether it fits, and with which settings it would",
+        )
+        parser.add_argument(
             "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
         )
         arguments = parser.parse_args()
+        if arguments.memory and not arguments.dry_run:
+            parser.error("--memory goes with --dry-run")
         REQUESTS.listen()
         self.config: C = _at_hand(load(schema, arguments.config, arguments.overrides))
         check_folder(Path(self.config.run))
@@ -78,7 +87,17 @@ class Command(Generic[C]):
         for line in costly(self.config) if main_process() else ():
             log.warning(line)
         self.dry_run: bool = arguments.dry_run
+        self.memory: int | None = arguments.memory
         _refuse_missing(self.config, data=not self.dry_run)
+
+
+def _bytes(text: str) -> int:
+    """``24GB`` in bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *(MB|GB|TB|MiB|GiB|TiB)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 24GB")
+    base = 1024 if "i" in found[2] else 1000
+    return round(float(found[1]) * base ** (2 + "MGT".index(found[2][0])))
 
 
 def _at_hand(config: C) -> C:

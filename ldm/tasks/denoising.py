@@ -103,6 +103,19 @@ class DenoisingTask(nn.Module):
         """A micro-batch of ``n`` images without values."""
         return self.encoder.example(n)
 
+    def frozen(self) -> dict[str, Tensor]:
+        """What does not learn of what the steps read, by name."""
+        networks = dict(self.model.networks)
+        if self.model.teacher is not None and self.model.teacher.network is not None:
+            networks["teacher"] = self.model.teacher.network
+        return {
+            f"{part}.{name}": value
+            for part, network in networks.items()
+            if part not in self.encoder.unread
+            for name, value in network.named_parameters()
+            if not value.requires_grad
+        }
+
     def place(self, device: torch.device) -> None:
         """Brings to ``device`` what the steps read."""
         for name, network in self.model.networks.items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,6 +108,46 @@ class Cost:
         return held - self.host
 
 
+def _there(step: Step) -> dict[str, nn.Module]:
+    """The networks that are where it computes."""
+    return {name: network for name, network in step.networks.items() if name not in step.unread}
+
+
+def held(config: RunConfig, step: Step) -> Cost:
+    """What does not depend on the images of a step: all but the work, and what lives within it."""
+    there, ema = _there(step), config.ema
+    named = {
+        f"{part}.{name}": p
+        for part, network in there.items()
+        for name, p in network.named_parameters()
+        if p.requires_grad
+    }
+    trained, copies = _bytes({*named.values()}), len(ema.half_lives) if ema else 0
+    every = {p for network in there.values() for p in network.parameters()}
+    moments = optimizer_state.size(config.optimizer.kind, named)
+    saved = (
+        trained
+        if step.saved is None
+        else sum(_bytes(step.networks[name].parameters()) for name in step.saved)
+    )
+    return Cost(
+        frozen=_bytes(every) - trained,
+        unread=sum(_bytes(step.networks[name].parameters()) for name in step.unread),
+        learning=trained,
+        average=trained * copies,
+        host=trained * copies if ema and ema.device else 0,
+        moments=moments,
+        working=0,
+        # The raw weights, moments and further averages beside them.
+        checkpoint=saved + moments + (1 + max(copies - 1, 0)) * trained,
+        convolution=0,
+        product=0,
+        # The optimiser reads weight, gradient and moments, and writes all but the gradient; an
+        # average is read and written.
+        traffic=(3 + (2 * copies // ema.every if ema else 0)) * trained + 2 * moments,
+    )
+
+
 def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     """The cost of an optimiser step of ``parts`` micro-batches of ``micro`` images.
 
@@ -118,10 +158,7 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in step.networks.values():
             network.to_empty(device="cpu")
-        there = {
-            name: network for name, network in step.networks.items() if name not in step.unread
-        }
-        every = {p for network in there.values() for p in network.parameters()}
+        every = {p for network in _there(step).values() for p in network.parameters()}
         learning = {p for p in every if p.requires_grad}
         live = _Live(every)
         flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
@@ -134,39 +171,17 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
                 batch = {n: torch.empty(x.shape, dtype=x.dtype) for n, x in example.items()}
                 loss = step.task(batch)["loss"].mean()
             loss.backward()
+        for parameter in learning:
+            parameter.grad = None
     counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
     convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
-    trained, copies = _bytes(learning), len(config.ema.half_lives) if config.ema else 0
-    named = {
-        f"{part}.{name}": p
-        for part, network in there.items()
-        for name, p in network.named_parameters()
-        if p.requires_grad
-    }
-    moments = optimizer_state.size(config.optimizer.kind, named)
-    held = (
-        trained
-        if step.saved is None
-        else sum(_bytes(step.networks[name].parameters()) for name in step.saved)
-    )
-    ema = config.ema
-    return Cost(
-        host=trained * copies if ema and ema.device else 0,
-        frozen=_bytes(every) - trained,
-        unread=sum(_bytes(step.networks[name].parameters()) for name in step.unread),
-        learning=trained,
-        average=trained * copies,
-        moments=moments,
+    rest = held(config, step)
+    return replace(
+        rest,
         working=live.peak,
-        # The raw weights, moments and further averages beside them.
-        checkpoint=held + moments + (1 + max(copies - 1, 0)) * trained,
         convolution=parts * convolution,
         product=parts * (sum(counted.values()) - convolution),
-        # The optimiser reads weight, gradient and moments, and writes all but the gradient; an
-        # average is read and written.
-        traffic=parts * live.traffic
-        + (3 + (2 * copies // ema.every if ema else 0)) * trained
-        + 2 * moments,
+        traffic=rest.traffic + parts * live.traffic,
     )
 
 
@@ -278,18 +293,22 @@ def seconds(cost: Cost, rates: Rates) -> float:
 
 
 def lines(
-    config: RunConfig, step: Step, split: tuple[int, int], data: tuple[int, int, int] | None
+    config: RunConfig,
+    step: Step,
+    cost: Cost,
+    split: tuple[int, int],
+    data: tuple[int, int, int] | None,
 ) -> Iterator[tuple[str, str, str]]:
     """Name, value and what it counts, of what a run on this machine costs.
 
     Args:
         config: the run.
         step: of its program.
+        cost: of it.
         split: images per process and per micro-batch.
         data: training pictures, of these entries in a cache, captions; None: not known.
     """
     share, micro = split
-    cost = trace(config, step, micro, share // micro)
     rates = measure(config.precision)
     held = [
         ("frozen", cost.frozen),

@@ -22,6 +22,7 @@ from ldm.data.buckets import table
 from ldm.data.collection import Collection
 from ldm.engine import shards
 from ldm.engine.batch import split_batch
+from ldm.engine.memory import memory_of
 from ldm.engine.precision import MIXED, device_at_hand, named, settled
 from ldm.engine.shutdown import WAIT
 from ldm.engine.streaming import streamed
@@ -31,8 +32,9 @@ from ldm.families.build import parameters
 from ldm.progress import main_process
 from ldm.storage.cache_root import cache_root
 from ldm.storage.disk import writing
+from ldm.tasks import fitting
 from ldm.tasks.command import Command, one_line
-from ldm.tasks.estimate import Step, lines
+from ldm.tasks.estimate import Step, lines, trace
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,7 @@ def run(
     """
     program = Program(command)
     if command.dry_run:
-        program.report(step(program.config))
+        program.report(step, command.memory)
     else:
         train(program.config, program.accelerator(sharded=sharded))
 
@@ -168,12 +170,18 @@ class Program(Generic[C]):
         )
         return accelerator
 
-    def report(self, step: Step) -> None:
-        """Prints the resolved config, parameter counts, the lengths in images, and what it costs.
+    def report(self, make: Callable[[C], Step], memory: int | None) -> None:
+        """Prints the resolved config, parameter counts, the lengths in images, what it costs, and
+        what other settings would.
 
         Data that is not there yet does not keep the rest from being told.
+
+        Args:
+            make: makes what a step computes.
+            memory: bytes that it has to fit into; None: those of the GPU at hand, and where it
+                fits into them what takes long to count is not told.
         """
-        config = self.config
+        config, step = self.config, make(self.config)
         print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
         for key, value in self.told.items():
             print(f"{key:>12}: {value}")
@@ -182,7 +190,13 @@ class Program(Generic[C]):
         data = self._lengths()
         if _launched_on_one_thread():  # as ``accelerator`` does for the run
             torch.set_num_threads(os.cpu_count() or 1)
-        for name, value, counted in lines(config, step, split_batch(config, 1), data):
+        share, micro = split_batch(config, 1)
+        cost = trace(config, step, micro, share // micro)
+        told = lines(config, step, cost, (share, micro), data)
+        there = memory_of(device_at_hand())
+        if memory is None and there is not None and cost.memory > there:
+            memory = there
+        for name, value, counted in (*told, *fitting.lines(config, step, make, cost, memory)):
             print(f"{name:>12}: {value:>15}  {counted}")
 
     def _lengths(self) -> tuple[int, int, int] | None:

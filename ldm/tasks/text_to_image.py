@@ -21,7 +21,7 @@ from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
-from ldm.engine import shards
+from ldm.engine import memory, shards
 from ldm.engine.precision import device_at_hand
 from ldm.engine.sampler_state import Memory
 from ldm.engine.trainer import Trainer
@@ -83,6 +83,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     previews = Previews(config, model, collection)
     told = lora_metadata.told(config, model, collection.epoch) if config.lora else None
     task = DenoisingTask(config, model, collection.held_out, encoder, suites, previews, told)
+    if not shards.asked_for():
+        memory.refuse(config, task.trained(), task.frozen(), accelerator.device)
     task.place(accelerator.device)
     if model.aside is not None and model.aside.hinted:
         if collection.epoch is None:

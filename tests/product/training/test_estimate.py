@@ -222,7 +222,8 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(estimate, "_PROBE", 0.01)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), "--dry-run"])
+    memory = [] if there else ["--memory", "1TB"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), "--dry-run", *memory])
     try:
         program("train").main()
     finally:
@@ -231,6 +232,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
     every = ["memory", "disk", "arithmetic", "speed", "time"]
     assert LINES.findall(printed) == (every if there else every[:-1])
     assert "nan" not in printed and "inf" not in printed
+    assert ("of 1 TB" in printed) is not there and "with: " in printed
 
 
 @pytest.mark.slow
