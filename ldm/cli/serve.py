@@ -104,6 +104,7 @@ def serve(
         import transformers
 
         from ldm.serving.api.app import create_app
+        from ldm.serving.api.page import Page
         from ldm.serving.api.run import run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("fastapi", "uvicorn", "prometheus_client"):
@@ -138,5 +139,6 @@ def serve(
         told = "exact" if service.exact else "NOT exact: company changes pictures, see --exact"
         print(f"ready: {shown} ({', '.join(found)}; {told}; pictures in {out})", flush=True)
 
-    run(create_app(service, key=secret, hosts=hosts), service, host, port, drain=drain, ready=ready)
+    app = create_app(service, key=secret, hosts=hosts, page=Page())
+    run(app, service, host, port, drain=drain, ready=ready)
     del held
