@@ -11,12 +11,10 @@ const loaded = new Map();
 
 const part = (id) => document.getElementById(id);
 
-/** The module of a page, loaded when it is first looked at. */
-async function module(name) {
+/** The module of a page, loaded and started once, when it is first looked at. */
+function module(name) {
   if (!loaded.has(name)) {
-    const made = await import(OWN[name]);
-    await made.start?.();
-    loaded.set(name, made);
+    loaded.set(name, import(OWN[name]).then(async (made) => (await made.start?.(), made)));
   }
   return loaded.get(name);
 }
@@ -37,8 +35,18 @@ async function show() {
   part("drawing").hidden = !FORMS.includes(name);
   part("edit-panel").hidden = name !== "edit";
   part("grid-panel").hidden = part("grid-result").hidden = name !== "grid";
+  for (const page of FORMS) {
+    for (const one of document.querySelectorAll(`.not-${page}`)) one.hidden = name === page;
+  }
   for (const other of ["training", "data"]) part(`${other}-page`).hidden = name !== other;
   if (name in OWN) (await module(name)).show?.();
+}
+
+/** Puts settings into the form, and shows it. */
+async function take(told) {
+  await form.fill(told);
+  if (!FORMS.includes(current())) location.hash = "#draw";
+  part("settings").scrollIntoView({ block: "nearest" });
 }
 
 /** Draws what the form says, as the page that is looked at means it. */
@@ -52,14 +60,16 @@ async function submit(draw) {
 
 async function settings(file) {
   const told = await ask("POST", "api/settings", { image: await base64(file) });
-  await form.fill({ ...told.settings, model: told.model });
+  if (current() === "edit") location.hash = "#draw";
+  await take({ ...told.settings, model: told.model });
   const missing = (told.settings.loras ?? []).filter(({ name }) => !form.info.loras.includes(name));
   if (told.model && !form.info.models.includes(told.model)) {
     message(`It was drawn by the model ${told.model}, which is not here.`);
   } else if (missing.length) {
     message(`It was drawn with the LoRA ${missing[0].name}, which is not here.`);
+  } else if (told.edited) {
+    message("Its settings are in the form; the picture that it was made of is not in it.", "told");
   } else message("The settings of the picture are in the form.", "told");
-  location.hash = "#draw";
 }
 
 const ofPicture = {
@@ -72,7 +82,10 @@ const ofPicture = {
     if (job.edited.image) throw new Refused("Open it in Edit to vary a picture that was edited.");
     return jobs.submit({ ...draw, variation_seed: Math.floor(Math.random() * 2 ** 31), variation_strength: 0.15 });
   },
-  "Its seed": (job, picture) => form.fill({ ...job.settings, seed: picture.seed, variation_seed: picture.variation_seed ?? undefined, count: 1 }),
+  Seed: (job, picture) => {
+    const { seed, variation_seed } = picture;
+    return take({ ...job.settings, seed, variation_seed, count: 1 });
+  },
 };
 
 function drops() {
@@ -95,7 +108,7 @@ async function start() {
   addEventListener("hashchange", () => attempt(show));
   await attempt(show);
   await form.start((draw) => attempt(() => submit(draw)), jobs.last);
-  await jobs.start({ ofPicture, settings: (job) => form.fill(job.settings) });
+  jobs.start({ ofPicture, settings: (job) => take(job.settings) });
   drops();
   for (const name of ["training", "data"]) {
     document.querySelector(`nav a[href="#${name}"]`).hidden = !form.info.pages?.includes(name);

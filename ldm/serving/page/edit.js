@@ -4,7 +4,6 @@ import { Refused, attempt, base64, element, message } from "./api.js";
 import { info } from "./form.js";
 import { submit, whenOver } from "./jobs.js";
 
-const COLOUR = "rgb(220 38 38)";
 const SIDES = ["left", "top", "right", "bottom"];
 const STEP = 4; // pixels of the picture that an arrow key moves the brush
 
@@ -13,17 +12,18 @@ const image = element("img", { alt: "the picture that is edited" });
 const after = element("img", { alt: "what became of it", hidden: true });
 const canvas = element("canvas", { tabIndex: 0 });
 const stage = element("div", { id: "stage", hidden: true }, image, after, canvas);
+const tools = element("div", { hidden: true });
 const size = number("Brush", { type: "range", min: 2, max: 100, value: 24 });
 const strength = number("Strength", { type: "number", min: 0, max: 1, step: "any", value: 1 });
-const feather = number("Feather, pixels", { type: "number", min: 0, max: 100, value: 4 });
+const feather = number("Feather", { type: "number", min: 0, max: 100, value: 4 });
 const compare = number("Before and after", { type: "range", min: 0, max: 100, value: 0, disabled: true });
-const beyond = Object.fromEntries(SIDES.map((side) => [side, number(`Add ${side}`, { type: "number", min: 0, value: 0 })]));
+const beyond = Object.fromEntries(SIDES.map((side) => [side, number(side[0].toUpperCase() + side.slice(1), { type: "number", min: 0, value: 0 })]));
 
 let source = null; // { name, data in base64 }
 let strokes = []; // { erase, size, points: [[x, y], ...] } in pixels of the picture
 let stroke = null;
 let erase = false;
-let cursor = null;
+let cursor = null; // of the keyboard
 
 function number(words, properties) {
   const input = element("input", properties);
@@ -42,20 +42,31 @@ export function start() {
   eraser.setAttribute("aria-pressed", false);
   canvas.setAttribute("aria-label", "Brush: drag to paint, or move it by arrow keys and hold Space");
   canvas.setAttribute("role", "application");
+  compare.label.className = "wide";
   panel.append(
-    element("div", { className: "actions" }, element("label", { className: "file" }, "Choose a picture ", file)),
-    element("p", { className: "note", textContent: "Or drop one here. What you paint is drawn anew; paint nothing, and all of it is, as far as the strength says." }),
-    stage,
-    element("div", { className: "fields" }, size.label, eraser, button("Undo", undo), button("Clear", clear)),
-    element("div", { className: "fields" }, strength.label, feather.label, compare.label),
+    element("label", { className: "file" }, "Choose a picture, or drop one here", file),
+    stage, tools,
+    element("p", { className: "note", textContent: "What you paint is drawn anew. Paint nothing, and all of it is, as far as the strength says." }));
+  tools.append(
+    element("div", { className: "fields" }, size.label, compare.label),
+    element("div", { className: "fields" }, eraser, button("Undo", undo), button("Clear", clear)),
+    element("div", { className: "fields" }, strength.label, feather.label),
     element("details", {}, element("summary", { textContent: "Draw beyond its borders" }),
       element("div", { className: "fields" }, ...SIDES.map((side) => beyond[side].label))));
-  for (const side of SIDES) stage.append(handle(side));
+  for (const side of SIDES) {
+    stage.append(handle(side));
+    beyond[side].addEventListener("input", lay);
+  }
   canvas.addEventListener("pointerdown", down);
   canvas.addEventListener("pointermove", move);
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (stroke = null));
   canvas.addEventListener("keydown", key);
   canvas.addEventListener("keyup", (event) => event.key === " " && (stroke = null));
+  canvas.addEventListener("focus", paint);
+  canvas.addEventListener("blur", () => {
+    stroke = null;
+    paint();
+  });
   compare.addEventListener("input", () => (after.style.clipPath = `inset(0 ${100 - compare.value}% 0 0)`));
 }
 
@@ -70,6 +81,7 @@ export async function open(url, name) {
   if (!answer.ok) throw new Refused(`${name} is not there any more`);
   const blob = await answer.blob();
   await opened(name, await base64(blob), blob.type);
+  panel.scrollIntoView({ block: "nearest" });
 }
 
 async function opened(name, data, type) {
@@ -84,13 +96,28 @@ async function opened(name, data, type) {
   after.hidden = compare.disabled = true;
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
-  stage.style.aspectRatio = `${canvas.width} / ${canvas.height}`;
-  stage.hidden = false;
+  stage.hidden = tools.hidden = false;
   const { multiple } = info.model;
   for (const side of SIDES) Object.assign(beyond[side], { value: 0, step: multiple });
-  size.max = Math.max(8, Math.round(Math.max(canvas.width, canvas.height) / 3));
+  const long = Math.max(canvas.width, canvas.height);
+  Object.assign(size, { max: Math.max(8, Math.round(long / 2)), value: Math.max(4, Math.round(long / 6)) });
   cursor = [canvas.width / 2, canvas.height / 2];
+  lay();
   paint();
+}
+
+/** Pixels that are added left, top, right and below. */
+const added = () => SIDES.map((side) => Number(beyond[side].value));
+
+/** Lays the picture out within what is drawn around it. */
+function lay() {
+  const [left, top, right, bottom] = added();
+  const width = left + canvas.width + right;
+  const height = top + canvas.height + bottom;
+  stage.style.aspectRatio = `${width} / ${height}`;
+  const place = { left: `${(100 * left) / width}%`, top: `${(100 * top) / height}%`,
+    width: `${(100 * canvas.width) / width}%`, height: `${(100 * canvas.height) / height}%` };
+  for (const one of [image, after, canvas]) Object.assign(one.style, place);
 }
 
 function place(event) {
@@ -121,7 +148,7 @@ function key(event) {
   else if (way) {
     cursor = [clamp(cursor[0] + way[0], canvas.width), clamp(cursor[1] + way[1], canvas.height)];
     stroke?.points.push([...cursor]);
-    paint(true);
+    paint();
   } else if (event.key === "z" && (event.ctrlKey || event.metaKey)) undo();
   else if (event.key !== " ") return;
   event.preventDefault();
@@ -139,21 +166,37 @@ function clear() {
   paint();
 }
 
-/** Draws the strokes on `canvas`: over the picture while one paints, or as a mask. */
-function paint(withCursor = false) {
+/** Draws the strokes over the picture, and the brush where the keyboard moves it. */
+function paint() {
   const brush = canvas.getContext("2d");
   brush.globalCompositeOperation = "source-over";
   brush.clearRect(0, 0, canvas.width, canvas.height);
-  lines(brush, COLOUR);
-  canvas.style.opacity = 0.6;
-  if (!withCursor) return;
+  lines(brush, hatch(brush));
+  canvas.style.opacity = 0.7;
+  if (!canvas.matches(":focus-visible")) return;
   brush.globalCompositeOperation = "source-over";
-  brush.strokeStyle = "white";
-  brush.beginPath();
-  brush.arc(...cursor, Number(size.value) / 2, 0, 2 * Math.PI);
-  brush.stroke();
+  for (const [colour, width] of [["white", 3], ["black", 1]]) {
+    brush.strokeStyle = colour;
+    brush.lineWidth = (width * canvas.width) / canvas.clientWidth;
+    brush.beginPath();
+    brush.arc(...cursor, Number(size.value) / 2, 0, 2 * Math.PI);
+    brush.stroke();
+  }
 }
 
+/** Two colours in turn: one alone may be that of the picture. */
+function hatch(brush) {
+  const cell = Math.max(1, Math.round(canvas.width / 64));
+  const tile = element("canvas", { width: 2 * cell, height: 2 * cell });
+  const paint = tile.getContext("2d");
+  for (const [colour, x, y] of [["white", 0, 0], ["#3451d1", 1, 0], ["#3451d1", 0, 1], ["white", 1, 1]]) {
+    paint.fillStyle = colour;
+    paint.fillRect(x * cell, y * cell, cell, cell);
+  }
+  return brush.createPattern(tile, "repeat");
+}
+
+/** Draws the strokes in `colour`, the later over the earlier. */
 function lines(brush, colour) {
   brush.lineCap = brush.lineJoin = "round";
   for (const one of strokes) {
@@ -191,13 +234,11 @@ function handle(side) {
   const made = element("button", { type: "button", className: `border ${side}`, ariaLabel: `Draw beyond the ${side} border` });
   const along = side === "left" || side === "right";
   const sign = side === "left" || side === "top" ? -1 : 1;
-  const { style } = made;
-  if (along) Object.assign(style, { top: 0, bottom: 0, [side]: 0 });
-  else Object.assign(style, { left: 0, right: 0, [side]: 0 });
   const add = (pixels) => {
     const { multiple } = info.model;
     beyond[side].value = Math.max(0, Math.round(pixels / multiple) * multiple);
     made.title = `${beyond[side].value} pixels`;
+    lay();
   };
   made.addEventListener("pointerdown", (event) => {
     made.setPointerCapture(event.pointerId);
@@ -219,26 +260,29 @@ function handle(side) {
 
 /** Draws the picture anew as the form says. */
 export async function draw(asked) {
-  if (source === null) throw new Refused("choose the picture that is to be edited first");
+  if (source === null) throw new Refused("Choose the picture that is to be edited first.");
   const { width, height, ...rest } = asked;
-  const sides = SIDES.map((side) => Number(beyond[side].value));
+  const sides = added();
   const told = { ...rest, image: source.data, strength: Number(strength.value) };
+  const painted = mask();
   if (sides.some(Boolean)) {
-    if (mask() !== null) throw new Refused("draw beyond the borders first, and paint in what comes of it");
+    if (painted !== null) throw new Refused("Draw beyond the borders first, and paint in what comes of it.");
     Object.assign(told, { outpaint: sides, feather: Number(feather.value) });
-  } else if (mask() !== null) {
-    Object.assign(told, { mask: mask(), feather: Number(feather.value) });
+  } else if (painted !== null) {
+    Object.assign(told, { mask: painted, feather: Number(feather.value) });
   }
   const { multiple } = info.model;
   const odd = [canvas.width + sides[0] + sides[2], canvas.height + sides[1] + sides[3]].some((n) => n % multiple);
   if (odd) message(`Its sides are no multiples of ${multiple}: the server says what it makes of that.`, "told");
   const job = await submit(told);
-  whenOver(job, (data) => attempt(() => ended(data, sides)));
+  const of = source;
+  whenOver(job, (data) => attempt(() => ended(data, of, sides)));
 }
 
-async function ended(job, sides) {
+/** Shows what became of the picture over it, unless another one is edited by now. */
+async function ended(job, of, sides) {
   const [picture] = job.pictures;
-  if (!picture.url || sides.some(Boolean)) return;
+  if (!picture.url || of !== source || sides.some(Boolean)) return;
   after.src = picture.url.replace(/^\//, "");
   await after.decode();
   after.hidden = compare.disabled = false;

@@ -41,7 +41,9 @@ function classes(names) {
   const select = document.getElementById("class");
   const read = names === null;
   select.hidden = read || names.length === 0;
-  field("prompt").hidden = !read;
+  for (const name of ["prompt", "negative"]) {
+    for (const one of [field(name), ...field(name).labels]) one.hidden = !read;
+  }
   if (!read) {
     options(select, names, names[0]);
     field("prompt").value = names[0] ?? "";
@@ -89,7 +91,7 @@ export async function fill(told) {
     const missing = name === "seed" || name === "variation_seed" ? "" : field(name).dataset.usual;
     field(name).value = told[name] ?? (["prompt", "negative"].includes(name) ? "" : missing ?? "");
   }
-  if (!told.sampler) field("sampler").value = info.model.sampler ?? "model";
+  if (!field("sampler").value) field("sampler").value = info.model.sampler ?? "model";
   field("syntax").checked = told.syntax === "a1111";
   loras.replaceChildren();
   for (const { name, weight } of told.loras ?? []) chosen(name, weight);
@@ -99,10 +101,8 @@ export async function fill(told) {
 
 function chosen(name, weight = 1) {
   if ([...loras.children].some((line) => line.dataset.name === name)) return;
-  const id = `lora-${loras.children.length}-${name}`;
-  const remove = element("button", { type: "button", textContent: "Remove" });
-  const input = element("input", { id, type: "number", step: "any", value: weight });
-  input.setAttribute("aria-label", `Weight of ${name}`);
+  const remove = element("button", { type: "button", textContent: "Remove", ariaLabel: `Remove ${name}` });
+  const input = element("input", { type: "number", min: -10, max: 10, step: "any", value: weight, ariaLabel: `Weight of ${name}` });
   const line = element("li", {}, element("span", { textContent: name }), input, remove);
   line.dataset.name = name;
   remove.addEventListener("click", () => (line.remove(), changed()));
@@ -133,7 +133,7 @@ async function count() {
     const worst = told.towers.reduce((a, b) => (b.tokens - b.length > a.tokens - a.length ? b : a));
     const over = worst.tokens > worst.length && worst.windows === 1;
     const windows = worst.windows > 1 ? `, ${worst.windows} windows` : "";
-    note.textContent = `${worst.tokens} of ${worst.length} tokens${windows}${over ? ": what is beyond is not read" : ""}`;
+    note.textContent = `${worst.tokens} of ${worst.length} tokens${windows}${over ? ": the rest is not read" : ""}`;
     note.classList.toggle("bad", over);
   }
 }
@@ -160,6 +160,8 @@ export async function start(submit, last) {
     event.preventDefault();
     submit(values());
   });
+  // What is folded away must show where it is wrong.
+  form.addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });

@@ -2,13 +2,18 @@
 
 import { ask, attempt, element } from "./api.js";
 
+const PAGE = 20; // jobs that are asked for at a time
+const AGAIN = 3000; // milliseconds until the next try where the server has closed the connection
+
 const list = document.getElementById("jobs");
 const large = document.getElementById("large");
+const said = document.getElementById("said");
+const lost = document.getElementById("lost");
 const cards = new Map();
 
 /** What the buttons of a picture do, by its words: (job, picture) -> anything; see `start`. */
 let uses = {};
-let older = null;
+let older; // the job before which older ones come; null: there are none
 const listeners = new Map(); // job -> who wants to know what becomes of it
 
 /** The seed of the newest picture that is drawn. */
@@ -22,24 +27,34 @@ export function last() {
 }
 
 /** Makes the list live. */
-export async function start(buttons) {
+export function start(buttons) {
   uses = buttons;
-  await attempt(more);
-  document.getElementById("older").addEventListener("click", () => attempt(more));
-  // One connection for all jobs: a browser opens six to a server.
+  document.getElementById("older").addEventListener("click", () => attempt(() => more()));
+  connect();
+}
+
+/** One connection for all jobs: a browser opens six to a server. */
+function connect() {
   const source = new EventSource("api/events");
   const on = (kind, heard) => source.addEventListener(kind, (event) => heard(JSON.parse(event.data)));
-  on("state", ({ jobs }) => attempt(() => reconnected(jobs)));
-  on("taken", (job) => shown(job, true));
+  on("state", ({ jobs }) => {
+    lost.textContent = "";
+    attempt(() => reconnected(jobs));
+  });
+  on("taken", shown);
   for (const kind of ["place", "step", "preview", "picture", "done"]) {
     on(kind, (data) => heard(kind, data.id, data));
   }
+  source.addEventListener("error", () => {
+    lost.textContent = "Not connected";
+    if (source.readyState === EventSource.CLOSED) setTimeout(connect, AGAIN);
+  });
 }
 
 /** Asks for `draw`; the job, which from now on is in the list. */
 export async function submit(draw) {
   const job = await ask("POST", "api/jobs", draw);
-  return shown(job, true).job;
+  return shown(job).job;
 }
 
 /** Calls `ended(job)` when a job is over. */
@@ -49,40 +64,44 @@ export function whenOver(job, ended) {
   else listeners.set(job.id, ended);
 }
 
-async function reconnected(jobs) {
-  const alive = new Set(jobs.map((job) => job.id));
-  for (const job of jobs) shown(job, true).heard("state", job);
-  for (const [id, card] of cards) {
-    if (over(card.job) || alive.has(id)) continue;
-    heard("done", id, await ask("GET", `api/jobs/${id}`));
-  }
+/** Catches up with what went on while nobody listened. */
+async function reconnected(alive) {
+  for (const job of alive) shown(job).heard("state", job);
+  const ids = new Set(alive.map((job) => job.id));
+  const missed = [...cards].filter(([id, { job }]) => !over(job) && !ids.has(id));
+  await more(false);
+  for (const [id] of missed) heard("done", id, await ask("GET", `api/jobs/${id}`));
 }
 
 function heard(kind, id, data) {
-  cards.get(id)?.heard(kind, data);
+  const card = cards.get(id);
+  if (!card) return;
+  card.heard(kind, data);
   if (kind !== "done") return;
+  said.textContent = `${card.job.settings.prompt || "A picture"}: ${card.job.state}`;
   listeners.get(id)?.(data);
   listeners.delete(id);
 }
 
-async function more() {
-  const { jobs, next } = await ask("GET", `api/jobs?limit=20${older ? `&before=${older}` : ""}`);
-  for (const job of jobs) shown(job, false);
-  older = next;
+/** Asks for the jobs that follow those that are shown, or for the newest. */
+async function more(further = true) {
+  const { jobs, next } = await ask("GET", `api/jobs?limit=${PAGE}${further ? `&before=${older}` : ""}`);
+  for (const job of jobs) shown(job);
+  if (further || older === undefined) older = next;
   settle();
 }
 
 function settle() {
-  document.getElementById("older").hidden = older === null;
+  document.getElementById("older").hidden = !older;
   document.getElementById("empty").hidden = cards.size > 0;
 }
 
-function shown(job, first) {
+/** The card of a job, in its place: ids sort by time. */
+function shown(job) {
   if (cards.has(job.id)) return cards.get(job.id);
   const card = new Card(job);
   cards.set(job.id, card);
-  if (first) list.prepend(card.line);
-  else list.append(card.line);
+  list.insertBefore(card.line, [...list.children].find((line) => line.id < card.line.id) ?? null);
   settle();
   return card;
 }
@@ -94,56 +113,61 @@ class Card {
   constructor(job) {
     this.job = job;
     this.steps = {};
+    this.began = null; // when, and at which share, steps were first heard of
     const { settings } = job;
     this.pictures = element("ul", { className: "pictures" });
     this.progress = element("progress", { max: 1, value: 0, ariaLabel: "How far it is" });
-    this.state = element("p", { className: "note", role: "status" });
+    this.state = element("p", { className: "note" });
     this.cancel = button("Cancel", () => ask("DELETE", `api/jobs/${job.id}`));
-    const again = button("Take its settings", () => uses.settings(this.job, null));
+    const again = button("Settings", () => uses.settings(this.job));
+    const prompt = settings.prompt || "(no prompt)";
     this.line = element("li", { className: "job", id: `job-${job.id}` },
       this.pictures,
-      element("p", { className: "prompt", textContent: settings.prompt || "(no prompt)" }),
+      element("p", { className: "prompt", textContent: prompt, title: prompt }),
       this.progress,
       this.state,
       element("div", { className: "actions" }, this.cancel, again));
-    this.cells = job.pictures.map(() => {
-      const cell = element("li");
-      cell.append(element("div", { className: "coming" }));
-      this.pictures.append(cell);
-      return cell;
-    });
-    job.pictures.forEach((picture, n) => picture.url && this.picture(picture, this.cells[n]));
-    this.say();
+    this.line.classList.toggle("several", job.pictures.length > 1);
+    this.cells = job.pictures.map(() => element("li", {}, element("div", { className: "coming" })));
+    this.pictures.append(...this.cells);
+    this.finished();
+    this.heard("state", job);
   }
 
   heard(kind, data) {
     const cell = this.cells[data.picture];
     if (kind === "state" || kind === "done") {
       this.job = data;
-      for (const [number, progress] of Object.entries(data.progress ?? {})) this.steps[number] = progress;
-      data.pictures.forEach((picture, n) => picture.url && this.picture(picture, this.cells[n]));
+      this.steps = data.progress ?? {};
+      this.finished();
+      const open = this.cells.filter((one) => !one.dataset.url);
+      if (data.preview && open.length === 1) preview(open[0], data.preview);
     } else if (kind === "place") {
-      Object.assign(this.job, data);
+      Object.assign(this.job, { place: data.place, seconds: data.seconds });
     } else if (kind === "step") {
-      this.job.state = "drawing";
+      Object.assign(this.job, { state: "drawing" });
       this.steps[data.picture] = data;
     } else if (kind === "preview") {
-      cell.firstChild.replaceWith(element("img", { className: "preview", src: data.image, alt: "a preview" }));
+      preview(cell, data.image);
     } else if (kind === "picture") {
-      const picture = this.job.pictures[data.picture];
-      this.picture(Object.assign(picture, data, { number: data.picture }), cell);
+      const { file, url } = data;
+      this.picture(Object.assign(this.job.pictures[data.picture], { file, url }), cell);
     }
     this.say();
   }
 
+  finished() {
+    this.job.pictures.forEach((picture, n) => picture.url && this.picture(picture, this.cells[n]));
+  }
+
   /** Puts a finished picture in its cell, once. */
   picture(picture, cell) {
-    if (!cell || cell.dataset.url === picture.url) return;
+    if (cell.dataset.url === picture.url) return;
     cell.dataset.url = picture.url;
     const { prompt } = this.job.settings;
     const url = picture.url.replace(/^\//, "");
     const image = element("img", { src: url, alt: prompt || "a picture", loading: "lazy", decoding: "async" });
-    const open = element("button", { type: "button", className: "open", ariaLabel: `Look at: ${prompt}` }, image);
+    const open = element("button", { type: "button", className: "open", ariaLabel: `Look at: ${prompt || "a picture"}` }, image);
     open.addEventListener("click", () => this.look(picture, url));
     const save = element("a", { href: url, download: picture.file, textContent: "Save" });
     const others = Object.entries(uses.ofPicture).map(([words, use]) => button(words, () => use(this.job, picture)));
@@ -152,32 +176,46 @@ class Card {
 
   look(picture, url) {
     const { prompt, steps, guidance, sampler } = this.job.settings;
-    large.querySelector("img").src = url;
-    large.querySelector("img").alt = prompt;
+    Object.assign(large.querySelector("img"), { src: url, alt: prompt || "a picture" });
     large.querySelector("p").textContent =
-      `${prompt}: seed ${picture.seed}, ${steps} steps, guidance ${guidance}, ${sampler}`;
+      `${prompt || "(no prompt)"}: seed ${picture.seed}, ${steps} steps, guidance ${guidance}, ${sampler}`;
     large.showModal();
   }
 
   say() {
     const { job } = this;
     const drawn = job.pictures.filter((picture) => picture.url).length;
-    const parts = Object.entries(this.steps).filter(([n]) => !job.pictures[n].url);
-    const share = parts.reduce((sum, [, { step, steps }]) => sum + step / steps, drawn);
+    const now = Object.entries(this.steps).filter(([n]) => !job.pictures[n].url).map(([, step]) => step);
+    const share = now.reduce((sum, { step, steps }) => sum + step / steps, drawn) / job.pictures.length;
+    if (now.length) this.began ??= { at: performance.now(), share };
     this.progress.hidden = this.cancel.hidden = over(job);
-    this.progress.value = share / job.pictures.length;
+    this.line.classList.toggle("over", over(job));
+    this.progress.value = share;
     const wait = job.seconds ? `, about ${duration(job.seconds)}` : "";
     const words = {
-      queued: job.place ? `${job.place} before it${wait}` : `next${wait}`,
-      drawing: `${drawn} of ${job.pictures.length} drawn${wait}`,
+      queued: job.place ? `${job.place} before it${wait}` : `Next${wait}`,
+      drawing: this.going(drawn, now, share),
       done: `${job.settings.steps} steps, guidance ${job.settings.guidance}, ${job.settings.sampler}`,
       failed: `It failed: ${job.error}`,
-      cancelled: `Cancelled; ${drawn} of ${job.pictures.length} were drawn`,
+      cancelled: drawn ? `Cancelled; ${drawn} of ${job.pictures.length} were drawn` : "Cancelled",
       expired: "Its time was over before it was drawn",
     };
     this.state.textContent = words[job.state] ?? job.state;
     this.state.classList.toggle("bad", job.state === "failed");
   }
+
+  /** How far a job is that is being drawn, and how long it takes at the pace so far. */
+  going(drawn, now, share) {
+    const many = this.job.pictures.length;
+    const done = many > 1 ? `${drawn} of ${many} drawn` : now.length ? `Step ${now[0].step} of ${now[0].steps}` : "Drawing";
+    const gone = share - (this.began?.share ?? share);
+    if (gone <= 0) return done;
+    return `${done}, about ${duration(((performance.now() - this.began.at) / 1000) * ((1 - share) / gone))}`;
+  }
+}
+
+function preview(cell, src) {
+  if (!cell.dataset.url) cell.replaceChildren(element("img", { className: "preview", src, alt: "a preview" }));
 }
 
 function button(words, use) {
