@@ -1,8 +1,8 @@
-# Two commands on a fresh machine with Python >= 3.11 and make: `make demo` and `make test`.
+# Commands for a fresh machine with Python >= 3.11 and make: `make demo`, `make serve`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo serve test lint clean
 
 # First what the model that ships draws from words, then a model from random init.
 demo: .venv/installed
@@ -13,6 +13,10 @@ demo: .venv/installed
 	  "a pizza, twemoji style, on a sky blue background" \
 	  "a small red circle to the left of a medium yellow square on a white background"
 	$(BIN)/python training/train.py --config configs/quickstart.yaml
+
+# A page that draws with the model that ships; its address is printed when it is ready.
+serve: .venv/serving
+	$(BIN)/ldm serve --model assets/ldm-small --out runs/served
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile \
@@ -27,6 +31,10 @@ lint: .venv/installed
 	@echo "installing into .venv (some minutes, several GB)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -q -e '.[demo,dev]'
+	touch $@
+
+.venv/serving: .venv/installed
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[serve]'
 	touch $@
 
 clean:
