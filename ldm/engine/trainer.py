@@ -396,6 +396,5 @@ class Trainer:
         self.skipped, self.coordinator.saved = counters.get("skipped", 0), folder
         self.task.memory.load(counters.get("memory"))
         self.scale.load(counters.get("scale"))
-        self.changes = counters.get("changes", []) + [
-            {"images": self.seen, **change} for change in changes
-        ]
+        told = [{"images": self.seen, **change} for change in changes]
+        self.changes = counters.get("changes", []) + told
