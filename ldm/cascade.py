@@ -57,7 +57,7 @@ class Cascade:
             raise ValueError("a cascade needs one stage at least")
         self.stages = list(stages)
         for number, stage in enumerate(self.stages):
-            if stage.family.shown(stage.network) != (number > 0):
+            if stage.family.enlarges(stage.network) != (number > 0):
                 told = "enlarges no picture" if number else "enlarges a picture, and there is none"
                 raise ValueError(f"stage {number + 1} of the cascade {told}: put it elsewhere")
 

@@ -32,6 +32,7 @@ from ldm.calls.stock import StockHelpers
 from ldm.calls.texts import Wording
 from ldm.calls.values import checked
 from ldm.diffusion import predictor, target_of
+from ldm.families.index import OF_UNCLIP
 from ldm.families.model import Model
 from ldm.formats.hub import Published
 from ldm.formats.loader import EmbeddingLoader, LoraLoader
@@ -70,8 +71,8 @@ class LatentDiffusionPipeline(
         scheduler: any diffusers scheduler; its config states the noise process and what the U-Net
             predicts.
         safety_checker: runs on every picture if given, as in stock.
-        feature_extractor: of the safety checker.
-        image_encoder: of IP-Adapters.
+        feature_extractor: of the safety checker, or of the picture tower.
+        image_encoder: of IP-Adapters, or the picture tower of a model that is told embeddings.
         requires_safety_checker: written to the folder.
         classes: of a U-Net with labels, of which the last is that of no class.
         sampling: steps, guidance and sampler that suit the model, as ``model_index.json`` states
@@ -84,18 +85,25 @@ class LatentDiffusionPipeline(
         transformer: the denoiser of a family that has one in place of a U-Net.
         text_encoder_3: the third text tower of a family that has three.
         tokenizer_3: its tokenizer.
-        image_noising_scheduler: states the noise of a picture that the network is told.
+        image_noising_scheduler: states the noise of a picture that the network is told, or of its
+            embedding.
         controlnet: a ``ControlNetModel`` beside the U-Net, or a list of them.
         adapter: a ``T2IAdapter``, or a list of them.
+        image_normalizer: mean and standard deviation of embeddings.
+        prior: the network that makes embeddings of texts, alone or before a ``unet``.
+        prior_text_encoder: its text tower, before a ``unet``; so its tokenizer and scheduler.
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
+    model_cpu_offload_seq = (
+        "prior_text_encoder->text_encoder->text_encoder_2->text_encoder_3->image_encoder->prior->"
+        "unet->transformer->vae"
+    )
     _optional_components = [
         "vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder",
         "text_encoder_2", "tokenizer_2", "unet", "transformer", "text_encoder_3",
-        "tokenizer_3", "image_noising_scheduler", "controlnet", "adapter",
+        "tokenizer_3", "image_noising_scheduler", *KINDS, *OF_UNCLIP,
     ]  # fmt: skip
-    _exclude_from_cpu_offload = ["safety_checker"]
+    _exclude_from_cpu_offload = ["safety_checker", "image_normalizer"]
 
     def __init__(
         self,
@@ -110,17 +118,14 @@ class LatentDiffusionPipeline(
         requires_safety_checker: bool = False,
         classes: Sequence[str] | None = None,
         sampling: dict[str, Any] | None = None,
-        text_encoder_2: Any = None,
-        tokenizer_2: Any = None,
+        text_encoder_2: Any = None, tokenizer_2: Any = None,
         force_zeros_for_empty_prompt: bool = True,
         requires_aesthetics_score: bool = False,
-        transformer: Any = None,
-        text_encoder_3: Any = None,
-        tokenizer_3: Any = None,
-        image_noising_scheduler: Any = None,
-        controlnet: Any = None,
-        adapter: Any = None,
-    ) -> None:
+        transformer: Any = None, text_encoder_3: Any = None, tokenizer_3: Any = None,
+        image_noising_scheduler: Any = None, controlnet: Any = None, adapter: Any = None,
+        image_normalizer: Any = None, prior: Any = None, prior_text_encoder: Any = None,
+        prior_tokenizer: Any = None, prior_scheduler: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if safety_checker is not None and feature_extractor is None:
             raise ValueError("a safety_checker needs a feature_extractor")
@@ -136,7 +141,9 @@ class LatentDiffusionPipeline(
             image_encoder=image_encoder, text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
             transformer=transformer, text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3,
             image_noising_scheduler=image_noising_scheduler, controlnet=as_one(controlnet),
-            adapter=as_one(adapter),
+            adapter=as_one(adapter), image_normalizer=image_normalizer, prior=prior,
+            prior_text_encoder=prior_text_encoder, prior_tokenizer=prior_tokenizer,
+            prior_scheduler=prior_scheduler,
         )  # fmt: skip
         self.register_to_config(
             requires_safety_checker=requires_safety_checker,
@@ -153,12 +160,8 @@ class LatentDiffusionPipeline(
         parts = {**model.networks, **model.tokenizers, **model.family.keys(model)}
         absent = {name: None for name in cls._optional_components if name not in parts}
         return cls(
-            **parts,
-            **absent,
-            scheduler=scheduler,
-            classes=model.classes,
-            sampling=model.sampling,
-        )
+            **parts, **absent, scheduler=scheduler, classes=model.classes, sampling=model.sampling,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(
@@ -182,8 +185,8 @@ class LatentDiffusionPipeline(
     def to_json_string(self) -> str:
         """The text of ``model_index.json``, which names the stock class where there is one."""
         index = json.loads(super().to_json_string())
-        sampling = index.pop("sampling")
-        index = {k: v for k, v in index.items() if k not in KINDS or v[0] is not None}
+        sampling, rare = index.pop("sampling"), (*KINDS, *OF_UNCLIP)
+        index = {k: v for k, v in index.items() if k not in rare or v[0] is not None}
         index = self.family.index(index) | ({KEY: sampling} if sampling else {})
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
@@ -320,7 +323,7 @@ class LatentDiffusionPipeline(
             image: a picture to set out from, or one a prompt, or one for each: PIL, arrays ``h w
                 3``, tensors ``3 h w`` in [0, 1], or latents ``n c h w``; with ``denoising_start``
                 latents to go on from; of a model that enlarges pictures what it enlarges, numbers
-                of arrays and tensors in [-1, 1].
+                of arrays and tensors in [-1, 1]; of one that is told embeddings what is varied.
             mask_image: likewise; what is white is drawn, the rest of ``image`` stays as it is.
             strength: share of the steps that is taken from ``image``, of stock's count: at 0 the
                 autoencoder's reconstruction, at 1 drawn without it; by default 0.75, or with a mask
@@ -331,7 +334,7 @@ class LatentDiffusionPipeline(
                 that of another seed, which it is at 1.
             told: what the family of the model is told beside these, as its stock pipeline calls it:
                 ``prompt_2``, ``negative_prompt_2``, ``pooled_prompt_embeds``,
-                ``negative_pooled_prompt_embeds``, ``original_size``, ``true_cfg_scale``,
+                ``negative_pooled_prompt_embeds``, ``original_size``, ``image_embeds``,
                 ``max_sequence_length`` (tokens of a T5), ...; and a ControlNet ``control_image``,
                 a hint as ``image`` may be, and how it speaks: ``controlnet_conditioning_scale``,
                 ``control_guidance_start`` and ``..._end``, ``guess_mode``; of several a list.
@@ -370,14 +373,10 @@ class LatentDiffusionPipeline(
         control = Control.taken(call, told, ip_adapter_image, ip_adapter_image_embeds)
         denoiser = call.watched(self._denoiser(dtype, partial(control.strength, call)), network)
         batches = Batches(
-            call,
-            pictures,
-            self._texts(pictures, wording),
-            codec,
+            call, pictures, self._texts(pictures, wording), codec,
             predictor(denoiser, target_of(self._own_scheduler.config)),
-            self._clip(stepper if sampler is None else None),
-            device,
-        )
+            self._clip(stepper if sampler is None else None), device,
+        )  # fmt: skip
         with running(call), self._scaled(adapters):
             edit = image, mask_image, strength, feather
             span = denoising_start, denoising_end

@@ -101,6 +101,7 @@ class Batches:
         device: where the network is.
         told: beside the texts.
         beside: the same, of every picture by itself, ``n ...``.
+        unsaid: in place of that with those of the negative prompts.
     """
 
     call: Call
@@ -112,6 +113,7 @@ class Batches:
     device: torch.device
     told: Told = field(default_factory=lambda: ({}, {}))
     beside: dict[str, Tensor] = field(default_factory=dict)
+    unsaid: dict[str, Tensor] = field(default_factory=dict)
 
     def draw(self, begin: Begin, walk: Walk, bar: Any, *, latent: bool) -> Tensor:
         """Pixels of all pictures, or their latents; of the batches that nobody interrupted.
@@ -123,7 +125,7 @@ class Batches:
             latent: latents, in the dtype of the pipeline.
         """
         call, found, first = self.call, [], begin.x(walk.noised)
-        self.beside = begin.beside
+        self.beside, self.unsaid = begin.beside, begin.unsaid
 
         def after(*told: Any) -> Tensor:
             bar.update()
@@ -162,7 +164,7 @@ class Batches:
             network = bare(next(iter(towers)).text_encoder) if len(towers) == 1 else None
             self.call.watch.see(cond.tokens, "the text encoder", network)
         cond = cond.map(lambda x: x.repeat_interleave(each, 0)[skip : skip + count])
-        return self._with(cond, self.told[0], part)
+        return self._with(cond, self.told[0], self.beside, part)
 
     def _null(self, part: slice) -> Condition:
         """What guidance steers away from in a batch."""
@@ -170,11 +172,13 @@ class Batches:
             cond = alike(self.call.cond, self._encode(part, self.texts.negatives))
         else:
             cond = silent(self.call.cond)  # of the same batch: of the same shape
-        return self._with(cond, self.told[1], part)
+        return self._with(cond, self.told[1], self.unsaid, part)
 
-    def _with(self, cond: Condition, told: dict[str, Tensor], part: slice) -> Condition:
-        """``cond`` of a batch, each sample told the same beside it, and what is its own."""
+    def _with(
+        self, cond: Condition, told: dict[str, Tensor], own: dict[str, Tensor], part: slice
+    ) -> Condition:
+        """``cond`` of a batch, each sample told the same beside it, and what is its ``own``."""
         count = part.stop - part.start
         beside = {name: value.expand(count, *value.shape[1:]) for name, value in told.items()}
-        beside |= {name: value[part] for name, value in self.beside.items()}
+        beside |= {name: value[part] for name, value in own.items()}
         return replace(cond, extra=cond.extra | beside)

@@ -33,6 +33,7 @@ class Begin:
         known: their latents, ``n c h w``, where they are needed.
         drawn: 1 of cells that are drawn, where some are kept, ``n 1 h w``.
         beside: what the network is told of every picture by itself, ``n ...``.
+        unsaid: what guidance steers away from in its place.
     """
 
     noise: Tensor
@@ -42,6 +43,7 @@ class Begin:
     known: Tensor | None = None
     drawn: Tensor | None = None
     beside: dict[str, Tensor] = field(default_factory=dict)
+    unsaid: dict[str, Tensor] = field(default_factory=dict)
 
     def x(self, noised: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Where a walk sets out that has made (latents, noise) ``noised``. From noise alone that is
@@ -118,10 +120,13 @@ def begun(
     if family.shown(network):  # it is told the picture, and sets out from noise
         for name, value in how.items():
             if value is not None:
-                raise ValueError(
-                    f"{name} edits a picture, and this model enlarges one: leave it out"
-                )
+                does = "enlarges" if family.enlarges(network) else "varies"
+                raise ValueError(f"{name} edits a picture, and this model {does} one: leave it out")
         asked.told["image"], image = image, None
+    if family.embeds:
+        for name in ("height", "width", "image"):
+            if getattr(asked, name) is not None:
+                raise ValueError(f"{name}: a prior draws embeddings of texts: leave it out")
     span = asked.denoising_start, asked.denoising_end
     shares, latents = part(*span, image, asked.latents, **how)
     unit, edit = codec.factor * family.patch(network), Edit()
@@ -143,54 +148,55 @@ def begun(
     elif edit.pixels is not None and edit.strength < 1:
         known = of(edit.pixels)
     height, width = edit.sides or (height, width)
-    channels, patch = family.channels(network), family.patch(network)
-    x = noise(pictures, codec, channels, side, height, width, latents, device, patch)
+    beside = dict[str, Tensor]()
+    shape: tuple[int, ...] = (family.channels(network),)
+    if not family.embeds:
+        shape += cells_of(codec, side, height, width, latents, family.patch(network))
+    size = codec.size(torch.empty(shape, device="meta"))
+    if family.before:
+        beside = family.beside(asked.told, parts, pictures, size, device)
+    x = noise(pictures, shape, latents, device)
     if pictures.varied is not None:
         generators, strengths = pictures.varied
         x = varied(x, generators, strengths)
     if known is not None and known.shape != x.shape:
         raise ValueError(f"image: latents of shape {tuple(known.shape)}, not {tuple(x.shape)}")
-    beside = family.beside(asked.told, parts, pictures, codec.size(x), device)
-    beside |= asked.control.beside(pictures, codec.size(x), device)
+    if not family.before:
+        beside = family.beside(asked.told, parts, pictures, size, device)
+    hints = asked.control.beside(pictures, size, device)
+    beside, no = beside | hints, family.unsaid(beside) | hints
     if edit.pixels is None or edit.drawn is None:
-        return Begin(x, shares, edit, numbers, known, beside=beside)
+        return Begin(x, shares, edit, numbers, known, beside=beside, unsaid=no)
     if inpaints:
         mask = nearest_cells(edit.drawn, codec.factor)[numbers].to(device)
-        told = torch.cat([mask, of(edit.pixels * (1 - edit.drawn))], 1)
-        return Begin(x, shares, edit, numbers, known, beside=beside | {INPAINTED: told})
+        told = {INPAINTED: torch.cat([mask, of(edit.pixels * (1 - edit.drawn))], 1)}
+        return Begin(x, shares, edit, numbers, known, beside=beside | told, unsaid=no | told)
     if known is None:  # all of the hole is drawn anew: nothing of what is in it is known
         known = of(filled(edit.pixels, edit.drawn))
     drawn = cells(edit.drawn, codec.factor)[numbers].to(device)
-    return Begin(x, shares, edit, numbers, known, drawn, beside)
+    return Begin(x, shares, edit, numbers, known, drawn, beside, no)
 
 
-def noise(
-    pictures: Pictures,
+def cells_of(
     codec: Codec,
-    channels: int,
     side: int | Sequence[int] | None,
     height: int | None,
     width: int | None,
     latents: Tensor | None,
-    device: torch.device,
     patch: int = 1,
-) -> Tensor:
-    """Standard normal noise ``n c h w``: ``latents``, or a draw for pictures of this size.
+) -> tuple[int, int]:
+    """Height and width in cells of the latents of pictures of this size.
 
     Args:
-        pictures: which.
         codec: from latents to pixels.
-        channels: of the latents.
         side: of latents whose size is not given, or their height and width, in cells.
         height: in pixels, or None.
         width: in pixels, or None.
-        latents: noise, or None.
-        device: where it is to lie.
+        latents: noise that is passed, or None.
         patch: side of a token of the denoiser, in latent cells.
 
     Raises:
-        ValueError: there are no latents of this size, or ``latents`` are of another, or are not
-            finite.
+        ValueError: there are no latents of this size.
     """
     rows, columns = (side, side) if side is None or isinstance(side, int) else side
     if latents is not None and latents.ndim == 4:
@@ -203,12 +209,29 @@ def noise(
         if asked < 1 or asked % unit:
             raise ValueError(f"{name} must be a multiple of {unit} pixels, not {asked}")
         sizes.append(asked // codec.factor)
-    shape = (len(pictures), channels, *sizes)
+    return sizes[0], sizes[1]
+
+
+def noise(
+    pictures: Pictures, shape: Sequence[int], latents: Tensor | None, device: torch.device
+) -> Tensor:
+    """Standard normal noise ``n ...``: ``latents``, or a draw.
+
+    Args:
+        pictures: which.
+        shape: of each.
+        latents: noise, or None.
+        device: where it is to lie.
+
+    Raises:
+        ValueError: ``latents`` are of another shape, or are not finite.
+    """
+    every = (len(pictures), *shape)
     if latents is None:
         draws = pictures.generators
-        return randn_tensor(shape, generator=draws, device=device, dtype=torch.float32)
-    if tuple(latents.shape) != shape:
-        raise ValueError(f"latents have shape {tuple(latents.shape)}, not {shape}")
+        return randn_tensor(every, generator=draws, device=device, dtype=torch.float32)
+    if tuple(latents.shape) != every:
+        raise ValueError(f"latents have shape {tuple(latents.shape)}, not {every}")
     x = latents.to(device, torch.float32)
     if not bool(x.isfinite().all()):
         raise ValueError("latents hold nan or inf: pass standard normal noise")

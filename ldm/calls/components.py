@@ -15,7 +15,7 @@ from ldm.calls.texts import Texts, Wording
 from ldm.diffusion import Condition, Denoiser
 from ldm.families import Family, FamilyDenoiser, family_of
 from ldm.guidance import Threshold
-from ldm.models.codec import Codec, codec_of
+from ldm.models.codec import Codec
 from ldm.models.conditioner import Conditioner
 from ldm.models.control import Strength
 from ldm.models.lora import scaled
@@ -35,6 +35,7 @@ class Components:
     """The networks of a pipeline by what they do, whatever family they are of."""
 
     components: dict[str, Any]
+    _execution_device: torch.device
     config: Any
     image_processor: Any
     _asked_through: Callable[[Denoiser], Denoiser] | None = None
@@ -69,7 +70,7 @@ class Components:
     @property
     def codec(self) -> Codec:
         """What makes latents of pictures, and pictures of latents."""
-        return codec_of(self.components.get("vae"))
+        return self.family.codec(self.components)
 
     @property
     def conditioner(self) -> Conditioner:
@@ -131,6 +132,26 @@ class Components:
         networks = [self.components.get(name) for name in self.family.adaptable]
         return scaled([network for network in networks if network is not None], strength)
 
+    @torch.no_grad()
+    def embed(self, image: Any) -> Tensor:
+        """Embeddings ``n d`` of PIL pictures, float32: ``image_embeds`` of a call, where the model
+        is told them.
+
+        Raises:
+            ValueError: it is not, or these are no pictures.
+        """
+        return self.family.embedded(self.components, image, self._execution_device)
+
+    @torch.no_grad()
+    def embed_text(self, prompt: str | list[str]) -> Tensor:
+        """Embeddings ``n d`` of texts by the prior's CLIP, in the space of those of pictures.
+
+        Raises:
+            ValueError: the model has no prior.
+        """
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        return self.family.text_embedded(self.components, texts, self._execution_device)
+
     @property
     def denoiser(self) -> Denoiser:
         """The network, which alone computes in its own dtype: guidance and the scheduler's maths
@@ -152,9 +173,11 @@ class Components:
 
     def _finished(self, whole: Tensor, form: str) -> tuple[Any, list[bool] | None]:
         """Pictures of pixels, or latents, ``whole``, in their ``form``, those black that must not
-        be seen; and which these are, if that is asked.
+        be seen; and which these are, if that is asked. Embeddings are as they are.
         """
         flagged = None
+        if self.family.embeds:
+            return whole, flagged
         if form != "latent":
             whole, flagged = self._check_safety(whole)
         shown = [True] * len(whole) if flagged is None else [not flag for flag in flagged]

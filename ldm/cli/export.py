@@ -4,9 +4,10 @@ the same in one file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +32,9 @@ class Family(StrEnum):
 
 def export(
     out: Annotated[Path, typer.Argument(metavar="FOLDER|FILE.safetensors", help="What to write.")],
-    model: Annotated[Path, typer.Option(help="Pipeline folder in diffusers' layout.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Pipeline folder in diffusers' layout; required.")
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Half precision (float16).")] = False,
     family: Annotated[
         Family,
@@ -46,6 +49,14 @@ def export(
             "--raw/--ema", help="Of a file, from a checkpoint: weights as in training, or averaged."
         ),
     ] = False,
+    prior: Annotated[
+        Path | None,
+        typer.Option(help="In place of --model, with --decoder: a prior of unCLIP."),
+    ] = None,
+    decoder: Annotated[
+        Path | None,
+        typer.Option(help="Its decoder: FOLDER is that of both, as Stable unCLIP has it."),
+    ] = None,
 ) -> None:
     """Writes a model without a run's training state, in full or half precision: as a pipeline
     folder, or as one file in the layout that A1111, ComfyUI and diffusers' from_single_file read.
@@ -54,6 +65,19 @@ def export(
     encoder. A file holds the folder's configs and tokenizer too: `ldm import` makes the folder of
     it again.
     """
+    if prior is not None or decoder is not None:
+        if model is not None:
+            fail("--model is one model, and --prior and --decoder are two: leave it out")
+        if prior is None or decoder is None:
+            fail("--prior and --decoder belong together: pass both")
+        if out.suffix.lower() == ".safetensors" or family is not Family.auto or raw:
+            fail("--prior and --decoder make a folder, without --family and --raw")
+        check_pipeline(prior, "--prior ")
+        check_pipeline(decoder, "--decoder ")
+        _both(out, prior, decoder, half)
+        return
+    if model is None:
+        fail("--model is missing: the pipeline folder that is exported")
     check_pipeline(model, "--model ")
     if out.suffix.lower() == ".safetensors":
         _file(out, model, half, family, raw)
@@ -85,6 +109,36 @@ def _file(out: Path, model: Path, half: bool, family: Family, raw: bool) -> None
 
 
 def _folder(out: Path, model: Path, half: bool) -> None:
+    _write(out, model, half, lambda pipe, dtype: pipe)
+
+
+def _both(out: Path, prior: Path, decoder: Path, half: bool) -> None:
+    """The folder of a decoder with a prior before it."""
+
+    def joined(pipe: Any, dtype: Any) -> Any:
+        from ldm.families import FAMILIES
+        from ldm.families.unclip import joined
+        from ldm.pipeline import LatentDiffusionPipeline
+
+        before = LatentDiffusionPipeline.from_pretrained(prior, dtype=dtype)
+        for option, folder, found, name, what in (
+            ("prior", prior, before, "unclip_prior", "prior"),
+            ("decoder", decoder, pipe, "unclip", "decoder"),
+        ):
+            if found.family is not FAMILIES[name]:
+                raise ValueError(
+                    f"--{option} {folder} is no {what} of unCLIP, but of the family"
+                    f" {found.family.name}"
+                )
+        whole = LatentDiffusionPipeline(**joined(before.components, pipe.components))
+        whole.register_to_config(sampling=pipe.config.sampling)
+        return whole
+
+    _write(out, decoder, half, joined)
+
+
+def _write(out: Path, model: Path, half: bool, made: Callable[[Any, Any], Any]) -> None:
+    """What is ``made`` of the pipeline in ``model`` and the dtype."""
     if there(out / "model_index.json"):
         fail(f"{out} already holds a pipeline: remove it, or choose another folder")
 
@@ -100,7 +154,7 @@ def _folder(out: Path, model: Path, half: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     try:
         dtype = torch.float16 if half else torch.float32
-        pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype)
+        pipe = made(LatentDiffusionPipeline.from_pretrained(model, dtype=dtype), dtype)
         towers = None
         if pipe.image_encoder is None and is_beside(model):  # no part of it, and would be lost
             towers = Clip.load(model / "text_encoder", model / "image_encoder").to(dtype)

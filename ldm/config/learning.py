@@ -12,7 +12,9 @@ from ldm.config.loader import config_class
 
 CONTROLNET = "controlnet"
 """Part that learns beside a U-Net, and its name among the networks of a model."""
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", CONTROLNET)
+PARTS = (
+    "unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3", CONTROLNET,
+)  # fmt: skip
 
 
 def _of_a_part(entry: str) -> str:

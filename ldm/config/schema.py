@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from ldm.config import distil, learning
-from ldm.config.aside import LowResolutionSettings
+from ldm.config.aside import AnyAside
 from ldm.config.distil import AnyDistil
 from ldm.config.ema import Ema, TextToImageEma
 from ldm.config.fields import MayChange
@@ -22,11 +22,13 @@ from ldm.config.shapes import (
     Classes,
     FamilyName,
     MmditShape,
+    PriorShape,
     T5Shape,
     Text,
     TextShape,
     UNetShape,
     VaeShape,
+    VisionShape,
 )
 from ldm.config.sources import DataConfig
 from ldm.config.suites import SUITES
@@ -276,8 +278,11 @@ class TrainConfig(RunConfig):
             the tokenizer's is not cut then.
         unet: a shape for random init.
         transformer: the same, of a family that has one in place of a U-Net.
+        prior: the same, of the family ``unclip_prior``.
+        image_encoder: folder of a CLIP's picture tower, or of a pipeline with one, or a shape for
+            random init, of ``unclip`` and ``unclip_prior``; None: that of ``model``.
         aside: what the network is told of the picture itself (of ``imagen``: the same in small,
-            which it enlarges); None: nothing.
+            which it enlarges; of ``unclip``: its embedding); None: nothing.
         train: what learns: parts, or parameters of one as ``unet.PATTERN``, a glob over their names
             (``unet.*attn2*`` is cross-attention).
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
@@ -327,7 +332,9 @@ class TrainConfig(RunConfig):
     prompt_windows: Annotated[int, Field(ge=1, le=32)] = 1
     unet: UNetShape | None = None
     transformer: MmditShape | None = None
-    aside: LowResolutionSettings | None = None
+    prior: PriorShape | None = None
+    image_encoder: VisionShape | str | None = None
+    aside: AnyAside | None = None
     train: Annotated[tuple[Learning, ...], Field(min_length=1)] = ("unet",)
     lora: Lora | None = None
     textual_inversion: TextualInversion | None = None
@@ -355,15 +362,16 @@ class TrainConfig(RunConfig):
         word, rate = self.textual_inversion, self.optimizer.text_encoder_lr
         learning.refuse(self.train, self.lora, word, rate, self.controlnet)
         distil.refuse(self)
-        if self.unet is not None and self.transformer is not None:
-            raise ValueError("unet and transformer are two kinds of networks: leave one out")
+        given = [name for name in ("unet", "transformer", "prior") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are two kinds of networks: leave one out")
         if self.text_layers is not None and isinstance(self.text, (TextShape, T5Shape)):
             raise ValueError("text_layers: a described text encoder has text.layers: leave it out")
 
     @property
-    def network(self) -> UNetShape | MmditShape | None:
+    def network(self) -> UNetShape | MmditShape | PriorShape | None:
         """The network that predicts, if it is described and not that of ``model``."""
-        return self.transformer if self.unet is None else self.unet
+        return self.unet or self.transformer or self.prior
 
     @property
     def adds(self) -> bool:

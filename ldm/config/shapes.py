@@ -110,7 +110,12 @@ Text = Described | str
 """A text encoder: from random init, or that of a folder."""
 FamilyName = Annotated[
     str,
-    WithJsonSchema({"type": "string", "enum": ["sd", "sdxl", "sd3", "flux", "imagen", "pixels"]}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "enum": ["sd", "sdxl", "sd3", "flux", "imagen", "unclip", "unclip_prior", "pixels"],
+        }
+    ),
 ]
 """A family of models, by its name in ``ldm.families``."""
 
@@ -196,3 +201,44 @@ class MmditShape:
     qk_norm: bool = False
     single_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     guidance: bool = False
+
+
+@config_class
+class PriorShape:
+    """A ``PriorTransformer`` from random init; text and embedding widths come from the other parts.
+
+    Args:
+        layers: transformer layers.
+        heads: attention heads of each.
+        head_dim: width of a head; the network is ``heads`` times as wide.
+    """
+
+    layers: Depth = 20
+    heads: Width = 32
+    head_dim: Width = 64
+
+
+@config_class
+class VisionShape:
+    """A CLIP's picture tower from random init, which knows nothing: for counts and tests. The
+    defaults are those of CLIP ViT-L/14.
+
+    Args:
+        image_size: side of the pictures that it sees.
+        patch_size: side of a patch in pixels.
+        hidden_size: width.
+        intermediate_size: width of the feed-forward layers.
+        layers: transformer layers.
+        heads: attention heads.
+        activation: of the feed-forward layers.
+        projection: numbers of an embedding.
+    """
+
+    image_size: Width = 224
+    patch_size: Width = 14
+    hidden_size: Width = 1024
+    intermediate_size: Annotated[int, Field(gt=0, le=2**18)] = 4096
+    layers: Depth = 24
+    heads: Width = 16
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    projection: Width = 768

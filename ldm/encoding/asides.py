@@ -42,11 +42,19 @@ class Asides:
         space = pictures_space("asides", self.transform, shape, *told)
         return TensorCache(cache_root() / "asides", space)
 
+    @property
+    def unread(self) -> list[str]:
+        """Folders of the networks that no step reads, all that they make being cached."""
+        return [self.aside.part] if self.cached and self.aside.part else []
+
     @torch.no_grad()
     def made(self, pixels: Tensor) -> dict[str, Tensor]:
-        """What is made of ``pixels`` ``b 3 h w``: in float32 also where autocast is on, so that it
-        is the same cached or not.
+        """What is made of ``pixels`` ``b 3 h w``, where they are: in float32 also where autocast is
+        on, so that it is the same cached or not.
         """
+        network = self.aside.network
+        if network is not None and next(network.parameters()).device != pixels.device:
+            network.to(pixels.device)
         with torch.autocast(pixels.device.type, enabled=False):
             return self.aside.made(pixels)
 
@@ -86,10 +94,11 @@ class Asides:
 
     def example(self, n: int) -> dict[str, Tensor]:
         """What a batch of ``n`` images holds of it, without values."""
-        side = self.transform.size
-        drawn = self.drawn(0, [0], (side, side))
-        one = named(MADE, self.aside.made(torch.empty(1, 3, side, side))) if self.cached else {}
-        rows = one | drawn
+        side, network = self.transform.size, self.aside.network
+        rows = self.drawn(0, [0], (side, side))
+        if self.cached:
+            here = None if network is None else next(network.parameters()).device
+            rows |= named(MADE, self.aside.made(torch.empty(1, 3, side, side, device=here)))
         if self.aside.hinted:
             rows[f"{MADE}hint"] = torch.empty(1, 3, side, side, dtype=torch.uint8)
         return {name: torch.empty(n, *x.shape[1:], dtype=x.dtype) for name, x in rows.items()}

@@ -71,8 +71,8 @@ class Encoder:
         cached = config.cache_latents and config.images.deterministic
         self.latents_cached = cached and codec.network is not None
         if aside is not None:  # where pixels are at hand, arithmetic alone is no work
-            cached &= codec.network is not None or aside.network is not None
-            cached &= not aside.hinted
+            made = codec.network is not None or aside.network is not None
+            cached &= made and not aside.hinted
         self.asides = aside and Asides(aside, config.images, cached=cached)
         towers, dropout = conditioner.towers, config.text_dropout
         self.learning = [*towers] if config.textual_inversion else [*config.learns]
@@ -100,8 +100,9 @@ class Encoder:
     def unread(self) -> list[str]:
         """Folders of the frozen networks that no step reads, all that they say being cached."""
         if self.folder:
-            return ["vae", *self.conditioner.towers]
-        return ["vae"] * self.latents_cached + self.text_cached
+            return [self.codec.part, *self.conditioner.towers]
+        seen = self.asides.unread if self.asides else []
+        return [self.codec.part] * self.latents_cached + seen + self.text_cached
 
     def prepare(self, collection: Collection, captions: Sequence[str]) -> None:
         """Fills the caches with what a run over ``collection`` and its ``captions`` will ask for,
@@ -150,7 +151,7 @@ class Encoder:
             self.latents,
             self._latents_cache,
             self.encode_pictures,
-            lambda: self._network("vae").to("cpu"),  # room for the next
+            lambda: self.codec.network.to("cpu"),  # room for the next
         )
         self._filling.pictures(latents, items, self.transform.views, of)
 
@@ -172,19 +173,15 @@ class Encoder:
                 keys = column_of(map(key_of, captions))
                 encode = partial(self.encode_captions, tower, captions)
                 self._filling.build(cache, keys, encode, "text", "captions")
-                self._network(tower).to("cpu")
+                self.conditioner.towers[tower].text_encoder.to("cpu")
 
             self._filling.unless_there(cache, fingerprint(of), make)
-
-    def _network(self, name: str) -> Any:
-        """That of the folder ``name``, which is brought to the device when it is asked."""
-        return self.codec.network if name == "vae" else self.conditioner.towers[name].text_encoder
 
     def _latents_cache(self, shape: tuple[int, int], *, whole: bool = False) -> TensorCache:
         if self.folder:
             name = f"{shape[0]}x{shape[1]}"
             return TensorCache(self.folder / "latents", name, whole=whole)
-        space = pictures_space("moments", self.transform, shape, self._codec_print)
+        space = pictures_space("moments", self.transform, shape, *self._codec_print)
         return TensorCache(cache_root() / "latents", space)
 
     def _text_cache(self, name: str, *, whole: bool = False) -> TensorCache:
@@ -197,14 +194,14 @@ class Encoder:
         return TensorCache(cache_root() / "text", space)
 
     @cached_property
-    def _codec_print(self) -> str:
-        return fingerprint(self.codec.network)
+    def _codec_print(self) -> tuple[Any, ...]:
+        return fingerprint(self.codec.network), *self.codec.printed
 
     @torch.no_grad()
     def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
         x = self._seen(wanted, rows)
-        self._network("vae").to(x.device)
+        self.codec.network.to(x.device)
         return self.codec.encode(x)._asdict()
 
     def _make_asides(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -221,9 +218,10 @@ class Encoder:
         self, tower: str, captions: Sequence[str], rows: Sequence[int]
     ) -> dict[str, Tensor]:
         """What ``tower`` says to the captions that ``rows`` are numbers of, by name."""
-        self._network(tower).to(self.accelerator.device)
+        reader = self.conditioner.towers[tower]
+        reader.text_encoder.to(self.accelerator.device)
         with unnamed():
-            said = self.conditioner.towers[tower].encode([captions[row] for row in rows])
+            said = reader.encode([captions[row] for row in rows])
         return said.to("cpu", self.dtype).tensors()
 
     def evaluated(

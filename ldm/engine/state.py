@@ -153,6 +153,9 @@ _CHANGED = (
         [
             "model.unet",
             "model.transformer",
+            "model.prior",
+            "model.image_encoder",
+            "image_encoder.folder",
             "model.text",
             "model.vae",
             "vae.folder",

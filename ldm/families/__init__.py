@@ -12,6 +12,8 @@ from ldm.families.pixels import Pixels
 from ldm.families.sd import StableDiffusion
 from ldm.families.sd3 import StableDiffusion3
 from ldm.families.sdxl import StableDiffusionXL
+from ldm.families.unclip import Unclip
+from ldm.families.unclip_prior import UnclipPrior
 from ldm.models.wrapped import bare
 
 TEXT = "text_encoder"
@@ -24,6 +26,8 @@ FAMILIES: dict[str, Family] = {
         StableDiffusion3(),
         Flux(),
         Imagen(),
+        UnclipPrior(),
+        Unclip(),
         StableDiffusion(),
         Pixels(),
     )

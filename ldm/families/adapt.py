@@ -105,7 +105,8 @@ def trained(model: Model, config: TrainConfig) -> dict[str, nn.Parameter]:
             mine = lora.weights(network)
         else:
             mine = dict(network.named_parameters())
-            mine.pop("time_proj.weight", None)  # random Fourier features are drawn, not learnt
+            for name in model.family.unlearnt if part == model.family.network else ():
+                mine.pop(name, None)
         unheard = _unheard(model, part)
         named = {
             f"{part}.{name}": value

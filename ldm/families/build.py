@@ -18,9 +18,12 @@ from ldm.families.adapt import adapt
 from ldm.families.model import Model, given
 from ldm.families.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.families.noise import process_and_objective, saved
+from ldm.families.picture_tower import PROCESSOR, make_picture_tower
 from ldm.families.teacher import student, teacher_of
 from ldm.families.text import make_tower, read_tokenizer, text_key
+from ldm.families.unclip import NORMALISER
 from ldm.families.vae import latent_side, make_vae, read_vae
+from ldm.models.embedding import PICTURE_TOWER, PictureTower
 from ldm.models.half_storage import halve
 from ldm.models.tokenizer import settings_of
 from ldm.sampling import sampler
@@ -55,7 +58,7 @@ def build(
     model = Model(
         family, networks, tokenizers, process, objective.target, objective.learned_variance, classes
     )
-    model.zeros = reads.zeros(config, family)
+    model.zeros, model.measures = reads.zeros(config, family), family.measures(config)
     with described("text" if classes is None else "condition"):
         _ = model.conditioner  # whether tokenizers and text encoders belong together
     latent_side(model.codec, config.images)  # whether it is whole
@@ -103,17 +106,22 @@ def build(
 
 def _refuse_drawing(config: TrainConfig, model: Model) -> None:
     """``ConfigError`` for what a run would draw from a text alone, where that is not enough."""
-    if model.aside is None:
+    asked = config.validation
+    if model.family.embeds and asked and asked.captions:
+        raise ConfigError("validation.captions: a prior draws no pictures: leave it out")
+    if model.aside is None and not model.family.embeds:
         return
     told = "this model is also told something of the picture itself, which a text does not say"
-    asked = config.validation
+    told = f"{told}: leave it out, and use validation.captions"
+    if model.family.embeds:
+        told = "a prior draws embeddings, and no pictures: leave it out"
     for key, wrong in (
         ("score", config.score),
         ("validation.prompts", asked and asked.prompts),
         ("validation.suites", asked and asked.suites),
     ):
         if wrong:
-            raise ConfigError(f"{key}: {told}: leave it out, and use validation.captions")
+            raise ConfigError(f"{key}: {told}")
 
 
 def _halve(model: Model, config: TrainConfig) -> None:
@@ -123,7 +131,7 @@ def _halve(model: Model, config: TrainConfig) -> None:
             f"frozen: bfloat16: in precision {config.precision} every weight would be turned back"
             " for the gradient: leave it out, or set precision to bfloat16"
         )
-    whole = {"vae", *(() if config.lora else config.learns)}
+    whole = {"vae", PICTURE_TOWER, NORMALISER, *(() if config.lora else config.learns)}
     whole |= set() if config.adds else {model.family.network}
     for name, network in model.networks.items():
         if name not in whole:
@@ -157,12 +165,15 @@ def frozen_parts(
             networks[tower.part] = read(tower.network, held.folder / tower.part, "data", True)
             tokenizers[tower.words] = read_tokenizer(held.folder / tower.words, tower.reader)
         return networks, tokenizers
-    if not reads.pixels(config):
+    if not (family.embeds or reads.pixels(config)):
         networks["vae"] = _vae(config, meta)
     for tower, entry in reads.texts(config, family):
         made = make_tower(config, tower, entry, captions, meta=meta)
         tokenizers[tower.words], networks[tower.part] = made
-    return networks, tokenizers
+    if family.picture_tower:
+        eye = make_picture_tower(config, meta=meta)
+        networks[PICTURE_TOWER], tokenizers[PROCESSOR] = eye.network, eye.processor
+    return networks | family.further(config, networks, meta=meta), tokenizers
 
 
 def _vae(config: TrainConfig, meta: bool) -> AutoencoderKL:
@@ -184,6 +195,11 @@ def _network(config: TrainConfig, model: Model, meta: bool) -> Any:
                 " describe another unet"
             )
         network = read(cls, folder, key, meta)
+        with described("model"), initialised(config.seed, key):
+            if meta:
+                on_meta(lambda: family.grow(config, model, network))
+            else:
+                family.grow(config, model, network)
         family.check(config, model, network)
         return network
     with described(key):
@@ -196,13 +212,18 @@ def _network(config: TrainConfig, model: Model, meta: bool) -> Any:
 def frozen_origin(
     family: Family, networks: dict[str, Any], tokenizers: dict[str, Any]
 ) -> dict[str, str]:
-    """Fingerprints of ``vae`` and of ``text``, every text encoder with its tokenizer."""
+    """Fingerprints of ``vae``, of ``text``, every text encoder with its tokenizer, and of the
+    picture tower.
+    """
     vae = networks.get("vae")
     found = {} if vae is None else {"vae": digest(vae)}
     for tower in family.present(networks):
         words = tokenizers.get(tower.words)
         beside = settings_of(words) if words else ""
         found[text_key(tower.part)] = digest(networks[tower.part], beside)
+    if PICTURE_TOWER in networks:
+        eye = PictureTower(networks[PICTURE_TOWER], tokenizers[PROCESSOR])
+        found[PICTURE_TOWER] = digest(eye.network, repr(eye.printed))
     return found
 
 
@@ -221,7 +242,7 @@ def _origin(config: TrainConfig, prints: dict[str, str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, fingerprint in prints.items():
-        key, _, number = name.partition("_")
+        key, _, number = (name, "", "") if hasattr(config, name) else name.partition("_")
         given = getattr(config, key)
         if isinstance(given, tuple):
             given = given[int(number or 1) - 1]
@@ -240,7 +261,8 @@ def is_model(config: TrainConfig, model: Model) -> bool:
     """Whether the folder ``config.model`` is what a run starts from: every part of it, its noise
     and its target. A LoRA then needs no other base.
     """
-    if config.model is None or config.vae or config.text or config.network or config.text_layers:
+    described = config.vae or config.text or config.network or config.image_encoder
+    if config.model is None or described or config.text_layers:
         return False
     return saved(config.model) == (model.process, model.target, model.learned_variance)
 

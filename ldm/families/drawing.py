@@ -94,11 +94,41 @@ class Drawing:
         told = {SCALE: torch.tensor([scale], dtype=torch.float64, device=device)}
         return told, told
 
+    before: ClassVar[bool] = False
+    """Whether its stock pipeline draws the noise of what is ``beside`` before that of latents."""
+
+    embeds: ClassVar[bool] = False
+    """Whether it draws embeddings, ``n d``, and no pictures."""
+
     def shown(self, network: nn.Module) -> bool:
         """Whether ``image`` of a call is something that ``network`` is told, and nothing to set out
         from.
         """
         return False
+
+    def enlarges(self, network: nn.Module) -> bool:
+        """Whether ``network`` enlarges the picture that it is told."""
+        return False
+
+    def unsaid(self, beside: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What guidance steers away from in place of ``beside``: the same."""
+        return beside
+
+    def embedded(self, parts: Mapping[str, Any], pictures: Any, device: Any) -> Tensor:
+        """Embeddings ``n d`` of pictures, as ``image_embeds`` of a call.
+
+        Raises:
+            ValueError: its models know none, or these are no pictures.
+        """
+        raise ValueError(f"a model of the family {self.name} knows no embeddings")
+
+    def text_embedded(self, parts: Mapping[str, Any], texts: list[str], device: Any) -> Tensor:
+        """Embeddings ``n d`` of texts, in the space of those of pictures.
+
+        Raises:
+            ValueError: its models know none.
+        """
+        raise ValueError(f"a model of the family {self.name} knows no embeddings of texts")
 
     def beside(
         self,

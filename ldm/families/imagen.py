@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
@@ -25,11 +24,11 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from ldm.config.aside import LowResolutionSettings
 from ldm.config.schema import TrainConfig
-from ldm.diffusion import Condition, DiscreteVP, VariancePreserving, scheduler_config
+from ldm.diffusion import Condition
 from ldm.errors import ConfigError
-from ldm.families.index import OF_IMAGEN, OF_OTHERS
+from ldm.families.index import NOISING, OF_OTHERS
 from ldm.families.model import Family, Model, Tower
-from ldm.families.noise import replaced, saved
+from ldm.families.noised import aside_process, noise_level, noising_scheduler, of_each
 from ldm.families.unet import check_channels, described_unet, guidance_told, stated
 from ldm.formats.integrity import json_object
 from ldm.models.aside import LOW, LOW_TIMESTEP, Drawn, LowResolution, enlarged
@@ -39,8 +38,6 @@ from ldm.models.wrapped import bare
 PIXELS = 3
 LENGTH = 77
 """Tokens of every text, as in stock."""
-(NOISING,) = OF_IMAGEN
-"""Part of a super-resolution folder whose config states the noise of the smaller picture."""
 LEVEL = 250
 """Number of its level where a drawing does not say, as in stock."""
 HEAD = 64
@@ -79,15 +76,15 @@ class Imagen(Family):
                 raise ConfigError(f"aside: the U-Net of {own} enlarges no picture: leave it out")
         if asked is None:
             return None
-        known = saved(own, NOISING)[0] if own else DiscreteVP("cosine")
-        process = replaced(known, asked.process)
-        if not isinstance(process, VariancePreserving):
-            raise ConfigError(f"aside.process: a variance preserving one, not {process.kind!r}")
+        if not isinstance(asked, LowResolutionSettings):
+            raise ConfigError(
+                f"aside.kind: a model of the family imagen is told low_resolution, not {asked.kind}"
+            )
+        process = aside_process(asked, own or None)
         buckets = config.images.buckets
         key, side = ("buckets.step", buckets.step) if buckets else ("size", config.images.size)
         if side % asked.factor:
             raise ConfigError(f"images.{key} {side} is no multiple of aside.factor {asked.factor}")
-        len(process.table.alpha)  # whether its numbers are some
         return LowResolution(asked.factor, process, asked.levels)
 
     def make(self, config: TrainConfig, model: Model) -> nn.Module:
@@ -177,6 +174,10 @@ class Imagen(Family):
         """Whether it enlarges a picture."""
         return bare(network).config.in_channels == 2 * PIXELS
 
+    def enlarges(self, network: nn.Module) -> bool:
+        """The same."""
+        return self.shown(network)
+
     def beside(
         self,
         asked: dict[str, Any],
@@ -197,18 +198,9 @@ class Imagen(Family):
             return {}
         if image is None:
             raise ValueError("image: this model enlarges a picture: pass one, or use a Cascade")
-        scheduler, level = parts[NOISING], LEVEL if level is None else level
-        count = scheduler.config["num_train_timesteps"]
-        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < count:
-            raise ValueError(f"noise_level must be a whole number in 0..{count - 1}, not {level!r}")
-        prompts = len(pictures) // pictures.each
-        low = pixels_of(image).to(device, torch.float32)
-        if len(low) == prompts:
-            low = low.repeat_interleave(pictures.each, 0)
-        elif len(low) == 1:
-            low = low.expand(len(pictures), *low.shape[1:])
-        elif len(low) != len(pictures):
-            raise ValueError(f"image: {len(low)} pictures for {prompts} prompts")
+        scheduler = parts[NOISING]
+        level = noise_level(level, scheduler, LEVEL)
+        low = of_each("image", pixels_of(image).to(device, torch.float32), pictures)
         shape = (len(pictures), PIXELS, *size)
         noise = randn_tensor(shape, pictures.generators, device, torch.float32)
         levels = torch.full((len(pictures),), level, device=device)
@@ -219,9 +211,7 @@ class Imagen(Family):
         """The noise of the smaller picture, as a scheduler that nobody steps."""
         if model.aside is None:
             return {}
-        stated = scheduler_config(model.aside.process, "eps")
-        del stated["_class_name"]
-        return {NOISING: diffusers.DDPMScheduler.from_config(stated)}
+        return {NOISING: noising_scheduler(model.aside.process)}
 
     def index(self, index: dict[str, Any]) -> dict[str, Any]:
         """That of ``IFPipeline``, or ``IFSuperResolutionPipeline`` where a picture is told."""

@@ -11,22 +11,17 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config
 
 from ldm.config.learning import CONTROLNET
 from ldm.config.schema import Score, TrainConfig, Validation
 from ldm.diffusion import Condition, NoiseProcess, Predictor, Target, scheduler_config
-from ldm.errors import ConfigError
 from ldm.families.drawing import Drawing
+from ldm.families.seeing import Seeing
 from ldm.models.aside import Aside
-from ldm.models.codec import Codec, codec_of
+from ldm.models.codec import Codec
 from ldm.models.conditioner import Conditioner, TextConditioner, Towers
-from ldm.models.control import Hint, Strength, spoken
+from ldm.models.control import Strength, spoken
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults, default_sampler
 
@@ -74,7 +69,7 @@ class Tower:
         return min(limit for limit in limits if limit is not None)
 
 
-class Family(Drawing, ABC):
+class Family(Drawing, Seeing, ABC):
     """A family of models: how its folders look and how its network is called."""
 
     stock: ClassVar[tuple[str, ...]] = ()
@@ -104,6 +99,12 @@ class Family(Drawing, ABC):
     side_networks: ClassVar[Mapping[str, str]] = {}
     """Names of the stock pipelines that have a ControlNet, or a T2I-Adapter, beside its network, by
     the component; {}: neither may stand there, and there is no IP-Adapter."""
+
+    grows_from: ClassVar[str | None] = None
+    """A family whose folders its models may begin from (``grow``)."""
+
+    unlearnt: ClassVar[tuple[str, ...]] = ("time_proj.weight",)
+    """Parameters of the network that never learn: random Fourier features, which are drawn."""
 
     stepping: ClassVar[Mapping[str, Any]] = {}
     """What the scheduler that its folders state is set to beside the noise process."""
@@ -140,6 +141,14 @@ class Family(Drawing, ABC):
     @abstractmethod
     def check(self, config: TrainConfig, model: Model, network: nn.Module) -> None:
         """``ConfigError`` where ``network``, read from a folder, does not go with the rest."""
+
+    def grow(self, config: TrainConfig, model: Model, network: nn.Module) -> None:
+        """Gives ``network``, of a folder of the family ``grows_from``, what it has not.
+
+        Raises:
+            ConfigError: it cannot have it.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -207,19 +216,6 @@ class Family(Drawing, ABC):
     def keys(self, model: Model) -> dict[str, Any]:
         """Keys of ``model_index.json`` that ``model`` has, by the pipeline's arguments."""
         return {}
-
-    def aside(self, config: TrainConfig, model: Model) -> Aside | None:
-        """What the network is told of the picture itself in a run; None: nothing.
-
-        Raises:
-            ConfigError: it cannot be told this.
-        """
-        if config.aside is not None:
-            raise ConfigError(
-                f"aside: a model of the family {self.name} is told nothing of the picture itself:"
-                " leave it out"
-            )
-        return Hint() if CONTROLNET in config.learns else None
 
     def conditioner(
         self,
@@ -318,7 +314,7 @@ class Model:
     Args:
         family: how its folders look, and how its network is called.
         networks: those that there are.
-        tokenizers: the same; on the meta device their shapes.
+        tokenizers: the same, on the meta device their shapes; and what prepares pictures.
         process: the noise.
         target: what the network predicts.
         learned_variance: whether it also predicts a variance.
@@ -334,6 +330,7 @@ class Model:
         teacher: of a student.
         scheduler: what its folder states of the scheduler beside noise and target.
         aside: what its network learns to be told of the picture itself.
+        measures: whether mean and standard deviation of embeddings are to be measured yet.
     """
 
     family: Family
@@ -352,6 +349,7 @@ class Model:
     teacher: Teacher | None = None
     scheduler: dict[str, Any] = field(default_factory=dict)
     aside: Aside | None = None
+    measures: bool = False
 
     @property
     def network(self) -> Any:
@@ -361,7 +359,7 @@ class Model:
     @property
     def codec(self) -> Codec:
         """What makes latents of pictures."""
-        return codec_of(self.networks.get("vae"))
+        return self.family.codec(self.networks | self.tokenizers)
 
     @property
     def conditioner(self) -> Conditioner:

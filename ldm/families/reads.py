@@ -72,16 +72,26 @@ def family(config: TrainConfig) -> Family:
         found: Family | None = FAMILIES["pixels"]
     else:
         found = _of_index(_index(config)) or asked or FAMILIES["sd"]
+    if asked and asked.grows_from == found.name:
+        found = asked
     if asked and asked is not found:
         raise ConfigError(
             f"family: {asked.name} is asked for, and"
             f" {config.model or 'what condition says'} is of the family {found.name}"
         )
-    other = "transformer" if found.network == "unet" else "unet"
-    if getattr(config, other) is not None:
+    for other in sorted({"unet", "transformer", "prior"} - {found.network}):
+        if getattr(config, other) is not None:
+            raise ConfigError(
+                f"{other}: a model of the family {found.name} has none, but a {found.network}:"
+                " describe that, or name another family"
+            )
+    if config.image_encoder is not None and not found.picture_tower:
         raise ConfigError(
-            f"{other}: a model of the family {found.name} has none, but a {found.network}: describe"
-            " that, or name another family"
+            f"image_encoder: a model of the family {found.name} has no picture tower: leave it out"
+        )
+    if config.vae is not None and found.embeds:
+        raise ConfigError(
+            f"vae: the latents of the family {found.name} are embeddings: leave it out"
         )
     return found
 

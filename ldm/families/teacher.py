@@ -49,7 +49,7 @@ def teacher_of(
     with _named(folder, alone=alone):
         there = replace(
             config, model=str(folder), family=None, vae=None, condition=None, text=None,
-            text_layers=None, unet=None, transformer=None, lora=None, distil=None,
+            text_layers=None, unet=None, transformer=None, prior=None, lora=None, distil=None,
             process=ProcessSettings(), objective=ObjectiveSettings(),
         )  # fmt: skip
         family = reads.family(there)

@@ -22,14 +22,13 @@ from ldm.config.schema import T5Shape, Text, TextShape, TrainConfig
 from ldm.errors import ConfigError
 from ldm.families.model import Tower
 from ldm.families.networks import described, in_model, initialised, on_meta, read
+from ldm.families.reads import settings
 from ldm.formats import open_clip
-from ldm.formats.integrity import json_object
-from ldm.models import clip
+from ldm.models.clip import Clip, is_beside
+from ldm.models.embedding import PICTURE_TOWER
 from ldm.models.tokenizer import TokenizerShape, train_tokenizer
 from ldm.models.unigram import train_unigram
 from ldm.storage import checkpoint
-
-_BARE = CLIPTextModel.__name__
 
 
 def make_tower(
@@ -63,10 +62,8 @@ def make_tower(
             tokenizer = _shape(tower, network) if meta else make.tokenizer()
     else:
         root = Path(entry) if entry else in_model(config.model, "text", "")
-        if not meta and _projected(tower, root):
-            with described("text"):
-                network = clip.with_projection(root)
-        else:
+        network = _with_projection(root, tower, meta)
+        if network is None:
             network = read(tower.network, root / tower.part, "text", meta)
         tokenizer = _shape(tower, network)
         if not meta:
@@ -76,12 +73,20 @@ def make_tower(
     return tokenizer, network
 
 
-def _projected(tower: Tower, root: Path) -> bool:
-    """Whether the projection of ``tower`` lies beside the picture tower of the pipeline."""
-    file = root / tower.part / "config.json"
-    if tower.network is not CLIPTextModelWithProjection or not file.is_file():
-        return False
-    return clip.is_beside(root) and json_object(file).get("architectures") == [_BARE]
+def _with_projection(root: Path, tower: Tower, meta: bool) -> Any:
+    """The text tower of the CLIP in ``root`` whose projection lies beside its picture tower; None:
+    the tower has its own, or none is asked for.
+    """
+    folder, vision = root / tower.part, root / PICTURE_TOWER
+    bare = settings(folder).get("architectures") == [CLIPTextModel.__name__]
+    if not (bare and issubclass(tower.network, CLIPTextModelWithProjection) and is_beside(root)):
+        return None
+    with described("text"):
+        if meta:
+            shape = CLIPTextConfig.from_pretrained(folder)
+            shape.projection_dim = settings(vision)["projection_dim"]
+            return on_meta(lambda: tower.network(shape))
+        return Clip.load(folder, vision).text_with_projection()
 
 
 def _shape(tower: Tower, network: Any) -> TokenizerShape:

@@ -17,14 +17,17 @@ from ldm.formats.recognised import INDEX, header
 
 _SAFE, _PICKLED = ".safetensors", ".bin"
 _NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")  # of files of weights
-_NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
-             "text_encoder_3")  # fmt: skip
-_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+_PREDICTS = ("transformer", "unet", "prior")
+_NETWORKS = (*_PREDICTS, "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
+             "prior_text_encoder", "image_normalizer")  # fmt: skip
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "prior_tokenizer")
 _SIDE_NETWORKS = ("controlnet", "adapter")
-_OTHERS = ("scheduler", *_TOKENIZERS, "safety_checker", "feature_extractor", "image_encoder")
+_SCHEDULERS = ("scheduler", "prior_scheduler", "image_noising_scheduler")
+_OTHERS = (*_SCHEDULERS, *_TOKENIZERS, "safety_checker", "feature_extractor", "image_encoder")
 _UNKNOWN = 2**18  # the widest and the deepest network of pickled weights, which are not looked into
 _TOWER = "text_model."
-_CONFIG = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json",
+_CONFIG = {"feature_extractor": "preprocessor_config.json",
+           **dict.fromkeys(_SCHEDULERS, "scheduler_config.json"),
            **dict.fromkeys(_TOKENIZERS, "tokenizer_config.json")}  # fmt: skip
 _JSON = 200_000_000  # bytes; a tokenizer of 250,000 tokens has 17 million
 _ANY = 2_048  # a number of a config that its weights need not have
@@ -76,7 +79,7 @@ def check(folder: Path, given: Mapping[str, Any], pickled: bool) -> list[str]:
     """
     index = json_object(folder / INDEX)
     absent = (None, [None, None])
-    predicts = "unet" if index.get("transformer") in absent else "transformer"
+    predicts = next((name for name in _PREDICTS if index.get(name) not in absent), "unet")
     for name in (predicts, "scheduler"):
         if index.get(name) in absent and given.get(name) is None:
             raise ValueError(f"{folder / INDEX} lists no {name}: it is no text-to-image pipeline")
@@ -90,7 +93,7 @@ def check(folder: Path, given: Mapping[str, Any], pickled: bool) -> list[str]:
         if not where.is_dir():
             raise OSError(f"{where} is missing, which {INDEX} lists: copy or download it again")
         config = json_object(where / _CONFIG.get(name, "config.json"))
-        if name == "scheduler":
+        if name in _SCHEDULERS:
             try:
                 check_scheduler(config)
             except ValueError as error:

@@ -86,8 +86,8 @@ def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str
 
     def put_in(staging: Path) -> None:
         write(staging, **asked)
-        for number in ("", "_2", "_3"):
-            tower, words = f"text_encoder{number}", f"tokenizer{number}"
+        for tower in [name for name in pipe.components if "text_encoder" in name]:
+            words = tower.replace("text_encoder", "tokenizer")
             if (network := pipe.components[tower]) is not None:
                 save_tokenizer(pipe.components[words], staging / words)
                 _text_encoder(network, staging / tower, asked.get("variant"))

@@ -39,6 +39,11 @@ class Aside(Protocol):
         ...
 
     @property
+    def part(self) -> str | None:
+        """Folder of that network, where it is one of the model's."""
+        ...
+
+    @property
     def printed(self) -> tuple[Any, ...]:
         """All that what is made depends on beside pixels and network, with a repr that tells it."""
         ...
@@ -77,6 +82,7 @@ class Aside(Protocol):
 class Drawn(Protocol):
     """The pictures of a call."""
 
+    prompts: list[str]
     each: int
     """Pictures of every prompt, side by side."""
     generators: Any
@@ -103,7 +109,7 @@ class LowResolution:
     process: NoiseProcess
     levels: tuple[float, float] = (0.0, 1.0)
 
-    network = None
+    network = part = None
     hinted = False
 
     @property

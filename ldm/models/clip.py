@@ -22,6 +22,7 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModelWithProjection,
@@ -95,6 +96,16 @@ class Clip(nn.Module):
             image_std=[0.5] * 3,
         ).save_pretrained(folder)
 
+    def text_with_projection(self) -> CLIPTextModelWithProjection:
+        """The text tower with its projection, a copy in float32."""
+        shape = CLIPTextConfig.from_dict(self.model.config.text_config.to_dict())
+        shape.projection_dim = self.model.config.projection_dim
+        with torch.random.fork_rng(devices=[]):
+            tower = CLIPTextModelWithProjection(shape)
+        tower.text_model.load_state_dict(self.model.text_model.state_dict())
+        tower.text_projection.load_state_dict(self.model.text_projection.state_dict())
+        return tower.eval()
+
     @staticmethod
     def load(text_folder: str | Path, vision_folder: str | Path) -> Clip:
         """The CLIP that ``save_text`` and ``save_vision`` wrote, in evaluation mode, float32 on the
@@ -140,21 +151,6 @@ def initialised(config: CLIPConfig, seed: int) -> CLIPModel:
 def is_beside(folder: str | Path) -> bool:
     """Whether ``folder``, of a pipeline, holds a picture tower as ``save_vision`` writes it."""
     return (Path(folder) / "image_encoder" / _PROJECTION).is_file()
-
-
-def with_projection(folder: str | Path) -> CLIPTextModelWithProjection:
-    """The text tower of a pipeline's ``folder`` with its projection, which lies beside the picture
-    tower that it learnt to meet.
-
-    Raises:
-        ValueError: see ``Clip.load``.
-    """
-    model = Clip.load(Path(folder) / "text_encoder", Path(folder) / "image_encoder").model
-    with torch.random.fork_rng(devices=[]):
-        tower = CLIPTextModelWithProjection(model.config.text_config)
-    tower.text_model.load_state_dict(model.text_model.state_dict())
-    tower.text_projection.load_state_dict(model.text_projection.state_dict())
-    return tower.eval()
 
 
 def fingerprint(text_model: nn.Module) -> str:

@@ -48,6 +48,16 @@ class Codec(Protocol):
         """What makes the latents; None where nothing does, and there is nothing to cache."""
         ...
 
+    @property
+    def part(self) -> str:
+        """Folder of that network."""
+        ...
+
+    @property
+    def printed(self) -> tuple[Any, ...]:
+        """All that moments depend on beside pixels and network, with a repr that tells it."""
+        ...
+
     def shape(self, width: int, height: int) -> tuple[int, ...]:
         """Shape of the latent of a picture of so many pixels."""
         ...
@@ -74,7 +84,7 @@ class Codec(Protocol):
 class IdentityCodec:
     """Pixels in [-1, 1] are the latent: a ``Codec`` of pixel space."""
 
-    factor, channels, network = 1, 3, None
+    factor, channels, network, part, printed = 1, 3, None, "vae", ()
 
     def shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``3 height width``."""
@@ -107,6 +117,8 @@ class VaeCodec:
         vae: the autoencoder; its ``scaling_factor`` (and ``shift_factor``) are applied here and
             nowhere else.
     """
+
+    part, printed = "vae", ()
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae

@@ -41,7 +41,7 @@ IMAGE = "image:"
 class Hint:
     """The aside of a ControlNet that learns: ``hint``, ``b 3 h w``, bytes."""
 
-    network = None
+    network = part = None
     hinted = True
     printed: ClassVar[tuple[Any, ...]] = ("hint",)
 

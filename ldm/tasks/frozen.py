@@ -58,6 +58,11 @@ def cached_set(config: TrainConfig) -> CachedData | None:
             f"train: {where}, which holds no hints: a ControlNet needs the data that it was made"
             " from"
         )
+    if (family := reads.family(config)).picture_tower:
+        raise ConfigError(
+            f"family: {where}, which holds no embeddings of pictures: the family {family.name}"
+            " needs the data that it was made from"
+        )
     if config.vae == "pixels" or config.condition not in (None, "text"):
         raise ConfigError(f"vae, condition: {where} of latents and text: leave out both")
     if config.score:
@@ -198,10 +203,9 @@ def save_linked(pipe: LatentDiffusionPipeline, folder: Path, source: Path) -> No
     """``pipe`` as a pipeline folder whose frozen parts are the files of ``source``: hard links, or
     copies where there can be none.
     """
-    network = pipe.family.network
     pipe.save_config(folder)
-    getattr(pipe, network).save_pretrained(folder / network)
-    pipe.scheduler.save_pretrained(folder / "scheduler")
+    for part in pipe.family.own:
+        getattr(pipe, part).save_pretrained(folder / part)
     for tower in pipe.family.present(pipe.components):
         if not (source / tower.part).is_dir():  # it learns
             save_text_encoder(bare(getattr(pipe, tower.part)), folder / tower.part)

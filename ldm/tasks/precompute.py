@@ -294,6 +294,11 @@ def _refuse(config: TrainConfig) -> None:
         raise ConfigError(
             "vae, condition: a set holds latents and embeddings of text: others need no set"
         )
+    if reads.family(config).picture_tower:
+        raise ConfigError(
+            "family: a set holds latents and embeddings of text, and no embeddings of pictures,"
+            " which runs of this family cache by themselves"
+        )
     if not config.images.deterministic:
         raise ConfigError(
             "images: a random crop, shift or background is another picture at every use and cannot"

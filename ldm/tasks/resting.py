@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import CLIPVisionModelWithProjection
 
 from ldm.errors import ConfigError
 from ldm.families.model import Model
 from ldm.families.networks import read
 from ldm.families.vae import read_vae
+from ldm.models.embedding import PICTURE_TOWER
 from ldm.models.half_storage import halve
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ class Resting:
     def _read(self, name: str, source: Path) -> Any:
         if name == "vae":
             return read_vae(str(source / name))
+        if name == PICTURE_TOWER:
+            return read(CLIPVisionModelWithProjection, source / name, PICTURE_TOWER, False)
         (tower,) = (tower for tower in self.model.family.towers if tower.part == name)
         network = read(tower.network, source / name, "text", False)
         if self.half:

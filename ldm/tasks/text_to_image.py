@@ -21,6 +21,7 @@ from ldm.data.cached import CachedData
 from ldm.data.collection import Collection
 from ldm.encoding.dataset import ImageDraws
 from ldm.encoding.encoder import Encoder
+from ldm.encoding.statistics import measure
 from ldm.engine import memory, shards
 from ldm.engine.precision import device_at_hand
 from ldm.engine.sampler_state import Memory
@@ -111,14 +112,20 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
     then = "the same command goes on with what is in the cache already"
     with writing("the cache", cache_root(), then):
         encoder.prepare(collection, captions)
+        if model.measures:
+            measure(model, encoder, collection, Path(config.run))
     task.rest(accelerator.device, base if config.adds else None)
     final = trainer.fit()
     told = [] if model.classes == () else [prompt]  # an unconditional model reads none
     ldm = str(Path(sys.executable).with_name("ldm"))
     drawn_by = ["--model", str(base)]
-    if model.aside is not None and not model.aside.hinted:  # it goes on from what another draws
+    if model.family.enlarges(model.network):  # it goes on from what another draws
         drawn_by = ["--model", "BASE", "--then", str(base)]
+    elif model.aside is not None:
+        drawn_by += ["--image", "PICTURE"]
     command = [ldm, "sample", *told, *drawn_by]
+    if model.family.embeds:
+        command = [ldm, "export", "OUT", "--prior", str(base), "--decoder", "DECODER"]
     kind = "LoRA" if config.lora else "embedding" if config.textual_inversion else None
     if CONTROLNET in config.learns:
         kind = "ControlNet"
@@ -233,7 +240,7 @@ def save_frozen(config: TrainConfig, captions: Sequence[str], folder: Path) -> N
     def write(staging: Path) -> None:
         save_pipeline(whole, staging)
         (staging / INDEX).unlink()  # it is none without the rest
-        for part in {whole.family.network, *config.learns, "scheduler"}:
+        for part in whole.family.own | {*config.learns}:
             shutil.rmtree(staging / part)
 
     write_folder(folder, write)

@@ -79,6 +79,30 @@ def test_parameters_of_imagen_s_efficient_u_nets(side):
     assert model.network.config.in_channels == 6 and model.aside is not None
 
 
+UNCLIP = {
+    "decoder": {
+        "unet": 870_173_124,  # of Stable unCLIP
+        "text_encoder": CLIP_H,
+        "vae": 83_653_863,
+        "image_encoder": 632_076_800,  # OpenCLIP's ViT-H/14
+        "image_normalizer": 2048,
+    },
+    "prior": {
+        "prior": 1_022_030_080,  # of Karlo
+        "text_encoder": 123_650_304,
+        "image_encoder": 303_966_208,  # CLIP's ViT-L/14
+    },
+}
+
+
+@pytest.mark.parametrize("name", UNCLIP)
+def test_parameters_of_unclip(name):
+    config = load(TrainConfig, ROOT / "configs" / "unclip" / f"{name}.yaml")
+    model = build(config, [], meta=True)
+    found = {part: parameters(network) for part, network in model.networks.items()}
+    assert found == UNCLIP[name] and list(found)[0] == next(iter(UNCLIP[name]))
+
+
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in network.state_dict().items()}
 
