@@ -136,7 +136,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         if config.distil:  # a folder would state it
             command += [f"--{_OPTIONS[name]}={value}" for name, value in model.sampling.items()]
     command += ["--syntax", config.prompt_syntax] if config.prompt_syntax else []
-    accelerator.print(f"the {kind or 'pipeline'} is in {final}; draw with:")
+    how = "put it before a decoder" if model.family.embeds else "draw"
+    accelerator.print(f"the {kind or 'pipeline'} is in {final}; {how} with:")
     accelerator.print(f"  {shlex.join(command)}")
     if config.score:
         accelerator.wait_for_everyone()  # for the base

@@ -23,6 +23,7 @@ NAMED = {
     "ddpm", "improved_ddpm", "ncsn", "score_sde_vp", "score_sde_ve", "ddim", "guided_diffusion",
     "cfg", "ldm", "flow_matching", "edm", "progressive_distillation", "consistency_models",
     "latent_consistency", "sdxl", "sd3", "imagen_base", "imagen_sr",
+    "unclip_prior", "unclip_prior_regression", "unclip_decoder",
 }  # fmt: skip
 FILES = sorted(FOLDER.glob("*.yaml"))
 TAUGHT = [file for file in FILES if "\ndistil:" in file.read_text()]
@@ -57,7 +58,7 @@ def test_the_header_states_paper_equations_figure_and_command(file):
     assert re.search(r"\(arXiv\s+(# )?\d{4}\.\d{5}\)", header)
     assert re.search(r"(eq|sec)\. \d", header) and "Published at full size" in header
     assert f"accelerate launch training/train.py --config configs/papers/{file.stem}.yaml" in header
-    assert re.search(f"--(model|then) runs/papers/{file.stem}/final", header)
+    assert re.search(f"--(model|then|prior) runs/papers/{file.stem}/final", header)
     assert load(TrainConfig, file, []).run == f"runs/papers/{file.stem}"
 
 
@@ -70,21 +71,22 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     config = load(TrainConfig, file, [])
     whole = build(config, [], meta=True)  # as a dry run does
-    told = re.search(r"(?:U-Net|MM-DiT) of ([\d.]+) M parameters", file.read_text())
+    told = re.search(r"(?:U-Net|MM-DiT|prior) of ([\d.]+) M parameters", file.read_text())
     assert told and float(told[1]) == round(parameters(whole.network) / 1e6, 1)
     # The same processes and targets; a narrow network, and pictures that are there.
-    width = 32 if config.family == "imagen" else 16  # which has 32 groups in its attention
-    narrow = ["transformer.layers=1", "transformer.head_dim=8"]
+    width, narrow = 32 if config.family == "imagen" else 16, []  # 32 groups in its attention
     if config.unet is not None:
         widths = [width] * len(config.unet.block_out_channels)
         narrow = [f"unet.block_out_channels={widths}", "unet.attention_head_dim=4"]
+    elif config.transformer is not None:
+        narrow = ["transformer.layers=1", "transformer.head_dim=8"]
     overrides = [*QUICK, f"run={tmp_path / 'run'}", f"data={{path: {digits}}}", *narrow]
     small = load(TrainConfig, file, overrides)
     assert process_and_objective(small)[0] == whole.process
     final = text_to_image.train(small, accelerator())
     network = final / whole.family.network
     assert (network / "diffusion_pytorch_model.safetensors").is_file()
-    assert (final / "vae").exists() == (file.stem in ("ldm", "sdxl", "sd3"))
+    assert (final / "vae").exists() == (file.stem in ("ldm", "sdxl", "sd3", "unclip_decoder"))
     if file.stem == "sd3":  # a text encoder is that of the folder, with its projection
         known = load_file(ROOT / "assets/ldm-small/image_encoder/text_projection.safetensors")
         tower = load_file(final / "text_encoder" / "model.safetensors")
