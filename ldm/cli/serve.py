@@ -44,6 +44,21 @@ def serve(
     loras: Annotated[
         Path | None, typer.Option(help="A folder of LoRAs (.safetensors), which they may name.")
     ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="A folder of runs, which a page shows as they train.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Data of trainings, which a page checks and shows. May be repeated."),
+    ] = None,
+    manage: Annotated[
+        bool,
+        typer.Option(
+            "--manage",
+            help="Let the pages stop runs, ask them for samples, draw with their results, and"
+            " change captions.",
+        ),
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="Where pictures and jobs are kept, and found again.")
     ] = Path("served"),
@@ -92,9 +107,14 @@ def serve(
     hosts = [*(name or []), *([] if secret is not None and not name else _LOCAL)]
     if not model and models is None:
         fail("--model is missing: the folder of the model that draws")
-    for option, folder in (("--models", models), ("--loras", loras)):
+    for option, folder in (("--models", models), ("--loras", loras), ("--runs", runs)):
         if folder is not None and not (there(folder, f"{option} ") and folder.is_dir()):
             fail(f"{option} {folder}: there is no such folder")
+    for path in data or []:
+        if not there(path, "--data "):
+            fail(f"--data {path}: there is no such folder or file")
+    if manage and runs is None and not data:
+        fail("--manage goes with --runs or --data, which it lets the pages change")
     paths = [at_hand(path, "--model ", file=True) for path in model or []]
     # A thread that waits for work must not spin: several compute on one machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -106,6 +126,7 @@ def serve(
         from ldm.serving.api.app import create_app
         from ldm.serving.api.page import Page
         from ldm.serving.api.run import run
+        from ldm.serving.api.watching import Watching
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("fastapi", "uvicorn", "prometheus_client"):
             fail(_EXTRA)
@@ -126,6 +147,7 @@ def serve(
         held = lock(out)
         limits = Limits(count=count, steps=steps, pixels=pixels, work=queue)
         service = Service(Shelf(found, loras), out, limits, where, exact)
+        watch = Watching.of(runs, data or [], manage=manage)
         service.start()
     except InUseError as error:
         fail(f"--out {out}: {error}")
@@ -139,6 +161,6 @@ def serve(
         told = "exact" if service.exact else "NOT exact: company changes pictures, see --exact"
         print(f"ready: {shown} ({', '.join(found)}; {told}; pictures in {out})", flush=True)
 
-    app = create_app(service, key=secret, hosts=hosts, page=Page())
+    app = create_app(service, key=secret, hosts=hosts, page=Page(), watch=watch)
     run(app, service, host, port, drain=drain, ready=ready)
     del held

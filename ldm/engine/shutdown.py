@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
+from ldm.engine.asked import Asked
 from ldm.engine.hold import hold
 from ldm.engine.signals import REQUESTS, Interrupted
 from ldm.engine.watch import WATCH
@@ -41,6 +42,8 @@ class Coordinator:
         several = accelerator.num_processes > 1
         self.group = distributed.new_group(backend="gloo", timeout=WAIT) if several else None
         self.saved: Path | None = None  # the newest checkpoint, from which the run can go on
+        self._asked = Asked(run) if accelerator.is_main_process else None
+        self._wanted = False
 
     def sync(self, *, wrong: bool = False) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether any finds something ``wrong``. With
@@ -50,15 +53,23 @@ class Coordinator:
             RunError: the main process could not write.
             ToldElsewhere: the same, on the other processes.
         """
-        here = torch.tensor([REQUESTS.by is not None, wrong, self.failure is not None]).byte()
+        asked = self._asked is not None and self._asked.look()
+        told = [REQUESTS.by is not None, wrong, self.failure is not None, asked]
+        here = torch.tensor(told).byte()
         WATCH.mark()
         if self.group is not None:
             distributed.all_reduce(here, distributed.ReduceOp.MAX, group=self.group)
         WATCH.rest()
-        stopping, wrong, failed = here.bool().tolist()
+        stopping, wrong, failed, asked = here.bool().tolist()
+        self._wanted |= asked
         if failed:
             raise self.failure or ToldElsewhere()
         return stopping, wrong
+
+    def due(self, usual: bool) -> bool:
+        """Whether samples are due: as ``usual``, or since somebody has asked for them."""
+        wanted, self._wanted = self._wanted, False
+        return usual or wanted
 
     def stop(self, what_is_kept: str) -> None:
         """Raises ``Interrupted``."""

@@ -159,7 +159,7 @@ class Trainer:
                 progress.advance(self.batch)
                 if stopping:  # first of all: there may be little time
                     self._save()
-                if validation and (self.seen % every_validation == 0 or end):
+                if validation and self.coordinator.due(self.seen % every_validation == 0 or end):
                     self._validate()
                     clock, since = time.perf_counter(), self.seen
                 if not stopping and (self.seen % every_checkpoint == 0 or end):

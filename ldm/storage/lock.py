@@ -11,7 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
+import sys
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 try:
@@ -22,12 +25,28 @@ except ImportError:  # Windows
 NAME = "run.lock"
 """The file in the folder; it stays there, and says which process was the last."""
 
+# struct flock: type, from where, start, length, process; the BSDs have the type last.
+_FLOCK, _TYPE, _PROCESS = ("hhqqi0q", 0, 4) if sys.platform == "linux" else ("qqihh0q", 3, 2)
 _TAKEN = {errno.EAGAIN, errno.EACCES}
 _held: WeakValueDictionary[tuple[int, int], Lock] = WeakValueDictionary()
 
 
 class InUseError(RuntimeError):
     """Another process has the lock; the message says which one."""
+
+
+class Holder(NamedTuple):
+    """Who has a lock.
+
+    Args:
+        host: name of its machine, as it says itself; "" if it does not.
+        process: its id there.
+        here: whether it is a process of this machine, of which that id is the kernel's own word.
+    """
+
+    host: str
+    process: int
+    here: bool
 
 
 class Lock:
@@ -81,6 +100,47 @@ def lock(folder: Path) -> Lock:
     return made
 
 
+def holder(folder: Path) -> Holder | None:
+    """Who has the lock of ``folder``; None: nobody, or the file system has no locks. It asks and
+    takes nothing, so that who only looks is never in the way of a program that begins. Not to be
+    called while another thread of this process locks the same folder.
+    """
+    file = folder / NAME
+    try:
+        state = os.stat(file)
+        if _number(state) in _held:  # the file must not be opened a second time
+            return Holder(socket.gethostname(), os.getpid(), True)
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return _asked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _asked(descriptor: int) -> Holder | None:
+    if fcntl is None:
+        return None
+    values = [0, 0, 0, 0, 0]
+    values[_TYPE] = fcntl.F_WRLCK
+    try:
+        told = fcntl.fcntl(descriptor, fcntl.F_GETLK, struct.pack(_FLOCK, *values))
+    except OSError:
+        return None
+    found = struct.unpack(_FLOCK, told)
+    if found[_TYPE] == fcntl.F_UNLCK:
+        return None
+    host, process = _words(descriptor) or ("", 0)
+    return Holder(host, process, found[_PROCESS] == process and host == socket.gethostname())
+
+
+def _words(descriptor: int) -> tuple[str, int] | None:
+    """Host and process that the file says; None if it says none."""
+    words = os.read(descriptor, 300).decode(errors="replace").split()
+    return (words[0], int(words[1])) if len(words) == 2 and words[1].isdecimal() else None
+
+
 def _locked(descriptor: int, folder: Path) -> bool:
     """Whether it is locked now; not where there are no locks. Raises ``InUseError``."""
     if fcntl is None:
@@ -90,10 +150,8 @@ def _locked(descriptor: int, folder: Path) -> bool:
     except OSError as error:
         if error.errno not in _TAKEN:
             return False
-        words = os.read(descriptor, 300).decode(errors="replace").split()
-        by = "another process"
-        if len(words) == 2:
-            by = f"process {words[1]} on {words[0]}"
+        words = _words(descriptor)
+        by = f"process {words[1]} on {words[0]}" if words else "another process"
         raise InUseError(f"{folder} is in use by {by}") from None
     return True
 

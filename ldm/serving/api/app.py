@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from ldm.serving.api import a1111, native, openai
+from ldm.serving.api import a1111, native, openai, watching
 from ldm.serving.api.door import Door
 from ldm.serving.api.metrics import Metrics
 from ldm.serving.api.waiting import RESPONSES, ClientGone, service_of
@@ -33,6 +33,7 @@ def create_app(
     key: str | None = None,
     hosts: Collection[str] = (),
     page: ASGIApp | None = None,
+    watch: watching.Watching | None = None,
 ) -> Door:
     """The application over ``service``, which has started; it is closed with the application.
 
@@ -41,6 +42,7 @@ def create_app(
         key: that everybody has to know; None: nobody.
         hosts: names by which the server may be called; empty: any.
         page: what answers at ``/`` all that no API does.
+        watch: runs and data sets that are shown; None: none are.
     """
     metrics = Metrics()
     metrics.of(service)
@@ -52,10 +54,12 @@ def create_app(
         service.close()  # nobody is connected any more
 
     app = FastAPI(title="ldm", lifespan=life, docs_url=None, redoc_url=None)
-    app.state.service = service
+    app.state.service, app.state.pages = service, watch.pages if watch else []
     app.include_router(native.router(limited(service.limits, service.engine(None).unit)))
     app.include_router(openai.routes)
     app.include_router(a1111.routes)
+    if watch is not None:
+        app.include_router(watching.router(watch))
     _watched(app, metrics)
     _told(app)
     if page is not None:

@@ -157,6 +157,7 @@ def _info(request: Request, model: str | None) -> dict[str, Any]:
         },
         "samplers": [*engine.samplers, "model"],
         "loras": [*service.shelf.loras()],
+        "pages": request.app.state.pages,
         "limits": {
             "count": limits.count,
             "steps": limits.steps,
