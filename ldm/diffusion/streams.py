@@ -77,7 +77,7 @@ def normals(seed: int, name: str, indexes: Sequence[int], shape: tuple[int, ...]
     """``normal`` of several draws, ``b *shape``."""
     import torch
 
-    found, draws = torch.empty(len(indexes), *shape), Streams(seed, name)
+    found, draws = torch.empty(len(indexes), *shape, device="cpu"), Streams(seed, name)
     for index, row in zip(indexes, found.numpy(), strict=True):
         draws[index].standard_normal(dtype=np.float32, out=row)
     return found

@@ -172,8 +172,8 @@ TEXTS = sorted(
     for path in (ROOT / folder).rglob("*")
     if path.suffix in (".py", ".yaml", ".json", ".toml", ".md")
 )
-MACHINE = re.compile(
-    r"""(?<![\w.~])/(?:home|root|work|Users|mnt|data|tmp|opt|workspace|content)/"""
+MACHINE = re.compile(  # but no route, /data/{name}
+    r"""(?<![\w.~])/(?:home|root|work|Users|mnt|data|tmp|opt|workspace|content)/(?!\{)"""
 )
 
 

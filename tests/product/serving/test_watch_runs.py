@@ -219,7 +219,7 @@ def test_thinned_curves_keep_extremes() -> None:
 
 
 def test_what_a_run_shows(client: Client, root: Path) -> None:
-    home = "/home/somebody/secret"
+    home = "/srv/somebody/secret"
     run = record(root / "a", data=[{"path": f"{home}/cats"}], optimizer={"lr": 0.1}, x=[1, 2])
     record(root / "b", data=[{"path": f"{home}/cats"}], optimizer={"lr": 0.2, "beta": 1})
     (run / "samples").mkdir()
