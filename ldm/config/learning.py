@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from ldm.config.loader import config_class
+from ldm.config.shapes import Widths
 
 CONTROLNET = "controlnet"
 """Part that learns beside a U-Net, and its name among the networks of a model."""
@@ -85,7 +86,7 @@ class ControlNet:
     """
 
     folder: str | None = None
-    channels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    channels: Widths | None = None
 
     def __post_init__(self) -> None:
         if self.folder is not None and self.channels is not None:

@@ -188,7 +188,10 @@ def test_unknown_key_names_the_nearest(file, override, key, nearest):
 
 
 def test_unknown_key_with_nothing_near_lists_the_known(file):
-    assert refusal(file, "ema.zzz=1") == "unknown key 'ema.zzz'; known keys: half_life, ramp"
+    assert (
+        refusal(file, "ema.zzz=1")
+        == "unknown key 'ema.zzz'; known keys: half_life, ramp, device, every"
+    )
 
 
 def test_a_key_of_another_kind_names_that_kind(file):

@@ -22,11 +22,9 @@ from ldm.serving.pictures import bounded, flat
 from ldm.serving.queue import Queue
 from ldm.serving.shelf import NoSuch, Shelf, models_of
 
-SOON = time.time() + 1000
-
 
 def job(client: str = "a", count: int = 1, each: float = 10.0, **more: Any) -> Job:
-    kept, until = more.pop("kept", True), more.pop("until", SOON)
+    kept, until = more.pop("kept", True), more.pop("until", time.time() + 1000)
     draw = Draw(prompt="p", count=count, seed=1, steps=3, guidance=2.0, **more)
     return Job(draw, client, each, kept, until)
 

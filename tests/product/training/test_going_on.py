@@ -63,7 +63,14 @@ def going_on(run: Path, **changes) -> dict:
                 "optimizer.lr was 0.0001 and is now 0.0005",
             ],
         ),
-        ({"ema": None}, ["ema.half_life was", "ema.ramp was 0.05 and is now not there"]),
+        (
+            {"ema": None},
+            [
+                "ema.every was 1 and is now not there",
+                "ema.half_life was",
+                "ema.ramp was 0.05 and is now not there",
+            ],
+        ),
     ],
 )
 def test_a_run_folder_holds_one_run(command, run, changes, told_of):

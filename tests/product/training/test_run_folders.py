@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,14 @@ def at_step(monkeypatch, number: int, action) -> None:
 @pytest.mark.parametrize("away", [shutil.rmtree, moved, replaced])
 def test_a_run_folder_that_goes_away(command, monkeypatch, tmp_path, away):
     run = tmp_path / "run"
+
+    def goes():
+        while not (run / "checkpoints" / checkpoint.name_of(32)).is_dir():
+            time.sleep(0.01)  # it is written beside the steps
+        away(run)
+
     with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda: away(run))
+        at_step(patch, 3, goes)
         message = told(*command(tree(run, **SETTINGS)))
     assert message == (
         f"run: {run} was removed, renamed or replaced while the run went on, and nothing is"

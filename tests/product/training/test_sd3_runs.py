@@ -99,7 +99,8 @@ def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     config, run = tree(tmp_path / "killed", **told, micro_batch_size=4), tmp_path / "killed"
     finish(start(config | {"run": str(tmp_path / "whole")}, tmp_path / "a"))
     process = start(config, tmp_path / "b")
-    wait_for(lambda: steps(run) >= 4, process)
+    third = run / "checkpoints/images-000000000024"  # written beside the fourth step
+    wait_for(lambda: steps(run) >= 4 and third.is_dir(), process)
     process.kill()
     process.wait()
     assert steps(run) < 9

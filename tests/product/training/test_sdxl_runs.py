@@ -205,7 +205,8 @@ def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     finish(start(tree(tmp_path / "whole", **told), tmp_path / "a"))
     config, run = tree(tmp_path / "killed", **told), tmp_path / "killed"
     process = start(config, tmp_path / "b")
-    wait_for(lambda: steps(run) >= 4, process)
+    third = run / "checkpoints/images-000000000024"  # written beside the fourth step
+    wait_for(lambda: steps(run) >= 4 and third.is_dir(), process)
     process.kill()
     process.wait()
     assert steps(run) < 9
