@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.calls.arguments import Pictures
 from ldm.calls.values import each, real, several, shown
 from ldm.editing.pictures import KINDS, is_picture, masks, numbers, pictures, resized, size
-from ldm.models.control import FEATURE, adapters_of, numbered
+from ldm.models.control import FEATURE, adapters_of, ip_adapters_of, numbered
 from ldm.models.wrapped import bare
 
 _IMAGE = "adapter_image"
@@ -120,8 +120,7 @@ def embedded(pipe: Any, image: Any, embeds: Any, guided: bool) -> tuple[list[Ten
     Raises:
         ValueError: there is no such adapter, or the arguments do not fit those that there are.
     """
-    projection = getattr(bare(pipe.network), "encoder_hid_proj", None)
-    layers = getattr(projection, "image_projection_layers", [])
+    layers = ip_adapters_of(pipe.network)
     if image is None and embeds is None:
         if layers:
             raise ValueError(

@@ -16,6 +16,7 @@ from ldm.formats.recognised import INDEX, told, whole
 from ldm.formats.side_networks import KINDS, beside
 from ldm.formats.single.loader import unpacked
 from ldm.models.clip import save_text_encoder
+from ldm.models.control import ip_adapters_of
 from ldm.models.strip_paths import strip_paths
 from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
@@ -78,8 +79,7 @@ def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str
     """
     if folder.is_file():
         raise ValueError(f"{folder} is a file: a pipeline is saved as a folder")
-    unet = bare(pipe.components.get("unet"))
-    if unet is not None and unet.config.get("encoder_hid_dim_type") == "ip_image_proj":
+    if ip_adapters_of(pipe.components.get("unet")):
         raise ValueError(
             "a pipeline folder has no place for an IP-Adapter: call unload_ip_adapter() first"
         )

@@ -95,6 +95,13 @@ def adapters_of(adapter: Any) -> list[Any]:
     return list(found.adapters) if isinstance(found, MultiAdapter) else [adapter]
 
 
+def ip_adapters_of(network: Any) -> list[nn.Module]:
+    """What IP-Adapters put into a U-Net to read their pictures, of each; of others none."""
+    # Not what its config states: there diffusers sets an attribute, and leaves the key as it is.
+    projection = getattr(bare(network), "encoder_hid_proj", None)
+    return list(getattr(projection, "image_projection_layers", []))
+
+
 def nets_of(controlnet: Any) -> list[Any]:
     """The ControlNets of a pipeline's component: itself, those of several, or none."""
     found = bare(controlnet)
