@@ -30,11 +30,18 @@ def controlnet(unet: UNet2DConditionModel, seed: int = 0) -> ControlNetModel:
 
 
 def adapter(unet: UNet2DConditionModel, seed: int = 0) -> T2IAdapter:
-    """For pictures twice as large as latents along each side."""
-    widths = list(unet.config.block_out_channels)
+    """For pictures twice as large as latents along each side.
+
+    Beside a U-Net that does not attend at its first level, as SDXL's, it is of SDXL's form: such a
+    level hears it only when it has halved its picture, and of the four features that it has the
+    first two, of that size, are heard.
+    """
+    widths, kind, factor = list(unet.config.block_out_channels), "full_adapter", 2
+    if unet.config.down_block_types[0] == "DownBlock2D":
+        widths, kind, factor = [*widths, *widths[-1:] * 2][:4], "full_adapter_xl", 4
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return T2IAdapter(3, widths, num_res_blocks=1, downscale_factor=2).eval()
+        return T2IAdapter(3, widths, 1, factor, kind).eval()
 
 
 def ip_adapter(unet: UNet2DConditionModel, folder: Path) -> str:
