@@ -51,7 +51,8 @@ def family_of(parts: Mapping[str, Any]) -> Family:
     ]
     if not having:
         raise ValueError(f"{', '.join(there)}: of no known family of models")
-    return min(having, key=lambda family: len(family.towers))
+    # Of those with as many towers the last, which is the least particular one.
+    return min(reversed(having), key=lambda family: len(family.towers))
 
 
 __all__ = ["FAMILIES", "INPAINTED", "Family", "FamilyDenoiser", "Tower", "family_of"]
