@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,31 @@ _IMAGE = "adapter_image"
 _FACTOR = "adapter_conditioning_factor"
 _ARGUMENTS = (_IMAGE, "adapter_conditioning_scale", _FACTOR)
 _IP = "ip_adapter_image"
+
+
+def given_to(
+    nets: Sequence[Any], told: dict[str, Any], names: Sequence[str], kind: str, part: str
+) -> dict[str, Any]:
+    """Takes ``names`` out of ``told``, arguments of networks of this kind.
+
+    Args:
+        nets: those that the pipeline has.
+        told: further arguments of the call.
+        names: of theirs.
+        kind: what they are called.
+        part: the component that they are.
+
+    Raises:
+        ValueError: there is such an argument and no network that is told it.
+    """
+    given = {name: told.pop(name) for name in names if name in told}
+    if not nets:
+        for name in given:
+            raise ValueError(
+                f"{name} is told a {kind}, and this pipeline has none: open it with"
+                f" from_pretrained(FOLDER, {part}=...)"
+            )
+    return given
 
 
 @dataclass(frozen=True)
@@ -45,14 +70,9 @@ class Features:
         Raises:
             ValueError: there is no adapter or no picture, or they do not go together.
         """
-        given = {name: told.pop(name) for name in _ARGUMENTS if name in told}
         nets = adapters_of(parts.get("adapter"))
+        given = given_to(nets, told, _ARGUMENTS, "T2I-Adapter", "adapter")
         if not nets:
-            for name in given:
-                raise ValueError(
-                    f"{name} is told a T2I-Adapter, and this pipeline has none: open it with"
-                    " from_pretrained(FOLDER, adapter=...)"
-                )
             return cls()
         if given.get(_IMAGE) is None:
             raise ValueError(f"{_IMAGE} is missing: the picture that the T2I-Adapter follows")

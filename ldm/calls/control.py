@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.calls.adapters import Features, embedded
+from ldm.calls.adapters import Features, embedded, given_to
 from ldm.calls.arguments import Pictures
 from ldm.calls.running import Call
 from ldm.calls.values import each, several, shown
@@ -77,14 +77,9 @@ class Control:
 
     @classmethod
     def _of_controlnets(cls, parts: Mapping[str, Any], told: dict[str, Any]) -> Control:
-        given = {name: told.pop(name) for name in _ARGUMENTS if name in told}
         nets = nets_of(parts.get("controlnet"))
+        given = given_to(nets, told, _ARGUMENTS, "ControlNet", "controlnet")
         if not nets:
-            for name in given:
-                raise ValueError(
-                    f"{name} is told a ControlNet, and this pipeline has none: open it with"
-                    " from_pretrained(FOLDER, controlnet=...)"
-                )
             return cls()
         image = given.get(_IMAGE)
         if image is None:

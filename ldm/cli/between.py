@@ -72,16 +72,16 @@ def between(
     model = at_hand(model, "--model ", file=True)
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
-    import torch
 
     from ldm.data.images import flatten
     from ldm.data.picture import decode
     from ldm.editing.passes import between_pictures, between_prompts, save_gif
+    from ldm.engine.precision import device_at_hand
     from ldm.pipeline import LatentDiffusionPipeline
 
     try:
         pipe = LatentDiffusionPipeline.from_pretrained(model)
-        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        pipe.to(device or device_at_hand())
         how = pipe.sampling_defaults.but(
             num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
         )

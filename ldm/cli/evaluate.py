@@ -132,10 +132,10 @@ def evaluate(
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
-    import torch
     import transformers
 
     from ldm.config.provenance import environment
+    from ldm.engine.precision import device_at_hand
     from ldm.evaluation import charts, features
     from ldm.evaluation.report import Drawing, heads, rows, show, write
     from ldm.evaluation.runner import Evaluator, References, draw_with
@@ -150,7 +150,7 @@ def evaluate(
     try:
         if name and not charts.available():
             fail("--sweep draws charts by matplotlib: pip install 'ldm[evaluate]'")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or str(device_at_hand())
         own = f"clip:{model}" if (model / "image_encoder" / "config.json").is_file() else None
         named = space or ["pixels:16", *([own] if own else [])]
         compares = that_need("spaces") & {*asked}

@@ -12,7 +12,7 @@ import typer
 
 from ldm.cli.failure import check_pipeline, fail, there
 from ldm.cli.lora import LoraFormat
-from ldm.cli.options import weighted
+from ldm.cli.options import there_are, weighted
 
 _To = Annotated[LoraFormat, typer.Option(help="The format to write.")]
 
@@ -33,9 +33,7 @@ def merge(
 ) -> None:
     """Adds LoRAs up, into one LoRA or into the weights of a model."""
     asked = [weighted(one) for one in lora]
-    for path, _ in asked:
-        if not there(path, "--lora "):
-            fail(f"--lora {path}: there is no such file or folder")
+    there_are([path for path, _ in asked], "lora")
     if model is not None:
         check_pipeline(model, "--model ")
     _check_free(out, model is not None)

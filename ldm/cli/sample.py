@@ -310,17 +310,17 @@ def sample(
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
-    import torch
     import transformers
 
     from ldm.cascade import Cascade
+    from ldm.engine.precision import device_at_hand
     from ldm.evaluation import sheets
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     try:
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        where = device or str(device_at_hand())
         opened = partial(LatentDiffusionPipeline.from_pretrained, dtype=dtype.on(where))
         pipe = opened(model, **edit.beside())
         known = inspect.signature(pipe.__call__).parameters.keys()

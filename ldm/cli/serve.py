@@ -120,7 +120,6 @@ def serve(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import diffusers
-        import torch
         import transformers
 
         from ldm.serving.api.app import create_app
@@ -131,6 +130,7 @@ def serve(
         if (error.name or "").partition(".")[0] in ("fastapi", "uvicorn", "prometheus_client"):
             fail(_EXTRA)
         raise
+    from ldm.engine.precision import device_at_hand
     from ldm.serving.limits import Limits
     from ldm.serving.service import Service
     from ldm.serving.shelf import Shelf, models_of
@@ -138,7 +138,7 @@ def serve(
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = device or str(device_at_hand())
     try:
         found = models_of(paths, models)
         if not found:

@@ -15,16 +15,12 @@ from typer.testing import CliRunner
 import tiny_imagen
 from ldm import Cascade, LatentDiffusionPipeline
 from ldm.cli import app
+from stock import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 # Of a table whose first level is no 20,000th of the signal, so that rounding stays what it is.
 LINEAR = {"beta_schedule": "linear", "beta_end": 0.004}
 CALL: dict[str, Any] = {"guidance": [4.0, 2.0], "steps": 3, "noise_level": 40}
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")

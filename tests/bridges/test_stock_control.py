@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
@@ -30,6 +29,7 @@ import tiny_sd3
 import tiny_sdxl
 from ldm.cli import app
 from ldm.pipeline import LatentDiffusionPipeline
+from stock import apart, generators, picture, quiet, scheduled
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
@@ -39,30 +39,6 @@ PROMPTS = ["a red apple", "two dogs"]
 KINDS = [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler]
 NONE = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 CLOSE = 1e-5
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def generators(count: int = 2) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(count)]
-
-
-def picture(width: int = 16, height: int = 16, seed: int = 0) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
-    return Image.fromarray(coarse).resize((width, height))
-
-
-def apart(one: Any, other: Any) -> float:
-    one, other = np.asarray(one), np.asarray(other)
-    assert one.shape == other.shape and one.std() > 0.05
-    return float(np.abs(one - other).max() / np.abs(other).max())
-
-
-def scheduled(parts: dict[str, Any], kind: type) -> dict[str, Any]:
-    return parts | {"scheduler": kind.from_config(parts["scheduler"].config)}
 
 
 @pytest.fixture(scope="module")

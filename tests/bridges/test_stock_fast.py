@@ -32,15 +32,11 @@ import tiny_sd3
 import tiny_sdxl
 from ldm.pipeline import LatentDiffusionPipeline
 from loras import shake
+from stock import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 NONE = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 TEXT = ("text_encoder", "tokenizer")
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def pair_of(parts: dict[str, Any], kind: type | None = None) -> tuple[Any, Any]:

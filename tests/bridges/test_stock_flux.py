@@ -12,17 +12,13 @@ from torch import Tensor
 
 import tiny_flux
 from ldm.pipeline import LatentDiffusionPipeline
+from stock import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 PROMPTS = ["a red apple", "two dogs"]
 SMALL, WIDE = {"height": 16, "width": 16}, {"height": 12, "width": 24}
 TRUE = {"true_cfg_scale": 3.0, "negative_prompt": ["blurred", ""]}
 CALL: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent"}
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def stock(parts: dict[str, Any]) -> Any:

@@ -16,16 +16,12 @@ from torch import Tensor
 import tiny_imagen
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.prompts.windows import written
+from stock import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 PROMPTS = ["A red apple ", "two dogs"]
 CALL: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 6.0}
 NOTHING = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def stock(parts: dict[str, Any]) -> Any:

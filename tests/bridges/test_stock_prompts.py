@@ -22,16 +22,12 @@ from ldm.formats import lora
 from ldm.models.lora import attach, collect
 from ldm.pipeline import LatentDiffusionPipeline
 from loras import shake
+from stock import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 PROMPTS = ["a red apple", "two dogs"]
 OTHERS = ["a painting", "a long road"]
 SIZE = 16
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def made(family: str) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import tiny_sd3
 from ldm.pipeline import LatentDiffusionPipeline
+from stock import quiet
 from turns import turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -25,11 +26,6 @@ SCHEDULERS: dict[str, Any] = {
     "heun": FlowMatchHeunDiscreteScheduler(shift=3.0),
     "by size": FlowMatchEulerDiscreteScheduler(**SHIFTED),
 }
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def stock(parts: dict[str, Any], scheduler: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 import tiny
 import tiny_sdxl
 from ldm.pipeline import LatentDiffusionPipeline
+from stock import scheduled
 from turns import turns
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -31,10 +32,6 @@ def stock(parts: dict[str, Any], cls: type = StableDiffusionXLPipeline) -> Any:
     pipe = cls(**parts, add_watermarker=False, **more)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def scheduled(parts: dict[str, Any], kind: type) -> dict[str, Any]:
-    return parts | {"scheduler": kind.from_config(parts["scheduler"].config)}
 
 
 @pytest.fixture(scope="module")

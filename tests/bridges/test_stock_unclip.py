@@ -15,6 +15,7 @@ import tiny_unclip
 from ldm.cascade import Cascade
 from ldm.editing.embeddings import interpolated, text_diff
 from ldm.pipeline import LatentDiffusionPipeline
+from stock import quiet
 from tiny import aligned
 
 PROMPTS = ["a red apple", "two dogs"]
@@ -24,11 +25,6 @@ OF_PRIOR = {"prior_num_inference_steps": 3, "prior_guidance_scale": 3.0}
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def stock(cls: Any, parts: dict[str, Any]) -> Any:

@@ -77,3 +77,8 @@ export function base64(file) {
     reader.readAsDataURL(file);
   });
 }
+
+/** A path of the server as the page asks for it, which may stand behind a prefix. */
+export function relative(path) {
+  return path.replace(/^\//, "");
+}

@@ -1,6 +1,6 @@
 // The page: which part is shown, and what its buttons do.
 
-import { Refused, ask, attempt, base64, message } from "./api.js";
+import { Refused, ask, attempt, base64, message, relative } from "./api.js";
 import * as form from "./form.js";
 import * as jobs from "./jobs.js";
 
@@ -75,7 +75,7 @@ async function settings(file) {
 const ofPicture = {
   Edit: async (job, picture) => {
     location.hash = "#edit";
-    await (await module("edit")).open(picture.url.replace(/^\//, ""), picture.file);
+    await (await module("edit")).open(relative(picture.url), picture.file);
   },
   Vary: (job, picture) => {
     const draw = { ...job.settings, seed: picture.seed, count: 4, previews: PREVIEWS };

@@ -1,6 +1,6 @@
 // A picture with a brush: what is painted is drawn anew, the rest stays as it is.
 
-import { Refused, attempt, base64, element, message } from "./api.js";
+import { Refused, attempt, base64, element, message, relative } from "./api.js";
 import { info } from "./form.js";
 import { submit, whenOver } from "./jobs.js";
 
@@ -283,7 +283,7 @@ export async function draw(asked) {
 async function ended(job, of, sides) {
   const [picture] = job.pictures;
   if (!picture.url || of !== source || sides.some(Boolean)) return;
-  after.src = picture.url.replace(/^\//, "");
+  after.src = relative(picture.url);
   await after.decode();
   after.hidden = compare.disabled = false;
   compare.value = 100;

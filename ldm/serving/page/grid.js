@@ -1,6 +1,6 @@
 // A table of pictures over one or two settings, drawn cell by cell.
 
-import { Refused, attempt, element } from "./api.js";
+import { Refused, attempt, element, relative } from "./api.js";
 import { info } from "./form.js";
 import { submit, whenOver } from "./jobs.js";
 
@@ -84,7 +84,7 @@ export async function draw(asked) {
       line.append(cell);
       const ended = (words, picture) => {
         if (picture?.url) {
-          images[y][x] = element("img", { src: picture.url.replace(/^\//, ""), alt: `${row} ${column}` });
+          images[y][x] = element("img", { src: relative(picture.url), alt: `${row} ${column}` });
           cell.replaceChildren(images[y][x]);
         } else cell.replaceChildren(words);
         left -= 1;

@@ -1,6 +1,6 @@
 // The queue and the gallery: jobs of everybody who uses this server, the newest first.
 
-import { ask, attempt, element } from "./api.js";
+import { ask, attempt, element, relative } from "./api.js";
 
 const PAGE = 20; // jobs that are asked for at a time
 const AGAIN = 3000; // milliseconds until the next try where the server has closed the connection
@@ -165,7 +165,7 @@ class Card {
     if (cell.dataset.url === picture.url) return;
     cell.dataset.url = picture.url;
     const { prompt } = this.job.settings;
-    const url = picture.url.replace(/^\//, "");
+    const url = relative(picture.url);
     const image = element("img", { src: url, alt: prompt || "a picture", loading: "lazy", decoding: "async" });
     const open = element("button", { type: "button", className: "open", ariaLabel: `Look at: ${prompt || "a picture"}` }, image);
     open.addEventListener("click", () => this.look(picture, url));

@@ -32,6 +32,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks import text_to_image
 from ldm.tasks.estimate import trace
 from runs import train, tree
+from stock import quiet
 
 WIDTH = 32
 EYE = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "layers": 1,
@@ -61,11 +62,6 @@ def prior(**changes: Any) -> dict[str, Any]:
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def of_training(config: TrainConfig) -> Tensor:
