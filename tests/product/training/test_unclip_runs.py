@@ -132,6 +132,15 @@ def test_a_killed_run_ends_in_the_same_bits(runs, tmp_path):
     assert both[0] == both[1]
 
 
+def test_a_teacher_is_told_the_embedding(runs, tmp_path):
+    told = decoder(unet=None, vae=None, text=None, image_encoder=None, objective={})
+    asked = {"kind": "guidance", "guidance": 1}  # what the student says before it has learnt
+    del told["family"]
+    final = runs / "decoder" / "final"
+    train(tmp_path / "run", **told | {"duration": "1 step"}, model=str(final), distil=asked)
+    assert losses(tmp_path / "run") == [0.0]
+
+
 def test_what_is_measured_is_kept_where_text_encoders_are_rounded(runs, tmp_path):
     final = train(tmp_path / "run", **decoder(frozen="bfloat16", duration="2 steps"))
     for part in ("image_normalizer", "image_encoder", "text_encoder", "vae"):
