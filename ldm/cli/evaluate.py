@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ldm.cli import stages as staged
 from ldm.cli.failure import at_hand, fail, named_sampler
 from ldm.cli.options import (
     ComputesIn,
@@ -26,7 +28,9 @@ from ldm.cli.options import (
 from ldm.config.suites import SUITES, that_need, without_text
 
 if TYPE_CHECKING:
+    from ldm.cascade import Cascade
     from ldm.data.items import Items
+    from ldm.evaluation.report import Drawing
     from ldm.evaluation.suites import Report
 
 
@@ -38,7 +42,11 @@ HELP = "\n\n".join(
     ]
 )
 """Of ``evaluate``."""
-_SWEPT = {"steps": int, "guidance": float}
+Bounds = StrEnum("Bounds", ["none", "static", "dynamic"])
+_SWEPT: dict[str, Any] = {
+    "steps": int, "guidance": float, "noise-level": int, "sampler": named_sampler,
+    "threshold": lambda word: Bounds(word).value,
+}  # fmt: skip
 
 
 def _sweep(text: str | None) -> tuple[str, list[Any]]:
@@ -46,11 +54,15 @@ def _sweep(text: str | None) -> tuple[str, list[Any]]:
         return "", [None]
     name, equals, values = text.partition("=")
     if name not in _SWEPT or not equals:
-        fail(f"--sweep {text!r}: write steps=4,8,16,50 or guidance=1,2,3,5")
+        fail(
+            f"--sweep {text!r}: write steps=4,8,16,50 or guidance=1,2,3,5, or the like of"
+            f" {', '.join(list(_SWEPT)[2:])}"
+        )
     try:
-        return name, [_SWEPT[name](value) for value in values.split(",")]
+        return name.replace("-", "_"), [_SWEPT[name](value) for value in values.split(",")]
     except ValueError:
-        fail(f"--sweep {text!r}: the values are no numbers")
+        of = "none, static, dynamic" if name == "threshold" else "numbers"
+        fail(f"--sweep {text!r}: the values must be {of}")
 
 
 def _asked(chosen: list[Suite] | None, data: str | None, prompts: Path) -> list[Suite]:
@@ -75,6 +87,9 @@ def _asked(chosen: list[Suite] | None, data: str | None, prompts: Path) -> list[
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Pipeline folder.")],
     lora: Lora = None,
+    then: staged.Then = None,
+    then_guidance: staged.ThenGuidance = None,
+    noise_level: staged.NoiseLevel = None,
     suite: Annotated[
         list[Suite] | None,
         typer.Option(
@@ -100,7 +115,15 @@ def evaluate(
         typer.Option(help="Named sampler; what the folder states, else dpm++ or ode-heun."),
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(help="steps=4,8,16,50 or guidance=1,2,3,5: one column each.")
+        str | None,
+        typer.Option(
+            help="steps=4,8,16,50, guidance=1,2,3,5, sampler=ddim,dpm++, threshold=static,dynamic"
+            " or noise-level=0,200: one column each."
+        ),
+    ] = None,
+    threshold: Annotated[
+        Bounds | None,
+        typer.Option(help="How x0 of a model of pixels is kept within bounds; as it states."),
     ] = None,
     prompts: Annotated[
         Path, typer.Option(help="Folder of the prompt lists, NAME.txt, one prompt a line.")
@@ -123,17 +146,27 @@ def evaluate(
     """Measures what the model in DIR draws for fixed captions, with 95 % intervals."""
     name, values = _sweep(sweep)
     sampler = named_sampler(sampler) if sampler else None
-    model = at_hand(model)
+    then = then or []
+    behind = staged.Behind(len(then), then_guidance or [], noise_level or [], stages=False)
+    behind.check()
+    if name == "noise_level" and not then:
+        fail("--sweep noise-level is of --then, of which there is none")
+    model, *then = [at_hand(model), *(at_hand(each, "--then ") for each in then)]
     if count is not None and count < 8:
         fail(f"--count must be at least 8, not {count}")
     loras = [weighted(one) for one in lora or []]
     there_are([path for path, _ in loras], "lora")
     asked = _asked(suite, data, prompts)
+    if then and (alone := sorted(that_need("noise") & {*asked})):
+        if suite is not None:
+            fail(f"--suite {alone[0]} measures one network: leave out --then")
+        asked = [each for each in asked if each not in alone]
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
     import diffusers
     import transformers
 
+    from ldm.cascade import Cascade
     from ldm.config.provenance import environment
     from ldm.engine.precision import device_at_hand
     from ldm.evaluation import charts, features
@@ -155,18 +188,23 @@ def evaluate(
         named = space or ["pixels:16", *([own] if own else [])]
         compares = that_need("spaces") & {*asked}
         spaces = [features.space(spec, device) for spec in named] if compares else []
-        pipe = LatentDiffusionPipeline.from_pretrained(model, dtype=dtype.on(device))
+        opened = partial(LatentDiffusionPipeline.from_pretrained, dtype=dtype.on(device))
+        pipe, *_ = pipes = [opened(each) for each in (model, *then)]
         load_loras(pipe, loras)
-        pipe.to(device)
+        row = Cascade(pipes) if then else None
+        for each in pipes:
+            each.to(device)
+        if (threshold or name == "threshold") and any(p.codec.network is not None for p in pipes):
+            fail("--threshold: latents have no bounds: it is of models of pixels")
         if pipe.reads is not None and (unread := [s for s in asked if s in that_need("text")]):
             told = f"--suite {unread[0]}: this model reads no text; measure it by"
             fail(f"{told} {' or '.join(without_text())}")
         how = pipe.sampling_defaults.but(
             num_inference_steps=steps, guidance_scale=guidance, sampler=sampler
         )
-        once = Drawing.of(how, seed, batch)
+        once = Drawing.of(how, seed, batch, threshold and threshold.value)
         drawings = [replace(once, **({name: value} if name else {})) for value in values]
-        size = pipe.family.side(pipe.network) * pipe.codec.factor
+        size = pipes[-1].family.side(pipes[-1].network) * pipes[-1].codec.factor
         judge = None
         if own and that_need("judge") & {*asked} and not any(each.judge for each in spaces):
             judge = features.space(own, device).judge
@@ -179,22 +217,51 @@ def evaluate(
         )
         for chosen in asked:  # what is wrong with it is told before hours of drawing
             SUITES[chosen].prepared(truth, count)
-        measurer = Evaluator(pipe, truth, partial(saved, str(model)))
+        measurer = Evaluator(pipes[-1], truth, partial(saved, str(model)))
+        own_bounds = [pipe.scheduler for pipe in pipes]
+        given = {"steps": steps, "guidance": guidance, "sampler": sampler}
         for chosen in asked:
             several: list[Report] = []
             for drawing in drawings:
                 told = f"{chosen.value}, {name} {getattr(drawing, name)}" if name else chosen.value
                 spent = Spent()
-                draw = draw_with(pipe, drawing, told, spent)
+                for each, scheduler in zip(pipes, own_bounds, strict=True):
+                    each.scheduler = _bounded(scheduler, drawing.threshold)
+                through = row and _through(row, behind, given, drawing, name)
+                draw = draw_with(pipes, drawing, told, spent, through)
                 report = SUITES[chosen].measured(measurer, draw, count)
                 several.append(replace(report, spent=spent))
             reports[chosen.value] = several
             _print(console, chosen.value, heads(drawings, name), rows(several))
-            write(out, model, loras, data, reports, drawings, name, environment())
+            write(out, [model, *then], loras, data, reports, drawings, name, environment())
             show(out, chosen.value, several, drawings, name)
     except (ValueError, OSError) as error:
         fail(error)
     console.print(str(out), highlight=False, soft_wrap=True)
+
+
+def _bounded(scheduler: Any, threshold: str | None) -> Any:
+    """``scheduler`` that keeps x0 within bounds as ``threshold`` says; None: as it does."""
+    from ldm.guidance import Threshold
+
+    if threshold is None:
+        return scheduler
+    return scheduler.from_config(
+        {**scheduler.config, **Threshold.stated(threshold, scheduler.config)}
+    )
+
+
+def _through(
+    row: Cascade, behind: staged.Behind, given: dict[str, Any], drawing: Drawing, swept: str
+) -> Callable[[dict[str, Any]], Any]:
+    """Draws by all of ``row`` what a call of its first asks for: as ``given``, None being what each
+    folder states, but for what is ``swept``.
+    """
+    if drawing.noise_level is not None:
+        behind = replace(behind, levels=[drawing.noise_level])
+    whole = staged.Through(row, behind)
+    every = given | {key: getattr(drawing, key) for key in given if key == swept}
+    return lambda call: whole.draw(call, **every)[0]
 
 
 def _pictures(data: str, size: int) -> Items:

@@ -170,7 +170,9 @@ def drawn(
                         counting.enter_context(sheets.counted(one, progress, share))
                     asked, before = call.asked(pipe, own, batch), list[Any]()
                     if through:
-                        images, before = through.draw(call.shots[0], asked)
+                        first = call.shots[0]
+                        row = {key: getattr(first, key) for key in ("steps", "guidance", "sampler")}
+                        images, before = through.draw(asked, **row)
                     elif how := enlarging(call.shots[0].enlarge):
                         images = enlarged(pipe, asked.pop("prompt"), **asked, **how).images
                     else:

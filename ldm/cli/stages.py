@@ -13,7 +13,6 @@ from ldm.cli.failure import fail
 
 if TYPE_CHECKING:
     from ldm.cascade import Cascade
-    from ldm.cli.settings import Settings
 
 Then = Annotated[
     list[Path] | None,
@@ -88,12 +87,21 @@ class Through:
         """The pipelines, in order."""
         return self.cascade.stages
 
-    def draw(self, asked: Settings, call: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+    def draw(
+        self,
+        call: Mapping[str, Any],
+        *,
+        steps: int | None,
+        guidance: float | None,
+        sampler: str | None,
+    ) -> tuple[Any, list[Any]]:
         """The pictures, and those before each of the models, if they are written.
 
         Args:
-            asked: steps, guidance and sampler of all models, None where each folder states its own.
             call: arguments of the call of the first model.
+            steps: of all models; None: as many as each folder states.
+            guidance: scale, the same; those behind may have one of their own.
+            sampler: its name, the same.
 
         Raises:
             ValueError: one of them is wrong.
@@ -101,9 +109,9 @@ class Through:
         scales = [None, *self.behind.each(self.behind.scales)]
         own = [
             stage.sampling_defaults.but(
-                num_inference_steps=asked.steps,
-                guidance_scale=asked.guidance if scale is None else scale,
-                sampler=asked.sampler,
+                num_inference_steps=steps,
+                guidance_scale=guidance if scale is None else scale,
+                sampler=sampler,
             )
             for stage, scale in zip(self.stages, scales, strict=True)
         ]

@@ -22,13 +22,13 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: Path) -> None:
+def lines(name: str, values: Sequence[Any], columns: Sequence[Figures], file: Path) -> None:
     """Every share (a number in [0, 1]) against ``values`` of ``name``, with its 95 % interval; what
     stands beside it (ceiling, floor, other style) in its colour, broken.
 
     Args:
         name: what was swept; steps are drawn on a logarithmic axis.
-        values: one a column.
+        values: one a column, names or numbers.
         columns: figures, the same keys in each.
         file: a PNG.
     """
@@ -59,7 +59,7 @@ def lines(name: str, values: Sequence[float], columns: Sequence[Figures], file: 
     page.savefig(file, dpi=120, bbox_inches="tight")
 
 
-def trade_off(name: str, values: Sequence[float], columns: Sequence[Figures], file: Path) -> None:
+def trade_off(name: str, values: Sequence[Any], columns: Sequence[Figures], file: Path) -> None:
     """The first Frechet distance against the CLIP score, a point for each of ``values``."""
     page, axes = _page()
     distance = next(key for key in columns[0] if key.startswith("frechet,"))
@@ -73,7 +73,7 @@ def trade_off(name: str, values: Sequence[float], columns: Sequence[Figures], fi
     )  # fmt: skip
     for value, along, up in zip(values, x, y, strict=True):
         axes.annotate(
-            f"{value:g}", (along.value, up.value), (4, 4), textcoords="offset points", fontsize=8
+            str(value), (along.value, up.value), (4, 4), textcoords="offset points", fontsize=8
         )
     axes.set(xlabel="CLIP score", ylabel=distance, title=f"by {name}")
     page.savefig(file, dpi=120, bbox_inches="tight")

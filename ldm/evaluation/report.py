@@ -30,6 +30,8 @@ class Drawing:
         sampler: named sampler.
         seed: picture i is drawn from seed + i.
         batch: pictures at a time, which changes none of them.
+        threshold: how x0 is kept within bounds (``Threshold.stated``); None: as the folder says.
+        noise_level: at which models behind are told what came before; None: as they say.
     """
 
     steps: int
@@ -37,25 +39,30 @@ class Drawing:
     sampler: str
     seed: int
     batch: int
+    threshold: str | None = None
+    noise_level: int | None = None
 
     @classmethod
-    def of(cls, how: SamplingDefaults, seed: int, batch: int) -> Drawing:
+    def of(
+        cls, how: SamplingDefaults, seed: int, batch: int, threshold: str | None = None
+    ) -> Drawing:
         """As ``how`` says, with a sampler that it names."""
         assert how.sampler is not None
-        return cls(how.num_inference_steps, how.guidance_scale, how.sampler, seed, batch)
+        told = how.num_inference_steps, how.guidance_scale, how.sampler
+        return cls(*told, seed, batch, threshold)
 
 
 def write(
-    out: Path, model: Path, loras: Sequence[tuple[Path, float]], data: str | None,
+    out: Path, models: Sequence[Path], loras: Sequence[tuple[Path, float]], data: str | None,
     reports: Mapping[str, Sequence[Report]], drawings: Sequence[Drawing], swept: str,
     environment: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """``figures.json`` and ``table.md`` of all suites so far, with ``loras`` at their weights,
-    ``data`` compared with, and ``environment`` measured in.
+    """``figures.json`` and ``table.md`` of all suites so far, of ``models`` in a row with ``loras``
+    at their weights, ``data`` compared with, and ``environment`` measured in.
     """
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "model": model.resolve().name,
+        "model": " > ".join(model.resolve().name for model in models),
         "lora": {path.resolve().name: weight for path, weight in loras},
         "data": data,
         "environment": environment,

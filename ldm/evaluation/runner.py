@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,43 +31,62 @@ FEWEST = 8
 
 
 @contextmanager
-def counting(pipe: Pipe, spent: Spent, pictures: int) -> Iterator[None]:
-    """Inside, ``pipe`` draws ``pictures``, and what it costs is added to ``spent``."""
+def counting(pipes: Sequence[Pipe], spent: Spent, pictures: int) -> Iterator[None]:
+    """Inside, ``pipes`` draw ``pictures`` one behind the other, and what it costs is added to
+    ``spent``.
+    """
 
     def passed(_: Any, inputs: tuple[Any, ...]) -> None:
         spent.evaluations += len(inputs[0])
 
-    hook, begin = pipe.network.register_forward_pre_hook(passed), time.perf_counter()
+    hooks = [pipe.network.register_forward_pre_hook(passed) for pipe in pipes]
+    begin = time.perf_counter()
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         spent.seconds += time.perf_counter() - begin
         spent.pictures += pictures
 
 
 def draw_with(
-    pipe: Pipe, drawing: Drawing, what: str = "captions", spent: Spent | None = None
+    pipes: Sequence[Pipe],
+    drawing: Drawing,
+    what: str = "captions",
+    spent: Spent | None = None,
+    through: Callable[[dict[str, Any]], Tensor] | None = None,
 ) -> Draw:
-    """Draws captions as ``drawing`` says; ``what`` is told to people who wait, and what it costs is
-    added to ``spent``.
+    """Draws captions as ``drawing`` says.
+
+    Args:
+        pipes: what draws, one or a row of them.
+        drawing: how, the first of them.
+        what: is told to people who wait.
+        spent: what it costs is added to it.
+        through: draws by all of them what the arguments of a call of the first ask for; None: the
+            first alone does.
     """
 
     def draw(captions: Sequence[str]) -> Tensor:
+        count = len(captions)
         with (
-            counting(pipe, spent or Spent(), len(captions)),
-            Progress(f"drawing {what}", "pictures", len(captions)) as progress,
-            counted(pipe, progress, len(captions)),
+            counting(pipes, spent or Spent(), count),
+            Progress(f"drawing {what}", "pictures", count) as progress,
+            ExitStack() as stack,
         ):
-            images = pipe(
-                list(captions),
-                num_inference_steps=drawing.steps,
-                guidance_scale=drawing.guidance,
-                sampler=drawing.sampler,
-                seed=drawing.seed,
-                batch_size=drawing.batch,
-                output_type="pt",
-            ).images
+            for pipe in pipes:
+                stack.enter_context(counted(pipe, progress, count / len(pipes)))
+            call = {
+                "prompt": list(captions),
+                "num_inference_steps": drawing.steps,
+                "guidance_scale": drawing.guidance,
+                "sampler": drawing.sampler,
+                "seed": drawing.seed,
+                "batch_size": drawing.batch,
+                "output_type": "pt",
+            }
+            images = through(call) if through else pipes[0](**call).images
         return images.float().cpu() * 2 - 1
 
     return draw

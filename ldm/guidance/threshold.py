@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion import Condition, Level, Prediction, Predictor
 from ldm.guidance.chain import moved
+
+Kind = Literal["none", "static", "dynamic"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Threshold:
         if not config.get("clip_sample", True):
             return None
         return Threshold(float(config.get("clip_sample_range", 1.0)))
+
+    @staticmethod
+    def stated(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What a scheduler of ``config`` is to state for ``kind``; a percentile and a largest s
+        that it has stay, else they are those of the paper: 0.995 and none, 1,000.
+        """
+        changed = {"thresholding": kind == "dynamic", "clip_sample": kind == "static"}
+        if kind == "dynamic" and not config.get("thresholding"):
+            changed |= {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1000.0}
+        return changed
 
     def __call__(self, predict: Predictor, null: Condition) -> Predictor:
         """The predictor with its x0 clipped; ``null`` is not used."""

@@ -2,6 +2,7 @@
 line.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,32 @@ def test_the_command_line_draws_the_same(folders, by_hand, tmp_path):
             true = ((stage[n].permute(1, 2, 0).numpy() / 2 + 0.5).clip(0, 1) * 255).round()
             drawn = np.asarray(Image.open(out / f"000{n}{suffix}.png").convert("RGB")).astype(int)
             assert np.abs(drawn - true).max() <= 1
+
+
+def test_evaluate_measures_what_the_last_draws(folders, by_hand, tmp_path, monkeypatch):
+    seen = list[Any]()
+    monkeypatch.setattr("ldm.evaluation.report.show", lambda *told: seen.append(told[2]))
+    (tmp_path / "two.txt").write_text("two dogs\na red apple\n")
+    line = ["evaluate", folders[0], "--then", folders[1], "--suite", "prompts", "--steps", 3,
+            "--guidance", 4, "--then-guidance", 2, "--sampler", "model", "--seed", 5, "--batch", 2,
+            "--prompts", tmp_path, "--out", tmp_path]  # fmt: skip
+
+    def measured(*more: str) -> list[Any]:
+        found = CliRunner().invoke(app, [*map(str, line), *more])
+        assert found.exit_code == 0, found.output
+        return [(report.drawn, report.spent) for report in seen.pop()]
+
+    (low, spent), (forty, _) = measured("--sweep", "noise-level=3,40")
+    assert apart(forty, by_hand[1].clamp(-1, 1)) <= 1e-5 and apart(low, forty) > 0.01
+    assert spent.evaluations == 2 * 2 * 3 * 2  # pictures, guided, in three steps, by both
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert record["model"] == "False > True"
+    assert [told["drawing"]["noise_level"] for told in record["measured"]] == [3, 40]
+    swept = measured("--noise-level", "40", "--sweep", "threshold=none,static,dynamic")
+    bare, static, dynamic = (drawn for drawn, _ in swept)
+    assert apart(static, bare) > 0.01 and apart(dynamic, bare) > 0.01
+    plain = measured("--noise-level", "40", "--threshold", "dynamic")
+    assert torch.equal(plain[0][0], dynamic)
 
 
 @pytest.mark.parametrize(

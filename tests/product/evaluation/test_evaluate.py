@@ -292,7 +292,11 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
     "arguments, words",
     [
         (("--sweep", "step=4"), "write steps=4,8,16,50 or guidance=1,2,3,5"),
-        (("--sweep", "steps=4,x"), "the values are no numbers"),
+        (("--sweep", "steps=4,x"), "the values must be numbers"),
+        (("--sweep", "threshold=no"), "the values must be none, static, dynamic"),
+        (("--sweep", "noise-level=1"), "noise-level is of --then, of which there is none"),
+        (("--threshold", "static"), "latents have no bounds"),
+        (("--suite", "loss", "--then", "MODEL"), "--suite loss measures one network"),
         (("--count", "2"), "--count must be at least 8"),
         (("--lora", "/nowhere:0.5"), "--lora /nowhere: there is no such file or folder"),
         (("--space", "clip:/nowhere"), "there is no /nowhere/text_encoder"),
@@ -313,7 +317,8 @@ def test_charts_have_a_point_for_every_value(tmp_path: Path, monkeypatch) -> Non
     ],
 )
 def test_mistakes_are_one_line(model: Path, tmp_path: Path, arguments, words: str) -> None:
-    result = run(model, *arguments, "--out", tmp_path / "out")
+    named = {"MODEL": model}
+    result = run(model, *(named.get(a, a) for a in arguments), "--out", tmp_path / "out")
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ") and words in line
