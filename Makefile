@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# What one process has compiled the others load, where the environment says otherwise as well.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo serve test lint clean
 
 # First what the model that ships draws from words, then a model from random init.
