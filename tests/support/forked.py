@@ -210,6 +210,7 @@ def main() -> None:
 
     import pyarrow
     from torch.distributed.elastic.multiprocessing import subprocess_handler
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     from ldm.config.loader import validate
     from ldm.config.schema import TrainConfig
@@ -221,6 +222,7 @@ def main() -> None:
     pyarrow.array(["a"])  # which imports pandas, where that is installed
     with contextlib.suppress(ConfigError):
         validate(TrainConfig, {})  # which makes what validates
+    get_checkpoint_conversion_mapping("")  # compiles 900 patterns, before the first text encoder
     subprocess_handler.SubprocessHandler._popen = started_by_torchrun
     os.fsync = lambda descriptor: None  # as in the tests' own process
     gc.collect()
