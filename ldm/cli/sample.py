@@ -315,6 +315,7 @@ def sample(
     from ldm.cascade import Cascade
     from ldm.engine.precision import device_at_hand
     from ldm.evaluation import sheets
+    from ldm.models.rows import paired
     from ldm.pipeline import LatentDiffusionPipeline
 
     diffusers.utils.logging.disable_progress_bar()
@@ -323,6 +324,8 @@ def sample(
         where = device or str(device_at_hand())
         opened = partial(LatentDiffusionPipeline.from_pretrained, dtype=dtype.on(where))
         pipe = opened(model, **edit.beside())
+        if where == "cpu":  # a picture alone is that of ``ldm serve``, to the bit
+            pipe = pipe.asking(paired)
         known = inspect.signature(pipe.__call__).parameters.keys()
         for row in rows:
             for name in sorted(row.settings.arguments().keys() & known):

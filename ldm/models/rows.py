@@ -5,7 +5,8 @@ A matrix product of few rows is summed in another order than one of many. In a U
 the linear layers that read one vector a row, those of the time embedding, and a batch of one row;
 what reads pictures or tokens has many rows in any batch. So the former read row by row, each row
 twice, as in a batch of two, and a lone row is evaluated twice. The pictures that are drawn so are
-those of a batch of one guided picture, whose two rows are a batch of two.
+those of a batch of one guided picture, whose two rows are a batch of two; and of one that is not
+guided where its row is evaluated twice there as well (``paired``).
 
 That holds up to ``MOST_ROWS`` where it was measured, a CPU with AVX2 and float32; of another device
 nobody knows it before it is asked (``alike``).
@@ -62,6 +63,17 @@ def evaluated(
         return torch.cat([part, *[part[-1:]] * missing])
 
     return denoiser(filled(x_t), filled(timestep), cond.map(filled))[: len(x_t)]
+
+
+def paired(denoiser: Denoiser) -> Denoiser:
+    """``denoiser``, with a lone row evaluated twice: what it says of one picture alone is then what
+    it says of it in any company of rows that do not know each other.
+    """
+
+    def ask(x_t: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+        return evaluated(denoiser, x_t, timestep.expand(len(x_t)), cond)
+
+    return ask
 
 
 def alike(

@@ -117,6 +117,18 @@ def test_a_guided_picture_is_that_of_the_pipeline_itself(net: Network) -> None:
     assert torch.equal(drawn(net, {**call, "seed": 5}), plain)
 
 
+def test_a_lone_row_is_asked_of_as_two() -> None:
+    def knows(x_t: torch.Tensor, timestep: torch.Tensor, cond: Condition) -> torch.Tensor:
+        assert len(x_t) == len(timestep) == len(cond)
+        return x_t * len(x_t)
+
+    ask, x_t = rows.paired(knows), torch.ones(3, 4, 2, 2)
+    for count, said in ((1, 2), (2, 2), (3, 3)):
+        cond = Condition(torch.zeros(count, 2, 3), pooled=torch.zeros(count, 3))
+        found = ask(x_t[:count], torch.tensor(7), cond)
+        assert torch.equal(found, said * x_t[:count])
+
+
 def test_a_call_that_is_stopped_costs_two_evaluations_at_most(
     net: Network, evaluations: list[int]
 ) -> None:

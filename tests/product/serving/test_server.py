@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -120,7 +121,9 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_a_job_from_its_coming_to_its_picture(http: Any, service: Service, tmp_path: Path) -> None:
+def test_a_job_from_its_coming_to_its_picture(
+    http: Any, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {"prompt": "a red heart", "count": 2, "seed": 7, "previews": 2, **SHORT}
     everybody = service.listen(lambda: None)
     stream = http.post("/api/jobs", json=asked, headers={"Accept": "text/event-stream"})
@@ -151,6 +154,20 @@ def test_a_job_from_its_coming_to_its_picture(http: Any, service: Service, tmp_p
     result = CliRunner().invoke(command, line)
     assert result.exit_code == 0, result.output
     assert np.array_equal(pixels(again.read_bytes()), pixels(file.read_bytes()))
+    # So does one that is not guided, whose lone row is evaluated twice there as well.
+    rows, evaluated = [], UNet2DConditionModel.forward
+
+    def seen(network: Any, x: Any, *told: Any, **named: Any) -> Any:
+        rows.append(len(x))
+        return evaluated(network, x, *told, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", seen)
+    other = tmp_path / "other.png"
+    other.write_bytes(file_of(http, drawn(http, {"prompt": "a", "seed": 9, "guidance": 1.0})))
+    line[line.index(str(file))] = str(other)
+    result = CliRunner().invoke(command, line)
+    assert result.exit_code == 0 and rows == [2] * 4, result.output
+    assert np.array_equal(pixels(again.read_bytes()), pixels(other.read_bytes()))
     # And dropped back it says what it was.
     dropped = http.post("/api/settings", json={"image": text(file.read_bytes())}).json()
     settings = {"prompt": "a red heart", "seed": 7, "steps": 2, "guidance": 3.0, "width": 16}
