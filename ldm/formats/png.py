@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldm.sampling.names import SCHEDULED
+
+if TYPE_CHECKING:  # the command line imports this, and --help needs no Pillow
+    from PIL import Image
 
 _T = TypeVar("_T", int, float)
 _KEY = "parameters"
@@ -197,6 +197,8 @@ def write_picture(
     if kind is None:
         raise ValueError(f"{path}: a picture is written as {', '.join(FORMATS)}")
     if kind == "PNG":
+        from PIL.PngImagePlugin import PngInfo
+
         info = PngInfo()
         info.add_text(_KEY, str(parameters))
         if beside is not None:
@@ -229,6 +231,8 @@ def _note(beside: Mapping[str, Any]) -> bytes:
 def _exif(
     path: str | PathLike[str], kind: str, parameters: Parameters, note: bytes | None
 ) -> Image.Exif:
+    from PIL import Image
+
     exif = Image.Exif()
     # UTF-16 as EXIF has its numbers in Pillow; the web UI's own reader tries both orders. Half a
     # character is no text, which is the pipeline's to say.
@@ -277,6 +281,8 @@ def read_beside(path: str | PathLike[str]) -> dict[str, Any] | None:
 
 def _carried(path: str | PathLike[str]) -> tuple[dict[Any, Any], dict[int, Any]]:
     """What a picture carries, and the table of its EXIF."""
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             image.load()  # the chunk may stand behind the pixels

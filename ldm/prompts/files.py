@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ldm.diffusion.streams import stream
-
 _WILDCARD = re.compile(r"__([A-Za-z0-9][\w/-]*?)__")
 _MOST = 100  # in one prompt, those within others among them
 
@@ -69,6 +67,8 @@ def drawn(prompt: str, folder: Path, seed: int) -> str:
     Raises:
         ValueError: there is no such file, or lines stand for each other without end.
     """
+    from ldm.diffusion.streams import stream  # only now: --help needs no numpy
+
     draw, count = stream(seed, "wildcards", 0), 0
     while found := _WILDCARD.search(prompt):
         count += 1
