@@ -11,6 +11,8 @@ from.
                     to its source than another rendering of the same caption is: by 16 x 16 pixels,
                     by the embedding, and by where its things lie
     interpolation   share of ends that read as the pictures they are of: colours and shapes
+    components      what is read of pictures that are drawn of their first principal components
+                    alone, of 2,000 others'
     text diffs      share of pictures of one thing whose colour is read as the one that was asked
                     for, and share whose shape is another, at some shares of the way
     priors          of unseen captions: cosine to the embedding of their picture, and what is read
@@ -27,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, normalize
@@ -36,7 +39,7 @@ from ldm.demo.checker import Verdict, compare, read
 from ldm.demo.scene import POSITION_JITTER, Scene, captions, contrasting, is_held_out, render
 from ldm.demo.shapes import ShapesData
 from ldm.diffusion import stream
-from ldm.editing.embeddings import interpolated, text_diff
+from ldm.editing.embeddings import interpolated, principal, text_diff
 from ldm.evaluation.distances import mean
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.sheets import save, sheet
@@ -45,6 +48,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 
 SIDE, UNSEEN = 64, 1  # the seed of scenes that nothing was trained on
 SHARES = (0.15, 0.25, 0.35, 0.5)
+COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def scenes(count: int, kinds: tuple[Any, ...] = ("one", "two", "many")) -> list[Scene]:
@@ -138,6 +142,23 @@ def interpolation(pipe: Any, args: Any) -> list[list[Image.Image]]:
     return [list(row) for row in zip(*rows, strict=True)]
 
 
+def components(pipe: Any, args: Any) -> list[list[Image.Image]]:
+    """See above; rows of source and what is drawn of ever more components."""
+    print("components")
+    asked, others = scenes(args.pairs, ("one",)), ShapesData(count=2000, seed=2, size=SIDE)
+    source = [render(scene, SIDE) for scene in asked]
+    many = [others.load(n) for n in range(others.count)]
+    embeds, among = pipe.embed(source), torch.cat([pipe.embed(many[n::8]) for n in range(8)])
+    rows = [source]
+    for count in COMPONENTS:
+        pictures = drawn(pipe, principal(embeds, among, count), args)
+        found = verdicts(pictures, asked)
+        tell(f"of {count}, the colour", [v.colours == 1 for v in found])
+        tell(f"of {count}, the shape", [v.shapes == 1 for v in found])
+        rows.append(pictures)
+    return [list(row) for row in zip(*rows, strict=True)]
+
+
 def diffs(pipe: Any, prior: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of source and what it was turned to."""
     print("text diffs")
@@ -216,6 +237,7 @@ def main() -> None:
     args = parser.parse_args()
     pipe = opened(args.decoder, args.device)
     found = {"variations": variations(pipe, args), "interpolation": interpolation(pipe, args)}
+    found["components"] = components(pipe, args)
     if args.prior:
         prior = opened(args.prior, args.device)
         regression = args.regression and opened(args.regression, args.device)

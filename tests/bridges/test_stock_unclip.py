@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tiny_unclip
 from ldm.cascade import Cascade
-from ldm.editing.embeddings import interpolated, text_diff
+from ldm.editing.embeddings import interpolated, principal, text_diff
 from ldm.pipeline import LatentDiffusionPipeline
 from stock import quiet
 from tiny import aligned
@@ -113,6 +113,20 @@ def test_embeddings_in_place_of_pictures(whole):
     nearer = torch.nn.functional.cosine_similarity(turned, towards)
     assert bool((nearer > torch.nn.functional.cosine_similarity(embeds, towards) + 0.1).all())
     assert apart(text_diff(embeds, one, other, 0.0), embeds) <= 1e-5
+
+
+def test_principal_components_of_embeddings() -> None:
+    # Of three directions, by spread 9, 4 and 1, in a space of five, around a mean.
+    basis = torch.linalg.qr(torch.randn(5, 5, generator=generator()))[0][:3]
+    sides = torch.tensor([[3.0, 0, 0], [0, 2.0, 0], [0, 0, 1.0]])
+    middle = torch.arange(5.0)
+    among = middle + torch.cat([sides, -sides]) @ basis
+    seen = middle + torch.tensor([[1.0, -2.0, 0.5]]) @ basis
+    for count in range(4):
+        kept = torch.tensor([[1.0, -2.0, 0.5]]) * (torch.arange(3) < count)
+        assert torch.allclose(principal(seen, among, count), middle + kept @ basis, atol=1e-5)
+    with pytest.raises(ValueError, match="6 components of 6 embeddings of 5"):
+        principal(seen, among, 6)
 
 
 def test_folders_go_both_ways(whole, tmp_path):
