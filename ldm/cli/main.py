@@ -16,6 +16,7 @@ from ldm.cli.sample import sample
 from ldm.cli.schema import schema
 from ldm.cli.serve import serve
 from ldm.progress import listen
+from ldm.threads import wait_asleep
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(data.app, name="data")
@@ -36,4 +37,5 @@ app.command()(push)
 @app.callback()
 def main() -> None:
     """Latent text-to-image diffusion."""
+    wait_asleep()
     listen("ldm.progress")

@@ -116,8 +116,6 @@ def serve(
     if manage and runs is None and not data:
         fail("--manage goes with --runs or --data, which it lets the pages change")
     paths = [at_hand(path, "--model ", file=True) for path in model or []]
-    # A thread that waits for work must not spin: several compute on one machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import diffusers
         import transformers

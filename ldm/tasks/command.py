@@ -27,6 +27,7 @@ from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import ConfigError, DataError, UserError
 from ldm.formats.at_hand import autoencoder_of, folder_of
 from ldm.progress import listen, main_process
+from ldm.threads import wait_asleep
 
 C = TypeVar("C", bound=RunConfig)
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Command(Generic[C]):
     """
 
     def __init__(self, schema: type[C], description: str | None) -> None:
+        wait_asleep()
         sys.excepthook = one_line
         listen()
         parser = argparse.ArgumentParser(

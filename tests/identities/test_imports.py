@@ -34,7 +34,7 @@ LEVELS = [
     {"ldm.models", "ldm.guidance", "ldm.sampling"},
     {"ldm.diffusion"},
     {"ldm.storage"},
-    {"ldm.errors", "ldm.lazy", "ldm.progress"},
+    {"ldm.errors", "ldm.lazy", "ldm.progress", "ldm.threads"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 LONGEST = 400
