@@ -288,7 +288,7 @@ class TrainConfig(RunConfig):
         lora: adapters learn in place of those parts, which stay as they are; None: all weights do.
         textual_inversion: a new word learns in their place.
         controlnet: what the ControlNet is that ``train: [controlnet]`` teaches beside the U-Net, by
-            hints beside the pictures (``data.hints``).
+            hints beside the pictures (``data.hints``, ``data.hint_column``).
         distil: a teacher makes what is learnt; None: the data does.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them: less memory, more time, the same gradients.

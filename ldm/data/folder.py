@@ -13,14 +13,15 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from ldm.data.captions import Grammar
-from ldm.data.hints import Hints
+from ldm.data.hints import NOT_BOTH, Hints
 from ldm.data.index import Indexed, Part
 from ldm.data.metadata import TABLES, Lines, is_text, lines_of, read_text, rows_of
 from ldm.data.names import Names, Root, composed, of_windows
@@ -59,6 +60,8 @@ class FolderData(AtPath, Indexed):
         links: follow links that lead out of the folder; off, they are problems.
         hints: a folder that does not lie in this one, with a picture of the same name for each,
             whatever its suffix: what a ControlNet learns to follow; None: there are none.
+        hint_column: where ``metadata.*`` names such pictures, of this folder, in place of
+            ``hints`` (``conditioning_image``); None: nowhere.
         lines: which lines of a text file are captions: the ``first`` alone, as in sd-scripts;
             ``each``, of which training draws one; or all of them ``joined`` to one caption.
     """
@@ -73,8 +76,13 @@ class FolderData(AtPath, Indexed):
     links: bool = False
     hints: str | None = None
     lines: Lines = "first"
+    hint_column: str | None = None
 
     contents: ClassVar[str] = "pictures"
+
+    def __post_init__(self) -> None:
+        if self.hints is not None and self.hint_column is not None:
+            raise ValueError(NOT_BOTH)
 
     @classmethod
     def recognises(cls, place: Place) -> str | None:
@@ -99,11 +107,12 @@ class FolderData(AtPath, Indexed):
     def parts(self) -> Sequence[Part]:
         """The folder as a whole."""
         files, strays = walk(self.root, self.links)
+        hinted = f" {self.hint_column!r}" if self.hint_column else ""
         vars(self)["passed_by"] = passed_by(files, DOCUMENTS)  # here, where they are listed anyway
         return [
             Part(
                 path=str(self.root.resolve()),
-                settings=f"folder {_LISTED} {self._columns} {self.links} {self.lines}",
+                settings=f"folder {_LISTED} {self._columns} {self.links} {self.lines}{hinted}",
                 files=[(name, *state) for name, state in files.items()],
                 rows=partial(self._rows, files, strays),
                 read=partial(_read, self.root),
@@ -114,12 +123,41 @@ class FolderData(AtPath, Indexed):
     @cached_property
     def beside(self) -> Hints | None:
         """The hints, if there are some. Raises ``DataError`` if their folder cannot be read."""
+        if self.hint_column is not None:
+            files, _ = walk(self.root, self.links)
+            return Hints.below(self.root, files, self._hinted(files))
         if self.hints is None:
             return None
         root = Path(self.hints).expanduser()
         if not root.is_dir():
             raise DataError(f"{root}: there is no such folder, check data.hints")
-        return Hints(root, walk(root, self.links)[0])
+        return Hints.below(root, walk(root, self.links)[0])
+
+    def _hinted(self, files: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """The picture that the tables name as the hint of each, by keys. Raises ``DataError`` if
+        they name none.
+        """
+        found = dict[str, str]()
+        if self.hint_column is None:
+            return found
+        pictures = {key for key in files if key.lower().endswith((*READABLE, *UNREADABLE))}
+        root, (picture, caption) = Root(self.root, Names(pictures)), self._columns
+        for table in sorted((key for key in files if Path(key).name in TABLES), key=natural):
+            # What is wrong with a table is told where its captions are read.
+            with suppress(DataError):
+                both = (
+                    rows_of(root, self.root / table, table, column, caption)
+                    for column in (picture, self.hint_column)
+                )
+                for (_, key, *_), (_, hint, *_) in zip(*both, strict=True):
+                    if key and hint:
+                        found[key] = hint
+        if not found:
+            raise DataError(
+                f"{self.root}: no {TABLES[0]} here names a picture of this folder in a column"
+                f" {self.hint_column!r}, check data.hint_column"
+            )
+        return found
 
     @property
     def _columns(self) -> tuple[str, str]:
@@ -133,6 +171,8 @@ class FolderData(AtPath, Indexed):
     def _rows(self, files: dict[str, tuple[int, int]], strays: list[Row]) -> Iterator[Row]:
         """One row per picture in natural order (``2.png`` before ``10.png``), then the problems."""
         pictures = {key for key in files if key.lower().endswith(READABLE)}
+        hinted = self._hinted(files)
+        pictures -= hinted.values() - hinted.keys()
         unread = {key: None for key in files if key.lower().endswith(UNREADABLE)}
         if not pictures and not strays and not unread:
             raise DataError(

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import pyarrow as pa
 
 from ldm.data.captions import Grammar
+from ldm.data.hints import Hints
 from ldm.data.index import Indexed, Part, state_of
 from ldm.data.place import AtPath, Place
 from ldm.data.ranges import Copies, Count, Share, Weight
 from ldm.data.rows import Row
-from ldm.data.table import binary, captions_of, picture_of
+from ldm.data.table import binary, captions_of, of_column, picture_of
 from ldm.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class DatasetsData(AtPath, Indexed):
             their bytes.
         grammar: what becomes of a caption at every use; None: nothing.
         weight: share of the draws against other sources'; None: its number of pictures.
+        hint_column: where the pictures are that a ControlNet learns to follow, as
+            ``image_column`` has the others (``conditioning_image``); None: there are none.
     """
 
     path: str
@@ -86,6 +89,7 @@ class DatasetsData(AtPath, Indexed):
     held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
     weight: Weight | None = None
+    hint_column: str | None = None
 
     precedence: ClassVar[int] = 2
 
@@ -126,6 +130,11 @@ class DatasetsData(AtPath, Indexed):
                 read=self._read,
             )
         ]  # fmt: skip
+
+    @cached_property
+    def beside(self) -> Hints | None:
+        """The hints, if there are some: the same rows with another picture."""
+        return of_column(self)
 
     def _rows(self) -> Iterator[Row]:
         """A row per row of the split; only captions are read."""

@@ -14,7 +14,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from ldm.data.captions import Grammar
 from ldm.data.files import Files
+from ldm.data.hints import Hints
 from ldm.data.index import Part, state_of
 from ldm.data.metadata import texts
 from ldm.data.names import as_stored, of_windows
@@ -82,6 +83,8 @@ class TableData(AtPath, Files):
             their bytes.
         grammar: what becomes of a caption at every use; None: nothing.
         weight: share of the draws against other sources'; None: its number of pictures.
+        hint_column: where the pictures are that a ControlNet learns to follow, as
+            ``image_column`` has the others (``conditioning_image``); None: there are none.
     """
 
     path: str
@@ -91,6 +94,7 @@ class TableData(AtPath, Files):
     held_out_fraction: Share = 0.05
     grammar: Grammar | None = None
     weight: Weight | None = None
+    hint_column: str | None = None
 
     suffix: ClassVar[str] = ".parquet"
     endings: ClassVar[tuple[str, ...]] = (suffix,)
@@ -109,6 +113,11 @@ class TableData(AtPath, Files):
             if name not in place.tables and name[: -len(cls.suffix)] not in beside
         ]
         return counted(cls.contents, mine)
+
+    @cached_property
+    def beside(self) -> Hints | None:
+        """The hints, if there are some: the same rows with another picture."""
+        return of_column(self)
 
     @cached_property
     def shards(self) -> np.ndarray:
@@ -186,6 +195,23 @@ class TableData(AtPath, Files):
                 f"{file}: column {self.image_column!r} holds {kind}, not the bytes of pictures; "
                 "set data.image_column (for names of picture files: metadata.parquet in a folder)"
             )
+
+
+def of_column(source: Any) -> Hints | None:
+    """The hints of a ``source`` of rows whose ``hint_column`` has them; None: it has none.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    column = source.hint_column
+    if column is None:
+        return None
+    other = replace(source, image_column=column, hint_column=None)
+    name = f"{source.name}, column {column!r},"
+    try:
+        return Hints(name, other.parts, lambda key: f"{other.where(key)}, column {column!r}")
+    except DataError as error:  # which takes the column for that of the pictures
+        raise DataError(f"data.hint_column {column!r}: {error}") from error
 
 
 def binary(kind: pa.DataType) -> bool:

@@ -2,12 +2,17 @@
 has learnt is a folder of diffusers' own, the same cached or not, interrupted or not.
 """
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from diffusers import ControlNetModel
 from PIL import Image
 
@@ -164,3 +169,59 @@ def test_hints_that_are_missing_are_named(tmp_path, own_cache):
         Image.new("RGB", (16, 32)).save(file.with_suffix(f".{suffix}"))
     with pytest.raises(DataError, match="4.jpg and a/4.png have one name"):
         checked(**told)
+
+
+def columned(folder: Path, kind: str) -> dict[str, str]:
+    """Four pictures whose hints, half as bright, are named in a column."""
+    folder.mkdir()
+    made = [Image.effect_noise((16, 12), 60 + n).convert("RGB") for n in range(4)]
+    both = {"image": made, "conditioning_image": [image.point(lambda x: x // 2) for image in made]}
+    told = {"path": str(folder), "hint_column": "conditioning_image"}
+    if kind == "folder":
+        (folder / "cond").mkdir()
+        rows = []
+        for n in range(4):
+            names = f"{n}.png", f"cond/{3 - n}.png"
+            for name, pictures in zip(names, both.values(), strict=True):
+                pictures[n].save(folder / name)
+            row = {"file_name": names[0], "conditioning_image": names[1], "text": f"picture {n}"}
+            rows.append(json.dumps(row))
+        (folder / "metadata.jsonl").write_text("\n".join(rows))
+        return told
+
+    def data(image: Image.Image) -> bytes:
+        image.save(file := io.BytesIO(), "png")
+        return file.getvalue()
+
+    columns: dict[str, Any] = {name: list(map(data, images)) for name, images in both.items()}
+    columns["text"] = [f"picture {n}" for n in range(4)]
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), folder / "train.parquet")
+    else:
+        Dataset.from_dict(columns).save_to_disk(folder)
+    return told
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "datasets"])
+def test_hints_of_a_column_are_those_of_their_pictures(kind, tmp_path, own_cache):
+    told = columned(tmp_path / "data", kind) | {"held_out_fraction": 0}
+    config = made(data=told)
+    collection = Collection(config.data, config.images)
+    assert collection.sources[0].kind == kind and len(collection.train) == 4
+    assert not collection.skipped
+    hints.check([collection.train])
+    for item in collection.train:
+        assert np.array_equal(np.asarray(item.hint()), np.asarray(item.load()) // 2)
+    lacks = made(data=told | {"hint_column": "nowhere"})
+    with pytest.raises(
+        DataError, match=r"(in a |hint_)column 'nowhere'(, check data.hint_column|: )"
+    ):
+        hints.check([Collection(lacks.data, lacks.images).train])
+    if kind == "folder":
+        table = tmp_path / "data" / "metadata.jsonl"
+        swapped = table.read_text().replace("cond/3", "x").replace("cond/0", "cond/3")
+        table.write_text(swapped.replace("x.png", "cond/0.png"))
+        again = Collection(made(data=told).data, config.images)
+        assert again.summary() != collection.summary()
+        with pytest.raises(ConfigError, match="set the folder of the hints or the column"):
+            made(data=told | {"hints": str(tmp_path)})
