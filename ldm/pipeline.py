@@ -6,7 +6,6 @@ StableDiffusionPipeline, and on the same latents the pictures are the same.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from ldm.calls.arguments import Pictures
 from ldm.calls.batches import Batches, walk
 from ldm.calls.begin import Asked, begun
 from ldm.calls.control import Control
+from ldm.calls.passes import in_passes
 from ldm.calls.running import Call, SeenFromCallbacks, running
 from ldm.calls.savings import Savings
 from ldm.calls.stock import StockHelpers
@@ -36,18 +36,15 @@ from ldm.families.index import OF_UNCLIP
 from ldm.families.model import Model
 from ldm.formats.hub import Published
 from ldm.formats.loader import EmbeddingLoader, LoraLoader
-from ldm.formats.pipeline_folder import opened, save
+from ldm.formats.pipeline_folder import merged, opened, save
 from ldm.formats.side_networks import KINDS
 from ldm.formats.single.loader import SingleFileLoader
 from ldm.guidance import Guidance
 from ldm.models.control import as_one
-from ldm.models.lora import adapted, fused
 from ldm.models.wrapped import bare
 from ldm.sampling import SamplingDefaults
 from ldm.sampling.defaults import KEY, stated
 
-_KEPT = ("requires_safety_checker", "sampling", "force_zeros_for_empty_prompt",
-         "requires_aesthetics_score")  # fmt: skip
 _AS_STOCK = SamplingDefaults(num_inference_steps=50, guidance_scale=7.5)
 
 
@@ -209,24 +206,13 @@ class LatentDiffusionPipeline(
         if kwargs.pop("push_to_hub", False):
             self.pushed(save_directory, kwargs)
             return
-        loaded = {name: bare(getattr(self, name)) for name in self._lora_loadable_modules}
-        loaded = {
-            n: network for n, network in loaded.items() if network is not None and adapted(network)
-        }
-        if not all(fused(network) for network in loaded.values()):
-            raise ValueError(
-                "a pipeline folder has no place for adapters: call fuse_lora() to save with them in"
-                " the weights, or unload_lora_weights() to save without"
-            )
-        if loaded:
-            plain = type(self)(**{**self.components, **copy.deepcopy(loaded)})
-            plain.register_to_config(**{key: self.config[key] for key in _KEPT})
-            plain.unload_lora_weights()
+        if (plain := merged(self)) is not self:
             return plain.save_pretrained(save_directory, **kwargs)
         save(self, Path(save_directory), super().save_pretrained, kwargs)
 
     @torch.no_grad()
     @checked
+    @in_passes
     def __call__(
         self,
         prompt: str | list[str] | None = "",
@@ -265,6 +251,8 @@ class LatentDiffusionPipeline(
         strength: float | None = None,
         feather: int | None = None,
         variation: tuple[Any, Any] | None = None,
+        padding_mask_crop: int | None = None,  # taken by in_passes, as the next
+        enlarge: float | tuple[Any, ...] | None = None,
         **told: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draws ``len(prompt) * num_images_per_prompt`` pictures, the pictures of one prompt side
@@ -332,6 +320,12 @@ class LatentDiffusionPipeline(
                 the side of a latent cell.
             variation: (seed, strength), each also one a picture: noise between that of ``seed`` and
                 that of another seed, which it is at 1.
+            padding_mask_crop: draw the part of ``image`` around the mask alone, with so many pixels
+                around it, at ``height`` and ``width`` (by default the model's own size), and put it
+                back at its size: for small things in photographs. PIL images.
+            enlarge: draw in two passes: a scale, or (scale, strength, "latent" or "pixel"); what is
+                drawn at ``height`` and ``width`` is made so many times larger, and drawn again from
+                there with that strength, 0.6 by default.
             told: what the family of the model is told beside these, as its stock pipeline calls it:
                 ``prompt_2``, ``negative_prompt_2``, ``pooled_prompt_embeds``,
                 ``negative_pooled_prompt_embeds``, ``original_size``, ``image_embeds``,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ldm.editing.enlarge import Enlarge
 from ldm.editing.pictures import KINDS, is_picture
 from ldm.models.tokenizer import unreadable
 
@@ -164,6 +165,24 @@ def _variation(name: str, value: Any) -> Any:
     return seeds(name, value[0]), [float(each) for each in found] if many else float(found[0])
 
 
+def _enlarge(name: str, value: Any) -> Enlarge | None:
+    if value is None:
+        return None
+    try:
+        return Enlarge.of(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be a scale, or like (2, 0.6, 'latent'): {error}, not {shown(value)}"
+        ) from None
+
+
+def _pixels(name: str, value: Any) -> Any:
+    found = whole(name, value, most=_SIDE, optional=True)
+    if found is not None and found < 0:
+        raise ValueError(f"{name} must be 0 pixels or more, not {found}")
+    return found
+
+
 def _generators(name: str, value: Any) -> Any:
     many = list(value) if isinstance(value, (list, tuple)) else [value]
     told = "a torch.Generator or a list of them"
@@ -201,6 +220,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "strength": partial(real, optional=True),
     "variation": _variation,
     "feather": partial(whole, most=_SIDE, optional=True),
+    "padding_mask_crop": _pixels,
+    "enlarge": _enlarge,
     "callback_on_step_end": _function,
     "callback_on_step_end_tensor_inputs": _names,
     "guidance": _function,

@@ -5,13 +5,20 @@ Each takes the pipeline as what it is asked for, and further arguments of its ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
+
+from ldm.editing.enlarge import Enlarge
+
+_OF_ANOTHER = (
+    "image", "mask_image", "feather", "padding_mask_crop", "denoising_start", "denoising_end",
+)  # fmt: skip
+_OF_FIRST = ("height", "width", "latents")
 
 
 def enlarged(
@@ -20,12 +27,13 @@ def enlarged(
     *,
     scale: float = 2.0,
     strength: float = 0.6,
-    by: Literal["latent", "pixel"] = "latent",
+    by: str = "latent",
     **call: Any,
 ) -> Any:
     """What the call of ``pipe`` returns, of pictures that are drawn, made larger, and drawn again
-    from there: a "hires fix". A model draws large pictures well where a small one says what goes
-    where; of a size that it was not trained at it would repeat things.
+    from there: a "hires fix", which ``pipe(prompt, enlarge=scale)`` asks for. A model draws large
+    pictures well where a small one says what goes where; of a size that it was not trained at it
+    would repeat things.
 
     Args:
         pipe: the pipeline.
@@ -34,25 +42,41 @@ def enlarged(
         strength: of the second pass.
         by: what is made larger: ``latent`` by bilinear interpolation, or ``pixel``, decoded, by
             Lanczos' filter.
-        call: further arguments of both passes; ``height`` and ``width`` are those of the first.
+        call: further arguments of both passes; ``height``, ``width`` and ``latents`` are those of
+            the first.
 
     Raises:
-        ValueError: ``scale`` does not make them larger, or there are no latents.
+        ValueError: ``scale`` does not make them larger, there are no latents, or an argument is one
+            of another picture that is drawn from.
     """
     if not scale > 1:
         raise ValueError(f"scale must be more than 1, not {scale:g}")
-    if by == "latent" and pipe.codec.network is None:
-        raise ValueError("this model has no latents to make larger: pass by='pixel'")
-    unit = pipe.family.patch(pipe.network) * (1 if by == "latent" else pipe.codec.factor)
-    first = pipe(prompt, **call | {"output_type": "latent" if by == "latent" else "pil"}).images
-    rows, columns = first.shape[2:] if by == "latent" else reversed(first[0].size)
-    size = [max(unit, round(side * scale / unit) * unit) for side in (rows, columns)]
-    if by == "latent":
+    return drawn_twice(pipe, prompt, Enlarge(scale, strength, by), call)
+
+
+def drawn_twice(pipe: Any, prompt: str | list[str], how: Enlarge, call: Mapping[str, Any]) -> Any:
+    """What ``enlarged`` returns, by the arguments of a call; ``ValueError`` as it has it."""
+    for name in _OF_ANOTHER:
+        if call.get(name) is not None:
+            raise ValueError(f"enlarge draws anew, and to the end: leave out {name}")
+    if call.get("strength") is not None:
+        raise ValueError("strength is that of an image; that of the second pass: enlarge=(2, 0.6)")
+    latent, strength = how.by == "latent", how.strength
+    if latent and pipe.codec.network is None:
+        raise ValueError("this model has no latents to make larger: make pixels, by='pixel'")
+    unit = pipe.family.patch(pipe.network) * (1 if latent else pipe.codec.factor)
+    told = {"output_type": "latent" if latent else "pil", "return_dict": True}
+    first = pipe(prompt, **{**call, **told}).images
+    if pipe.interrupt:  # what there is, as large as it was to be
+        strength = 0.0
+    rows, columns = first.shape[2:] if latent else reversed(first[0].size)
+    size = [max(unit, round(side * how.scale / unit) * unit) for side in (rows, columns)]
+    if latent:
         image: Any = interpolate(first.float(), size=size, mode="bilinear")
     else:
         image = [one.resize(size[::-1], Image.Resampling.LANCZOS) for one in first]
-    kept = {name: value for name, value in call.items() if name not in ("height", "width")}
-    return pipe(prompt, image=image, strength=strength, **kept)
+    kept = {name: value for name, value in call.items() if name not in _OF_FIRST}
+    return pipe(prompt, **kept | {"image": image, "strength": strength})
 
 
 def between_seeds(pipe: Any, prompt: str, seeds: tuple[int, int], count: int, **call: Any) -> Any:

@@ -4,6 +4,7 @@ one step.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,11 +18,16 @@ from ldm.formats.side_networks import KINDS, beside
 from ldm.formats.single.loader import unpacked
 from ldm.models.clip import save_text_encoder
 from ldm.models.control import ip_adapters_of
+from ldm.models.lora import adapted, fused
 from ldm.models.strip_paths import strip_paths
 from ldm.models.tokenizer import save_tokenizer
 from ldm.models.wrapped import bare
 from ldm.sampling.defaults import stated_by
 from ldm.storage.folders import replace
+
+_KEPT = ("requires_safety_checker", "sampling", "force_zeros_for_empty_prompt",
+         "requires_aesthetics_score")  # fmt: skip
+"""What a pipeline states beside its components."""
 
 
 def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mapping[str, Any]) -> Any:
@@ -69,6 +75,27 @@ def opened(read: Callable[..., Any], path: str | os.PathLike[str], asked: Mappin
     if "sampling" not in asked:
         pipe.register_to_config(sampling=stated_by(folder))
     return pipe
+
+
+def merged(pipe: Any) -> Any:
+    """``pipe``, or where LoRAs are fused into its weights one of which these are the weights.
+
+    Raises:
+        ValueError: adapters are loaded that are not in the weights.
+    """
+    every = {name: bare(getattr(pipe, name)) for name in pipe._lora_loadable_modules}
+    loaded = {name: part for name, part in every.items() if part is not None and adapted(part)}
+    if not all(map(fused, loaded.values())):
+        raise ValueError(
+            "a pipeline folder has no place for adapters: call fuse_lora() to save with them in"
+            " the weights, or unload_lora_weights() to save without"
+        )
+    if not loaded:
+        return pipe
+    plain = type(pipe)(**{**pipe.components, **copy.deepcopy(loaded)})
+    plain.register_to_config(**{key: pipe.config[key] for key in _KEPT})
+    plain.unload_lora_weights()
+    return plain
 
 
 def save(pipe: Any, folder: Path, write: Callable[..., None], asked: Mapping[str, Any]) -> None:

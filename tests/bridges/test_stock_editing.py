@@ -102,6 +102,22 @@ def test_inpainting_is_stocks(sd, kind):
             assert apart(*found) <= CLOSE, (kind, strength)
 
 
+def test_a_part_of_a_picture_is_stocks(sd):
+    """Of a part of the size that is drawn, so that nothing is made larger: what ours makes larger
+    has what is known pasted in already.
+    """
+    photo, mask = picture(90, 60), np.zeros((60, 90), np.uint8)
+    mask[20:36, 50:66] = 255
+    parts = scheduled(sd | {"unet": inpainting_unet()}, DDIMScheduler)
+    call = dict(prompt="a red apple", image=photo, mask_image=Image.fromarray(mask), strength=1.0)
+    call |= dict(num_inference_steps=3, height=32, width=32, padding_mask_crop=8)
+    theirs = unguarded(StableDiffusionInpaintPipeline, parts)
+    mine = quiet(LatentDiffusionPipeline(**parts))
+    found = [np.asarray(pipe(**call, generator=generators(1)).images[0]) for pipe in (mine, theirs)]
+    first, second = (one.astype(int)[mask > 0] for one in found)
+    assert np.abs(first - second).max() <= 1 and first.std() > 10
+
+
 def test_sdxl_is_stocks():
     parts = tiny_sdxl.components(published=False)
     call: dict[str, Any] = dict(num_inference_steps=4, output_type="np", prompt=PROMPTS)

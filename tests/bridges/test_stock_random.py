@@ -189,6 +189,8 @@ WRONG: dict[str, list[Any]] = {
     "original_size": [(16, 16)],
     "max_sequence_length": [16],
     "anything": [1],
+    "enlarge": [0, 1, 100, "2", (2, 3), (), True, float("nan"), (2, 0.5, "x"), {2}],
+    "padding_mask_crop": [-1, "x", 1.5, True, 2],
 }  # fmt: skip
 ILLEGAL = [(name, value) for name, values in WRONG.items() for value in values]
 

@@ -217,6 +217,48 @@ def test_what_does_not_go_is_one_line(pipe, wrong, message):
     assert "\n" not in str(caught.value)
 
 
+def stop(pipe: Any, *told: Any) -> dict[str, Any]:
+    pipe._interrupt = True
+    return {}
+
+
+def test_small_things_in_large_pictures(pipe):
+    """What is around the mask is drawn at the model's size; nothing else is touched."""
+    photos, holes = [picture(100, 70, seed) for seed in (1, 2)], []
+    for corner in (50, 20):
+        holes.append(mask(100, 70, (corner, 30, corner + 20, 44)))
+    asked = dict(num_inference_steps=2, seed=[7, 9])
+    call = asked | dict(image=photos, mask_image=holes, padding_mask_crop=6)
+    made = pipe(["a", "two dogs"], **call, feather=0).images
+    part = photos[1].crop((14, 21, 46, 53)).resize((16, 16), Image.Resampling.LANCZOS)
+    hole = holes[1].crop((14, 21, 46, 53)).resize((16, 16), Image.Resampling.LANCZOS)
+    drawn = pipe("two dogs", num_inference_steps=2, seed=9, image=part, mask_image=hole).images[0]
+    drawn = np.asarray(drawn.resize((32, 32), Image.Resampling.LANCZOS))
+    found, before = np.asarray(made[1]).astype(int), np.asarray(photos[1])
+    assert np.array_equal(found[30:44, 20:40], drawn[9:23, 6:26])
+    found[30:44, 20:40] = before[30:44, 20:40]
+    assert np.array_equal(found, before) and made[0].size == (100, 70)
+    soft = np.asarray(pipe(["a", "two dogs"], **call).images[1])  # a cell of 2 is 4 pixels there
+    apart = (soft != before).any(-1)
+    assert apart[26:48, 16:44].sum() > 14 * 20 + 100 and apart[26:48, 16:44].sum() == apart.sum()
+    none = pipe("a", seed=7, num_inference_steps=1, image=photos[0], padding_mask_crop=6,
+                mask_image=Image.new("L", (100, 70)))  # fmt: skip
+    assert np.array_equal(none.images[0], photos[0])
+    for wrong, message in (
+        ({"image": None}, "padding_mask_crop needs image: a PIL image"),
+        ({"mask_image": None}, "padding_mask_crop needs mask_image"),
+        ({"mask_image": picture()}, "16 x 16 pixels and its picture 100 x 70"),
+        ({"mask_image": [holes[0]] * 3}, "3 masks for 2 pictures"),
+        ({"output_type": "pt"}, "leave out output_type"),
+        ({"padding_mask_crop": -1}, "padding_mask_crop must be 0 pixels or more, not -1"),
+        ({"feather": -1}, "feather must be 0"),
+        ({"enlarge": 2, "image": None, "mask_image": None}, "leave out padding_mask_crop"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            pipe(["a", "two dogs"], **call | wrong)
+        assert "\n" not in str(caught.value)
+
+
 def test_passes(pipe, tmp_path):
     asked = dict(num_inference_steps=2, seed=3)
     small = pipe("a", **asked, output_type="latent").images
@@ -224,7 +266,19 @@ def test_passes(pipe, tmp_path):
     latents = torch.nn.functional.interpolate(small, (12, 12), mode="bilinear")
     told = asked | {"image": latents, "strength": 0.5, "output_type": "pt"}
     assert large.shape == (1, 3, 24, 24) and torch.equal(large, pipe("a", **told).images)
-    assert enlarged(pipe, "a", by="pixel", **asked).images[0].size == (32, 32)
+    assert torch.equal(large, pipe("a", **asked, output_type="pt", enlarge=(1.5, 0.5)).images)
+    assert pipe("a", **asked, enlarge=(2, 0.6, "pixel"), return_dict=False)[0][0].size == (32, 32)
+    stopped = pipe("a", **asked, enlarge=1.5, output_type="pt", callback_on_step_end=stop).images
+    assert stopped.shape == (1, 3, 24, 24)
+    for wrong, message in (
+        ({"enlarge": 1}, r"enlarge must be a scale, or like \(2, 0.6, 'latent'\): more than 1"),
+        ({"enlarge": (2, 0.5, "x")}, "latent or pixel, not"),
+        ({"enlarge": 2, "image": picture()}, "enlarge draws anew, and to the end: leave out image"),
+        ({"enlarge": 2, "strength": 0.5}, r"that of the second pass: enlarge=\(2, 0.6\)"),
+        ({"enlarge": 2, "scale": 3}, "scale"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe("a", **asked, **wrong)
     row = between_seeds(pipe, "a", (3, 9), 3, num_inference_steps=2).images
     ends = [pipe("a", num_inference_steps=2, seed=seed).images[0] for seed in (3, 9)]
     for made, end in zip((row[0], row[2]), ends, strict=True):
