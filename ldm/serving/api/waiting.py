@@ -22,6 +22,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"description": "Something that is asked for cannot be drawn; the message says what."},
     429: {"description": "The queue is full; Retry-After says for how long."},
     503: {"description": "The server is about to end, or just began; ask another or again."},
+    504: {"description": "The deadline has passed before it was drawn."},
 }
 """What every route may answer."""
 
@@ -80,7 +81,7 @@ async def finished(request: Request, job: Job) -> Job:
 
 def ended_otherwise(job: Job) -> HTTPException:
     """What is said of a job that has no pictures to show."""
-    status = {State.FAILED: 422, State.EXPIRED: 503, State.CANCELLED: 409}[job.state]
+    status = {State.FAILED: 422, State.EXPIRED: 504, State.CANCELLED: 409}[job.state]
     usual = {
         State.EXPIRED: "its deadline has passed before it was drawn",
         State.CANCELLED: "it was cancelled",

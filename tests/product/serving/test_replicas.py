@@ -1,13 +1,11 @@
-"""Replicas behind HAProxy, by the file that ships: one dies with requests in its hands.
-
-That replicas draw the same bytes is tested beside; here stands in for them what answers with a
-function of the request.
+"""Replicas behind HAProxy, by the file that ships: one dies with requests in its hands, and one is
+asked to end.
 """
 
+import base64
 import hashlib
-import shutil
-import socket
-import subprocess
+import io
+import signal
 import threading
 import time
 import urllib.error
@@ -16,13 +14,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
-FILE = Path(__file__).parents[3] / "configs" / "serve" / "haproxy.cfg"
+import served
+import tiny
+from launched import launch, wait_for
+from ldm.pipeline import LatentDiffusionPipeline
+
 COUNT, BODY = 32, 600_000  # requests, and bytes of each
-pytestmark = pytest.mark.skipif(HAPROXY is None, reason="replicas are tested behind haproxy")
+pytestmark = [
+    pytest.mark.skipif(served.HAPROXY is None, reason="replicas are tested behind haproxy"),
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),
+]
 
 
 class Server(ThreadingHTTPServer):
@@ -68,40 +75,23 @@ class Replica(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def front(tmp_path: Path) -> Iterator[str]:
-    """The address of the balancer; its first replica is the one that dies."""
+    """The address of the balancer; its first replica, a stand-in as the other, is the one that
+    dies.
+    """
     Replica.asked = []
     servers = [Server(("127.0.0.1", 0), Replica) for _ in range(2)]
     for server in servers:
         server.dying = servers[0].server_address[1]  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    text = FILE.read_text().partition("\nglobal")[2]
-    ports = (port, *(server.server_address[1] for server in servers))
-    for shipped, here in zip((7860, 7861, 7862), ports, strict=True):
-        assert text.count(f"127.0.0.1:{shipped}") == 1
-        text = text.replace(f"127.0.0.1:{shipped}", f"127.0.0.1:{here}")
-    file = tmp_path / "haproxy.cfg"
-    file.write_text("global" + text)
-    balancer = subprocess.Popen([str(HAPROXY), "-f", str(file)], stderr=subprocess.DEVNULL)
-    yield f"http://127.0.0.1:{port}"
-    balancer.kill()
-    balancer.wait(60)
+    balancer = served.Balancer(tmp_path, [server.server_address[1] for server in servers])
+    yield balancer.url
+    balancer.stop()
     for server in servers:
         server.shutdown()
         server.server_close()
 
 
 def test_a_replica_that_dies_loses_no_request(front: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(f"{front}/healthz", timeout=10):
-                break
-        except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < end
-            time.sleep(0.05)
     bodies = [bytes([number]) * BODY for number in range(COUNT)]
 
     def answer(body: bytes) -> bytes:
@@ -118,3 +108,59 @@ def test_a_replica_that_dies_loses_no_request(front: str) -> None:
         urllib.request.urlopen(f"{front}/full", b"a", timeout=60)
     assert refused.value.code == 429 and len(Replica.asked) == 1
     refused.value.close()
+
+
+def test_replicas_that_are_killed_and_restarted_lose_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    model = tiny.folder(tmp_path / "tiny")
+
+    def begun(name: str, port: int | None = None) -> served.Server:
+        return served.Server(
+            model, tmp_path / name, "--drain", 300, port=port, start=lambda line: launch(*line)
+        )
+
+    def is_well(server: served.Server) -> None:
+        wait_for(lambda: served.ask(f"{server.url}/healthz").status == 200, server.process)
+
+    usual = {"num_inference_steps": 12, "guidance_scale": 3.0}
+    pipe = LatentDiffusionPipeline.from_pretrained(model)
+    want = [
+        np.asarray(pipe("a", seed=seed, sampler="dpm++", **usual).images[0]) for seed in range(8)
+    ]
+
+    def picture(seed: int) -> Any:
+        sent = usual | {"prompt": "a", "seed": seed}
+        answer = served.ask(f"{front.url}/v1/images/generations", sent)
+        assert answer.status == 200, answer
+        data = base64.b64decode(answer.json["data"][0]["b64_json"])
+        return np.asarray(Image.open(io.BytesIO(data)))
+
+    def all_are_answered(count: int, server: served.Server, how: signal.Signals) -> None:
+        """Though ``server`` is ended with some of them in its hands."""
+        seeds = [number % len(want) for number in range(count)]
+        with ThreadPoolExecutor(8) as pool:
+            found = [pool.submit(picture, seed) for seed in seeds]
+            wait_for(lambda: served.ask(f"{server.url}/healthz").json["jobs"] >= 2, server.process)
+            server.process.send_signal(how)
+            same = [
+                np.array_equal(each.result(), want[seed])
+                for each, seed in zip(found, seeds, strict=True)
+            ]
+        assert same == [True] * count
+        server.process.wait(300)
+
+    replicas = [begun(name) for name in "ab"]
+    for replica in replicas:
+        is_well(replica)
+    front = served.Balancer(tmp_path, [replica.port for replica in replicas])
+    try:
+        all_are_answered(COUNT, replicas[0], signal.SIGKILL)
+        replicas[0] = begun("a", replicas[0].port)
+        is_well(replicas[0])
+        while "set-cookie" in served.ask(f"{front.url}/healthz", Cookie="replica=a").headers:
+            time.sleep(0.05)  # until the balancer has seen it too
+        all_are_answered(COUNT // 2, replicas[1], signal.SIGTERM)
+    finally:
+        front.stop()
+        for replica in replicas:
+            replica.stop(signal.SIGKILL)
