@@ -64,8 +64,9 @@ def prompt_accuracy(draw: Draw, asked: Sequence[Scene]) -> Report:
     )
 
     def share(*columns: int) -> Proportion:
-        def of(x: Tensor) -> float:
-            return float(x[:, list(columns)].sum() / (x[:, 3].sum() * len(columns)))
+        def of(x: Tensor) -> Tensor:
+            found = x.sum(-2)
+            return found[..., list(columns)].sum(-1) / (found[..., 3] * len(columns))
 
         return Proportion(*bootstrap(parts, of))
 

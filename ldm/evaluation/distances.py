@@ -179,14 +179,22 @@ def precision_recall(drawn: Tensor, truth: Tensor, k: int = 3) -> PrecisionRecal
 
 
 def bootstrap(
-    values: Tensor, statistic: Callable[[Tensor], float], seed: int = 0, draws: int = 1000
+    values: Tensor, statistic: Callable[[Tensor], Tensor], seed: int = 0, draws: int = 1000
 ) -> Figure:
-    """``statistic`` of ``values`` (first axis: independent trials) with its percentile interval."""
-    n = len(values)
-    draw = stream(seed, "bootstrap", 0)
-    again = [statistic(values[torch.from_numpy(draw.integers(0, n, n))]) for _ in range(draws)]
-    low, high = np.quantile(again, [0.025, 0.975])
-    return Figure(statistic(values), float(low), float(high), n)
+    """``statistic`` of ``values`` (first axis: independent trials) with its percentile interval.
+
+    Args:
+        values: ``n *shape``.
+        statistic: of each of several sets, ``sets n *shape`` -> ``sets``.
+        seed: of what is drawn.
+        draws: sets of ``n`` that are drawn out of ``values``.
+    """
+    n, draw, again = len(values), stream(seed, "bootstrap", 0), []
+    for first in range(0, draws, 100):  # a hundred at once, or many pictures fill the memory
+        rows = draw.integers(0, n, (min(100, draws - first), n))
+        again.append(statistic(values[torch.from_numpy(rows)]))
+    low, high = np.quantile(torch.cat(again).numpy(), [0.025, 0.975])
+    return Figure(float(statistic(values[None])), float(low), float(high), n)
 
 
 def mean(values: Tensor) -> Figure:

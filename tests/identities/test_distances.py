@@ -107,7 +107,7 @@ def test_intervals_cover_what_they_should() -> None:
     inside = [0, 0, 0]
     for seed in range(200):
         x = normal(60, seed=seed) + 2
-        figures = [mean(x), bootstrap(x, lambda v: float(v.mean()), seed, draws=100)]
+        figures = [mean(x), bootstrap(x, lambda v: v.mean(1), seed, draws=100)]
         hits = int((np.random.default_rng(seed).random(60) < 0.8).sum())
         for n, found in enumerate(figures):
             inside[n] += found.low <= 2 <= found.high
