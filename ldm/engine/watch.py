@@ -169,7 +169,11 @@ class Watch:
         self.word.inside = False
 
     def leave(self, over: str) -> None:
-        """It is about to end: ``done``, or ``failed``."""
+        """It is about to end: ``done``, or ``failed``.
+
+        Returns once that is in the store. The others have the time to read of a failure, and what
+        is in a store that ends with this process.
+        """
         if self._store is None or self.word.over or self._lost:
             return
         self.word.over, before = over, self._rounds
@@ -178,6 +182,12 @@ class Watch:
             if self._rounds > before + 1 or self._lost:
                 return
             time.sleep(self.interval / 10)
+            if over == "done" and not self._keeps_store():
+                self._hurry.set()
+
+    def _keeps_store(self) -> bool:
+        """Whether the store ends with this process: that of torchrun is its agent's."""
+        return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
     def lost(self) -> str:
         """The line about a collective that failed as a process is gone; "" if another tells it."""

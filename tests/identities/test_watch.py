@@ -1,10 +1,14 @@
 """Who is at fault when a run of several processes stands still, and who tells it."""
 
+import json
 import os
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from torch import distributed
 
 from launched import ENVIRONMENT, free_port, launch, wait_for
 from ldm.engine import watch
@@ -71,6 +75,45 @@ def test_what_torchrun_shows_last(tmp_path, monkeypatch):
     failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
     assert failure.message["extraInfo"]["py_callstack"] == "rank 1 is gone"
     assert abs(failure.timestamp - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    ("over", "rank", "agent", "hurries"),
+    [
+        ("done", 0, "True", True),
+        ("done", 1, "False", True),
+        ("done", 0, "False", False),  # which keeps the store
+        ("failed", 1, "True", False),
+    ],
+)
+def test_who_ends_without_waiting_for_the_others(monkeypatch, over, rank, agent, hurries):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
+    leaving, slept = watch.Watch(), []
+    leaving.rank, leaving.interval, leaving._store = rank, 60.0, distributed.HashStore()
+
+    def lost() -> str:
+        raise RuntimeError
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        while leaving._hurry.is_set():  # until the other thread has seen it
+            time.sleep(0.001)
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=sleep))
+    thread = threading.Thread(target=leaving._exchange, args=(rank + 1,), daemon=True)
+    thread.start()
+    while not leaving._rounds:
+        time.sleep(0.001)
+    before = leaving._rounds
+    leaving.leave(over)
+    assert json.loads(leaving._store.get(str(rank)))["over"] == over
+    # Two rounds, of which the first may have begun before; or twice the seconds between two.
+    assert (leaving._rounds > before + 1) == hurries
+    assert len(slept) <= 4 if hurries else sum(slept) == 120
+    monkeypatch.setattr(leaving.word, "sent", lost)
+    leaving._hurry.set()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_launcher_that_has_ended_stops_the_run(monkeypatch):
