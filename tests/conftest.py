@@ -70,14 +70,18 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()  # a million objects of what is imported, which no collection need look through
+    import torch
+
+    if not torch.accelerator.is_available():
+        # Otherwise it writes down the stack, once for each kind of device that is not there.
+        torch.manual_seed = torch.default_generator.manual_seed
 
 
 @pytest.fixture(autouse=True)
 def _fixed_global_generator() -> None:
     import torch  # which a process that only hands out tests can do without
 
-    # torch.manual_seed also writes down the stack for each kind of device that is not there.
-    torch.default_generator.manual_seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
