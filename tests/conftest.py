@@ -48,11 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
 LONG = [
     f"test_{name}.py"
     for name in (
-        "shards", "faults", "emoji", "cached", "sdxl_runs", "notebooks", "processes", "runs",
-        "pipeline_call", "bad_runs", "going_on", "process_samplers", "evaluate", "lora_run",
-        "estimate", "papers", "combinations", "objectives", "chosen_parts", "lora", "lora_sdxl",
-        "stock_callbacks", "distil", "pixels", "textual_inversion", "suites_in_runs", "averages",
-        "emoji_suites", "shipped_model", "schedulers_on_mixtures", "watch",
+        "shards", "faults", "page", "cached", "emoji", "sdxl_runs", "notebooks", "processes",
+        "runs", "server", "estimate", "distil", "pipeline_call", "evaluate", "bad_runs",
+        "frozen_dtype", "lora_sdxl", "going_on", "chosen_parts", "classifier", "process_samplers",
+        "compiled", "unclip_runs", "imagen_runs", "lora_run", "resting", "suites_in_runs",
+        "controlnet_runs", "papers", "combinations", "objectives", "sd3_runs", "lora",
+        "stock_callbacks", "lora_sd3", "flux_runs", "pixels", "textual_inversion", "averages",
+        "network", "emoji_suites", "shipped_model", "schedulers_on_mixtures", "watch_runs",
+        "watch",
     )
 ]  # fmt: skip
 
