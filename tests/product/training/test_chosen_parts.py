@@ -19,7 +19,7 @@ from ldm.families.build import build
 from ldm.models.conditioner import TextConditioner
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks.denoising import DenoisingTask
-from ldm.tasks.estimate import trace
+from ldm.tasks.estimate import held
 from ldm.tasks.text_to_image import step
 from programs import told
 from runs import accelerator, train, tree
@@ -303,6 +303,6 @@ def test_a_pattern_may_be_wrong_before_there_is_data():
 )
 def test_estimates_count_what_learns(base, tmp_path, command, change, numbers):
     config = validate(TrainConfig, tree(tmp_path / "run", **settings(base, **change)))
-    assert trace(config, step(config), 16, 1).learning == 4 * numbers
+    assert held(config, step(config)).learning == 4 * numbers
     status, output = command(tree(tmp_path / "run", **settings(base, **change)), "--dry-run")
     assert status == 0, output

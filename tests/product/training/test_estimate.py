@@ -14,7 +14,7 @@ from ldm.config.loader import load, validate
 from ldm.config.schema import TrainConfig
 from ldm.tasks import estimate
 from ldm.tasks.denoising import DenoisingTask
-from ldm.tasks.estimate import Step, _Live, measure, seconds, size, trace
+from ldm.tasks.estimate import Step, _Live, held, measure, seconds, size, trace
 from ldm.tasks.text_to_image import step
 from runs import ROOT, train, tree
 
@@ -144,16 +144,15 @@ def test_what_is_traced_has_the_shapes_of_a_batch(tmp_path, monkeypatch, own_cac
 
 
 def test_what_learns_is_what_the_config_says(tmp_path):
-    def cost(**changes):
+    def cost(how=lambda *step: trace(*step, 64, 1), **changes):
         settings = config(tmp_path, batch_size=64, **changes)
-        return trace(settings, step(settings), 64, 1)
+        return how(settings, step(settings))
 
     deep = {"block_out_channels": [16, 32]}  # or checkpoints would be most of what is kept
     whole = cost(train=["unet", "text_encoder"], unet=deep)
-    assert cost(textual_inversion={"token": "<x>", "initializer": "a", "vectors": 3}).learning == (
-        3 * 32 * 4
-    )
-    part = cost(train=["unet.*attn2*"], unet=deep)
+    word = {"token": "<x>", "initializer": "a", "vectors": 3}
+    assert cost(held, textual_inversion=word).learning == 3 * 32 * 4
+    part = cost(held, train=["unet.*attn2*"], unet=deep)
     assert 0 < part.learning < whole.learning
     assert part.frozen + part.learning == whole.frozen + whole.learning
     less = cost(train=["unet", "text_encoder"], unet=deep, gradient_checkpointing=True)
@@ -171,7 +170,7 @@ def test_checkpoints_and_cache_are_as_large_as_told(tmp_path, monkeypatch, lora,
     train(tmp_path / "run", **changes)
     settings = config(tmp_path / "run", **changes)
     made = step(settings)
-    cost = trace(settings, made, 16, 1)
+    cost = held(settings, made)
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert 1 - header < cost.checkpoint / weights(folder) <= 1
     from ldm.tasks.program import collect

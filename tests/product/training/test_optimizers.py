@@ -16,7 +16,7 @@ from ldm.engine import state
 from ldm.engine.optimizer import optimizer_of, set_rate
 from ldm.engine.optimizer_state import kept, size
 from ldm.errors import CheckpointError, ConfigError
-from ldm.tasks.estimate import trace
+from ldm.tasks.estimate import held
 from ldm.tasks.text_to_image import step
 from runs import train, tree
 
@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_ends_in_the_same_bits(tmp_path, kind):
 def test_a_dry_run_counts_what_is_kept(tmp_path):
     config = validate(TrainConfig, tree(tmp_path, **SETTINGS, optimizer={"kind": "muon"}))
     made = step(config)
-    assert trace(config, made, 4, 1).moments == size("muon", made.task.trained())
+    assert held(config, made).moments == size("muon", made.task.trained())
     assert size("lion", made.task.trained()) < size("muon", made.task.trained())
 
 

@@ -23,7 +23,7 @@ from ldm.models.half_storage import halve
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.tasks import resting
 from ldm.tasks.denoising import DenoisingTask
-from ldm.tasks.estimate import trace
+from ldm.tasks.estimate import held
 from ldm.tasks.resting import Resting
 from ldm.tasks.text_to_image import step
 from runs import train, tree
@@ -163,5 +163,5 @@ def test_the_estimate_counts_what_stays(base, tmp_path):
     made = step(config := asked())
     every = {name: 4 * sum(p.numel() for p in network.parameters())
              for name, network in made.networks.items()}  # fmt: skip
-    cost = trace(config, made, 4, 1)
+    cost = held(config, made)
     assert cost.unread == vae + text and cost.frozen + cost.learning == every["unet"]
