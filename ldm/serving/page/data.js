@@ -84,7 +84,7 @@ async function checked() {
 function finding({ severity, what, cure, count, keys, details, groups }) {
   const list = element("ul", { className: "found" });
   const made = element("details", { className: `finding ${severity}` },
-    element("summary", {}, element("span", { className: "state", textContent: severity }), ` ${count} ${what}`),
+    element("summary", {}, element("span", { className: "state", textContent: severity }), ` ${count.toLocaleString("en")} ${count === 1 ? what.replace(/^pictures\b/, "picture") : what}`),
     cure ? element("p", { textContent: `What to do: ${cure}.` }) : null, list);
   made.addEventListener("toggle", () => {
     if (!made.open || list.children.length) return;

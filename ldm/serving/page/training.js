@@ -227,7 +227,7 @@ function samples(name) {
   let sheets = [];
   const sides = ["A", "B"].map((letter) => {
     const slider = element("input", { type: "range", min: 0, max: 0, value: 0, step: 1 });
-    const at = element("output");
+    const at = element("span"); // an output would take the label that is the slider's
     const image = element("img", { alt: "", loading: "lazy", decoding: "async" });
     const label = element("label", {}, `${letter}: after `, at, slider);
     const side = { slider, at, image, node: element("div", { className: "side" }, label, image), newest: true };
@@ -291,7 +291,7 @@ function settings(name) {
 }
 
 function rows(table, heads, lines) {
-  const body = lines.map((cells) => element("tr", {}, ...cells.map((words, n) => element(n ? "td" : "th", { textContent: words, scope: n ? "" : "row" }))));
+  const body = lines.map((cells) => element("tr", {}, ...cells.map((words, n) => (n ? element("td", { textContent: words }) : element("th", { textContent: words, scope: "row" })))));
   table.replaceChildren(
     element("thead", {}, element("tr", {}, ...heads.map((words) => element("th", { textContent: words, scope: "col" })))),
     element("tbody", {}, ...body));

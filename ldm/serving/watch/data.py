@@ -21,6 +21,7 @@ from ldm.data.buckets import Buckets
 from ldm.data.folder import FolderData, walk
 from ldm.data.metadata import spoken
 from ldm.errors import DataError
+from ldm.serving.pictures import flat
 from ldm.serving.shelf import NoSuch
 from ldm.serving.watch.captions import Captions
 from ldm.serving.watch.errors import Conflict
@@ -168,14 +169,13 @@ class Data:
         }
 
     def thumbnail(self, key: str) -> bytes:
-        """A small JPEG of a picture; ``NoSuch`` if there is none that can be read."""
-        view = self._view()
-        if key not in view.places:
-            raise NoSuch("there is no such picture")
-        number, digest = view.places[key]
+        """A small JPEG of a picture, also of one that a folder has and no caption; ``NoSuch`` if
+        there is none that can be read.
+        """
+        digest, read = _picture(self._view(), key)
         if digest not in self._thumbnails:
             try:
-                image = view.together.load(number).convert("RGB")
+                image = read()
             except (DataError, OSError, ValueError):
                 raise NoSuch("there is no such picture") from None
             image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
@@ -272,6 +272,17 @@ def data_sets(paths: Sequence[Path], busy: Callable[[Path], Sequence[str]]) -> d
         if found.setdefault(data.name, data) is not data:
             raise ValueError(f"two data sets are called {data.name!r}")
     return found
+
+
+def _picture(view: _View, key: str) -> tuple[str, Callable[[], Image.Image]]:
+    """What tells a picture from others, and how it is read."""
+    if key in view.places:
+        number, digest = view.places[key]
+        return digest, lambda: view.together.load(number).convert("RGB")
+    if isinstance(view.source, FolderData) and key in view.state[1]:  # it has no caption
+        file, changed = view.source.root / key, view.state[1][key]
+        return f"{key} {changed}", lambda: flat(file.read_bytes(), "picture")
+    raise NoSuch("there is no such picture")
 
 
 def _captions(view: _View) -> Captions:

@@ -2,12 +2,14 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ldm.serving.shelf import Shelf
 uvicorn = pytest.importorskip("uvicorn")
 create_app = pytest.importorskip("ldm.serving.api.app").create_app
 Page = pytest.importorskip("ldm.serving.api.page").Page
+Watching = pytest.importorskip("ldm.serving.api.watching").Watching
 playwright = pytest.importorskip("playwright.sync_api", reason="the page needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page needs chromium")
@@ -35,23 +38,36 @@ BYTES, REQUESTS = 120_000, 12  # of a first load
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     folder = tmp_path_factory.mktemp("page")
     (folder / "loras").mkdir()
     (folder / "loras" / "style.safetensors").touch()  # of which only the name is looked at
     shelf = Shelf({"tiny": tiny.folder(folder / "tiny")}, folder / "loras")
     service = Service(shelf, folder / "served", Limits(steps=50, pixels=64 * 64))
     service.start()
+    return service
+
+
+@contextmanager
+def served(service: Service, **how: Any) -> Iterator[str]:
+    """The address of a page over ``service``."""
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
-        app = create_app(service, hosts=["127.0.0.1"], page=Page())
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        app = create_app(service, hosts=["127.0.0.1"], page=Page(), **how)
+        config = uvicorn.Config(app, log_level="warning", lifespan="off")
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
         thread.start()
         yield f"http://127.0.0.1:{port.getsockname()[1]}/"
-        service.drain()  # which ends the streams that are open
         server.should_exit = True
         thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def address(service: Service) -> Iterator[str]:
+    with served(service) as address:
+        yield address
+        service.close()  # which ends the streams that are open
 
 
 @pytest.fixture(scope="module")
@@ -459,3 +475,47 @@ def test_controls_are_named_and_nothing_overflows(opened: Any, scheme: str) -> N
     found += page.evaluate(LOOK)
     assert found == []
     assert page.evaluate("document.querySelectorAll('nav a[aria-current=page]').length") == 1
+
+
+@pytest.fixture
+def watched(tmp_path: Path, service: Service) -> Iterator[str]:
+    """The address of a page that shows a run and data, with what is hard to lay out in them."""
+    run, cats = tmp_path / "runs" / ("a-run-with-a-long-name-" * 3), tmp_path / "cats"
+    (run / "samples").mkdir(parents=True)
+    cats.mkdir()
+    (run / "config.yaml").write_text("{batch_size: 4, duration: 100 steps, data: {path: cats}}")
+    (run / "environment.json").write_text("{}")
+    (run / "run.log").write_text("a long line " * 30)
+    numbers = ({"images": 4 * n, "loss": 1 / n, "held_out_loss/0.5": 2 / n} for n in range(1, 30))
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in numbers))
+    Image.new("RGB", (900, 100)).save(run / "samples" / f"images-{64:012d}.png")
+    for n in range(7):
+        Image.new("RGB", (64, 48), (40 * n, 0, 0)).save(cats / f"{n}.png")
+        (cats / f"{n}.txt").write_text("one caption for all of them" if n else "another")
+    (cats / "without.png").write_bytes((cats / "0.png").read_bytes())
+    watch = Watching.of(tmp_path / "runs", [cats], manage=True)
+    with served(service, watch=watch) as address:
+        yield address
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_trainings_and_data_are_named_and_fit(browser: Any, watched: str, scheme: str) -> None:
+    page = browser.new_page(viewport=PHONE, color_scheme=scheme)
+    page.set_default_timeout(60_000)
+    said, found = list[str](), list[Any]()
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda line: line.type == "error" and said.append(line.text))
+    for tab, ready in (("training", ".chart svg"), ("data", ".finding")):
+        page.goto(f"{watched}#{tab}")
+        page.wait_for_selector(f"#{tab}-page {ready}")
+        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        if tab == "data":
+            page.wait_for_selector(".found figure >> nth=7")
+        for size in (PHONE, DESK):
+            page.set_viewport_size(size)
+            found += [(tab, size["width"], what) for what in page.evaluate(LOOK)]
+    assert found == said == []
+    heads = " ".join(page.locator(".finding summary").all_inner_texts())
+    assert "1 picture without a caption" in heads
+    assert page.locator("td[scope]").count() == 0
+    page.close()

@@ -112,6 +112,11 @@ def test_what_a_check_finds_and_what_there_is(server: Any, cats: Path) -> None:
         small = http.get("/api/data/cats/thumbnail", params={"key": "sub/2.png"})
         assert small.headers["content-type"] == "image/jpeg"
         assert Image.open(BytesIO(small.content)).size == (32, 56)
+        # Also of one without a caption, which is looked at to be given one.
+        Image.new("RGB", (40, 20)).save(cats / "bare.png")
+        small = http.get("/api/data/cats/thumbnail", params={"key": "bare.png"})
+        assert Image.open(BytesIO(small.content)).size == (40, 20)
+        (cats / "bare.png").unlink()
         before = files(cats)
         assert put(http, "a.png", ["x"], ["a white cat"]).status_code == 403
         assert http.post("/api/data/cats/undo", json={}).status_code == 403
