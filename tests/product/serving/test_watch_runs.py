@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from launched import digests, locked, logged
+from launched import TRAIN, digests, finish, launch, locked, logged, steps, wait_for
 from ldm.serving.limits import Limits
 from ldm.serving.shelf import NoSuch, Shelf
 from ldm.serving.watch.curves import Curves, thinned
@@ -25,7 +25,7 @@ from ldm.serving.watch.pathless import pathless
 from ldm.serving.watch.runs import Runs
 from ldm.storage.checkpoint import name_of
 from ldm.storage.lock import NAME, holder, lock
-from runs import ROOT, train
+from runs import ROOT, train, tree
 
 TestClient = pytest.importorskip("starlette.testclient").TestClient
 create_app = pytest.importorskip("ldm.serving.api.app").create_app
@@ -306,6 +306,41 @@ def test_what_is_drawn_with_and_what_is_not(root: Path) -> None:
         runs.draw("a", "final", shelf)
     with locked(run), pytest.raises(Conflict, match="has no validation"):
         runs.sample("a")
+
+
+def test_a_run_that_the_page_stops_goes_on_to_the_same_bits(client: Client, root: Path) -> None:
+    """With ten who watch as it trains."""
+    settings = {"duration": "60 steps"}
+    train(root / "plain", **settings)
+    run, config = root / "stopped", root.parent / "config.yaml"
+    config.write_text(yaml.safe_dump(tree(run, **settings)))
+    with client(root, manage=True) as http:
+        process = launch(TRAIN, "--config", config)
+        watchers = [Runs(root) for _ in range(10)]
+
+        def seen() -> bool:
+            if steps(run) == 0:
+                return False
+            looks = [each.curves("stopped", 400, "")["curves"]["loss"] for each in watchers]
+            every = {told["name"]: told for told in http.get("/api/runs").json()["runs"]}
+            assert every["stopped"]["state"] == "alive"  # with its first number, if not before
+            return all(len(look["y"]) >= 3 for look in looks)
+
+        wait_for(seen, process)
+        process.send_signal(signal.SIGSTOP)  # so that it is not over before it is asked
+        assert http.post("/api/runs/stopped/stop", json={}).json() == {"asked": "stop"}
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(300) == 75
+        done = steps(run)
+        told = http.get("/api/runs/stopped").json()
+        assert (told["state"], told["images"], told["total"]) == ("stopped", 16 * done, 16 * 60)
+        assert 3 <= done < 60 and told["drawable"] == [name_of(16 * done)]
+        finish(launch(TRAIN, "--config", config))
+        told = http.get("/api/runs/stopped").json()
+        assert (told["state"], told["images"]) == ("finished", 16 * 60)
+        curve = http.get("/api/runs/stopped/curves").json()["curves"]["loss"]
+        assert curve["y"] == logged(run, "loss") == logged(root / "plain", "loss")
+    assert digests(run / "final", at_least=3) == digests(root / "plain" / "final", at_least=3)
 
 
 def test_samples_that_are_asked_for_change_no_bit_of_the_run(root: Path) -> None:
