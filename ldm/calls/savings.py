@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders import IPAdapterMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+
+from ldm.formats.side_networks import ip_adapter
 
 
 class Savings(StableDiffusionMixin, IPAdapterMixin):
@@ -20,14 +23,27 @@ class Savings(StableDiffusionMixin, IPAdapterMixin):
 
     def load_ip_adapter(self, *arguments: Any, **named: Any) -> None:
         """Puts IP-Adapters into the U-Net, as in diffusers; of files of tensors, which are
-        safetensors.
+        safetensors. Paths of files of this machine, or of folders that hold one, say enough alone;
+        with ``weight_name`` they are diffusers'.
 
         Raises:
-            ValueError: the model has no place for one.
+            OSError: there is no such file, or no picture tower beside it; the message is one line.
+            ValueError: the model has no place for one, or they are none; likewise.
         """
         if not self.family.controlled:
             raise ValueError(f"a model of the family {self.family.name} takes no IP-Adapter")
-        super().load_ip_adapter(*arguments, **named)
+        if len(arguments) != 1 or named:
+            super().load_ip_adapter(*arguments, **named)
+            return
+        (given,) = arguments
+        many = given if isinstance(given, (list, tuple)) else [given]
+        read = [ip_adapter(Path(one)) for one in many]
+        try:
+            super().load_ip_adapter(**{name: [one[name] for one in read] for name in read[0]})
+        except Exception as error:  # whatever diffusers, safetensors or torch raise
+            line = " ".join(str(error).split())[:300] or type(error).__name__
+            told = ", ".join(map(str, many))
+            raise ValueError(f"{told} cannot be read as an IP-Adapter: {line}") from error
 
     def enable_vae_slicing(self) -> None:
         """Lets the autoencoder take one picture at a time."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm.cli.failure import there
+from ldm.editing import enlarge
 
 Image = Annotated[
     Path | None, typer.Option(help="A picture to set out from; the result has its size.")
@@ -29,6 +30,14 @@ Feather = Annotated[
 Outpaint = Annotated[
     str | None,
     typer.Option(help="LEFT,TOP,RIGHT,BOTTOM pixels that are drawn around --image."),
+]
+MaskCrop = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Draw the part of --image around the mask alone, with so many pixels around it, at"
+        " --size (the model's own), and put it back: for small things in photographs.",
+    ),
 ]
 VariationSeed = Annotated[
     int | None,
@@ -52,8 +61,32 @@ ControlNet = Annotated[
     list[Path] | None,
     typer.Option(help="Folder of a ControlNet of the model. May be repeated."),
 ]
+T2IAdapter = Annotated[
+    list[Path] | None,
+    typer.Option("--t2i-adapter", help="Folder of a T2I-Adapter of the model. May be repeated."),
+]
+Hint = Annotated[
+    list[Path] | None,
+    typer.Option(help="A picture that --t2i-adapter follows; once for each of them."),
+]
+IPAdapter = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--ip-adapter",
+        help="An IP-Adapter of the model, its file or folder, with its image_encoder beside. May be"
+        " repeated.",
+    ),
+]
+IPImage = Annotated[
+    list[Path] | None,
+    typer.Option("--ip-image", help="A picture that --ip-adapter is told; once for each of them."),
+]
+IPScale = Annotated[
+    list[float] | None,
+    typer.Option("--ip-scale", help="How much it says; 1. Once, or once for each."),
+]
 _SEEDS = 2**32
-_LARGEST = 8  # times that a side is made larger
+_LARGE = 4  # times the pixels that a model draws
 
 
 @dataclass(frozen=True)
@@ -70,6 +103,12 @@ class Edits:
         varied: how far towards it.
         hints: files of pictures that ControlNets follow.
         nets: folders of these.
+        mask_crop: pixels around the mask that are drawn with it, where that is drawn alone.
+        adapters: folders of T2I-Adapters.
+        follow: files of pictures that they follow.
+        ip_adapters: files or folders of IP-Adapters.
+        ip_images: files of pictures that they are told.
+        ip_scales: how much each says, or all.
     """
 
     image: Path | None
@@ -81,6 +120,12 @@ class Edits:
     varied: float
     hints: Sequence[Path] = ()
     nets: Sequence[Path] = ()
+    mask_crop: int | None = None
+    adapters: Sequence[Path] = ()
+    follow: Sequence[Path] = ()
+    ip_adapters: Sequence[Path] = ()
+    ip_images: Sequence[Path] = ()
+    ip_scales: Sequence[float] = ()
 
     def check(self) -> None:
         """Tells what is wrong before anything is loaded.
@@ -97,13 +142,36 @@ class Edits:
             raise ValueError("--outpaint makes a mask of its own: leave out --mask")
         if self.feather is not None and self.mask is None and self.outpaint is None:
             raise ValueError("--feather is that of a --mask, or of --outpaint")
-        if len(self.hints) != len(self.nets):
+        if self.mask_crop is not None and self.mask is None and self.outpaint is None:
+            raise ValueError("--mask-crop is that of a --mask, or of --outpaint")
+        if self.mask_crop is not None and self.mask_crop < 0:
+            raise ValueError(f"--mask-crop must be 0 pixels or more, not {self.mask_crop}")
+        pictures = [("image", self.image), ("mask", self.mask)]
+        for option, files, network, nets in (
+            ("control", self.hints, "controlnet", self.nets),
+            ("hint", self.follow, "t2i-adapter", self.adapters),
+            ("ip-image", self.ip_images, "ip-adapter", self.ip_adapters),
+        ):
+            if len(files) != len(nets):
+                raise ValueError(
+                    f"--{option} is given {len(files)} times for {len(nets)} --{network}:"
+                    " a picture for each"
+                )
+            pictures += [(option, file) for file in files]
+            for folder in nets:  # OWNER/NAME is one of the Hub
+                if not there(folder, f"--{network} ") and len(folder.parts) != 2:
+                    raise ValueError(f"--{network} {folder}: there is no such file or folder")
+        if len(self.ip_scales) not in {0, 1, len(self.ip_adapters)} or (
+            self.ip_scales and not self.ip_adapters
+        ):
             raise ValueError(
-                f"--control is given {len(self.hints)} times for {len(self.nets)} --controlnet:"
-                " a picture for each"
+                f"--ip-scale is given {len(self.ip_scales)} times for {len(self.ip_adapters)}"
+                " --ip-adapter: once, or for each"
             )
-        pictures = ("image", self.image), ("mask", self.mask)
-        for option, path in (*pictures, *(("control", hint) for hint in self.hints)):
+        for scale in self.ip_scales:
+            if not math.isfinite(scale):
+                raise ValueError(f"--ip-scale must be a finite number, not {scale}")
+        for option, path in pictures:
             if path is not None and not (there(path, f"--{option} ") and path.is_file()):
                 raise ValueError(f"--{option} {path}: there is no such file")
         for option, share in (
@@ -138,8 +206,11 @@ class Edits:
         if others:
             found["variation"] = (others, self.varied)
         if self.hints:
-            hints = [_picture(path) for path in self.hints]
-            found["control_image"] = hints if len(hints) > 1 else hints[0]
+            found["control_image"] = _one(list(map(_picture, self.hints)))
+        if self.follow:
+            found["adapter_image"] = _one(list(map(_picture, self.follow)))
+        if self.ip_images:
+            found["ip_adapter_image"] = list(map(_picture, self.ip_images))
         if self.image is None:
             return found
         found |= {"image": _picture(self.image), "strength": self.strength}
@@ -152,21 +223,56 @@ class Edits:
             around = {name: int(pixels) for name, pixels in sides}
             image, mask = outpainted(found["image"], **around)
             found |= {"image": image, "mask_image": mask, "feather": self.feather}
+        if self.mask_crop is not None:
+            found["padding_mask_crop"] = self.mask_crop
         return found
 
     def beside(self) -> dict[str, Any]:
         """Arguments of ``from_pretrained``: the networks that stand beside the model's."""
-        if not self.nets:
-            return {}
-        nets = list(map(str, self.nets))
-        return {"controlnet": nets if len(nets) > 1 else nets[0]}
+        every = {"controlnet": self.nets, "adapter": self.adapters}
+        return {part: _one(list(map(str, nets))) for part, nets in every.items() if nets}
+
+    def load(self, pipe: Any) -> None:
+        """Puts IP-Adapters into the network of ``pipe``.
+
+        Raises:
+            ValueError: one is none, or none of this model.
+        """
+        if self.ip_adapters:
+            pipe.load_ip_adapter(list(map(str, self.ip_adapters)))
+            pipe.set_ip_adapter_scale(_one(list(self.ip_scales or [1.0])))
 
     def size(self, picture: Any, settings: Any) -> str | None:
         """The size to ask for again to get ``picture``, drawn with ``settings``."""
+        if self.mask_crop is not None:
+            return settings.size
         if self.image is not None:
             return None
         own = f"{picture.width}x{picture.height}"
         return settings.size if settings.enlarge is not None else own
+
+    def note(self, pipe: Any) -> str | None:
+        """What to say of a picture that is much larger than those that ``pipe`` draws, if it is to
+        be drawn whole.
+        """
+        side = pipe.family.side(pipe.network)
+        if self.image is None or self.mask_crop is not None or not isinstance(side, int):
+            return None
+        width, height = _picture(self.image).size
+        own = side * pipe.codec.factor
+        if width * height <= _LARGE * own**2:
+            return None
+        shrink, unit = own / math.sqrt(width * height), pipe.codec.factor * 2
+        smaller = "x".join(
+            str(max(1, round(one * shrink / unit)) * unit) for one in (width, height)
+        )
+        masked = self.mask is not None or self.outpaint is not None
+        instead = "--mask-crop 32 draws what is around the mask alone, and " if masked else ""
+        return (
+            f"{self.image} has {width} x {height} pixels and is drawn whole by a model of"
+            f" {own} x {own}: that is slow, and things are drawn small and many times;"
+            f" {instead}--size {smaller} makes it smaller first"
+        )
 
     def share(self) -> float | None:
         """The strength that the picture is edited with, if it is."""
@@ -179,26 +285,29 @@ class Edits:
         return usual if self.strength is None else self.strength
 
 
-def enlarging(text: str | None) -> dict[str, Any]:
-    """What --enlarge says, by the arguments of ``ldm.editing.passes.enlarged``; {}: nothing.
+def enlarging(text: str | None) -> enlarge.Enlarge | None:
+    """What --enlarge says; None: nothing.
 
     Raises:
         ValueError: it says something else.
     """
     if text is None:
-        return {}
+        return None
     scale, strength, by, *rest = [*text.split(","), "", ""][: max(3, text.count(",") + 1)]
+    usual = enlarge.Enlarge(math.nan)
     try:
-        found = {"scale": float(scale), "strength": float(strength or 0.6), "by": by or "latent"}
+        numbers = float(scale), float(strength or usual.strength)
     except ValueError:
-        found = {"scale": math.nan, "strength": 0.0, "by": ""}
-    fits = 1 < found["scale"] <= _LARGEST and 0 <= found["strength"] <= 1
-    if rest or not fits or found["by"] not in ("latent", "pixel"):
-        raise ValueError(
-            f"--enlarge must look like 2,0.6,latent: more than 1 and at most {_LARGEST}, 0 to 1,"
-            f" latent or pixel, not {text!r}"
-        )
-    return found
+        numbers = math.nan, math.nan
+    try:
+        return enlarge.Enlarge.of((*numbers, by or usual.by, *rest))
+    except ValueError as error:
+        raise ValueError(f"--enlarge must look like 2,0.6,latent: {error}, not {text!r}") from None
+
+
+def _one(many: list[Any]) -> Any:
+    """The only one of them, or all."""
+    return many if len(many) > 1 else many[0]
 
 
 def _picture(path: Path, *, white: bool = True) -> Any:

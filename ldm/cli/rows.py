@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.edits import Edits, enlarging
+from ldm.cli.edits import Edits
 from ldm.cli.settings import Call, Drawn, Row, Settings
 from ldm.cli.stages import Through
 from ldm.cli.story import Story, of_picture
@@ -156,25 +156,23 @@ def drawn(
     Raises:
         ValueError: one cannot be drawn so; the message begins with where that was asked for.
     """
-    from ldm.editing.passes import enlarged
     from ldm.evaluation import sheets
 
     with Progress("drawing", "pictures", sum(len(call.shots) for call in calls)) as progress:
         for call in calls:
             own = edit.of(call.shots[0])
             pipes = through.stages if through else [pipe]
+            passes = len(pipes) if call.shots[0].enlarge is None else 2
             try:
                 with ExitStack() as counting:
                     for one in pipes:
-                        share = len(call.shots) / len(pipes)
+                        share = len(call.shots) / passes
                         counting.enter_context(sheets.counted(one, progress, share))
                     asked, before = call.asked(pipe, own, batch), list[Any]()
                     if through:
                         first = call.shots[0]
                         row = {key: getattr(first, key) for key in ("steps", "guidance", "sampler")}
                         images, before = through.draw(asked, **row)
-                    elif how := enlarging(call.shots[0].enlarge):
-                        images = enlarged(pipe, asked.pop("prompt"), **asked, **how).images
                     else:
                         images = pipe(**asked).images
             except ValueError as error:

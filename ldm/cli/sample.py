@@ -154,9 +154,15 @@ def sample(
     strength: edits.Strength = None,
     feather: edits.Feather = None,
     outpaint: edits.Outpaint = None,
+    mask_crop: edits.MaskCrop = None,
     enlarge: edits.Enlarge = None,
     control: edits.Control = None,
     controlnet: edits.ControlNet = None,
+    t2i_adapter: edits.T2IAdapter = None,
+    hint: edits.Hint = None,
+    ip_adapter: edits.IPAdapter = None,
+    ip_image: edits.IPImage = None,
+    ip_scale: edits.IPScale = None,
     variation_seed: edits.VariationSeed = None,
     variation_strength: edits.VariationStrength = 0.1,
     then: staged.Then = None,
@@ -222,13 +228,17 @@ def sample(
     """Draws pictures of PROMPTs and saves them as files that carry their parameters."""
     given = _given(context)
     told_of = image, mask, strength, feather, outpaint, variation_seed, variation_strength
-    edit = edits.Edits(*told_of, control or [], controlnet or [])
+    others = control, controlnet
+    asides = t2i_adapter, hint, ip_adapter, ip_image, ip_scale
+    edit = edits.Edits(*told_of, *(x or () for x in others), mask_crop, *(x or () for x in asides))
     then = then or []
     behind = staged.Behind(len(then), then_guidance or [], noise_level or [], stages)
     behind.check(
         guidance_interval=guidance_interval,
         image=image,
         controlnet=controlnet,
+        t2i_adapter=t2i_adapter,
+        ip_adapter=ip_adapter,
         enlarge=enlarge,
         variation_seed=variation_seed,
         argument=argument,
@@ -334,6 +344,9 @@ def sample(
         if not said and pipe.reads is None:
             fail("PROMPT is missing: say what to draw")
         targets = _targets(out, len(rows) * count)
+        edit.load(pipe)
+        if (note := edit.note(pipe)) and all(row.settings.size is None for row in rows):
+            print(f"note: {note}", file=sys.stderr)
         load_loras(pipe, list(zip(loras, scales, strict=True)))
         for word in words:
             pipe.load_textual_inversion(word)

@@ -308,6 +308,8 @@ class Call:
             "prompt_syntax": common.syntax,
             "batch_size": batch,
         }
+        if (enlarge := enlarging(common.enlarge)) is not None:
+            found["enlarge"] = tuple(enlarge)
         interval = common.interval()
         if interval is not None:
             rescale = common.guidance_rescale

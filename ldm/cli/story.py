@@ -27,6 +27,7 @@ _READ = {
 }  # fmt: skip
 _SILENT = re.compile(r"Version|.*\bhash(es)?|.*\bmodule hashes", re.IGNORECASE)
 _USUAL = {("Schedule type", "Automatic"), ("Clip skip", "1"), ("RNG", "CPU")}
+_PICTURE_OF = {"controlnet": "control", "t2i_adapter": "hint", "ip_adapter": "ip_image"}
 _OF_EVERY = {"prompt", "loras", "words", "edited", "batch"}
 """What stands beside the settings."""
 
@@ -57,11 +58,20 @@ def beside(
         found["prompt"] = parameters.prompt
     if edit.image is not None:
         options = {"image": True, "mask": edit.mask is not None} | {
-            "outpaint": edit.outpaint, "feather": edit.feather
+            "outpaint": edit.outpaint, "feather": edit.feather, "mask_crop": edit.mask_crop
         }  # fmt: skip
-        found["edited"] = {name: value for name, value in options.items() if value not in (None, 0)}
-    if edit.hints:
-        found["edited"] = found.get("edited", {}) | {"control": True, "controlnet": True}
+        found["edited"] = {
+            name: value
+            for name, value in options.items()
+            if value is not None and value is not False
+        }
+    followed = {"controlnet": edit.hints, "t2i_adapter": edit.follow, "ip_adapter": edit.ip_images}
+    for network, files in followed.items():
+        if files:
+            asked = {network: True, _PICTURE_OF[network]: True}
+            found["edited"] = found.get("edited", {}) | asked
+    if edit.ip_scales:
+        found["edited"]["ip_scale"] = [*edit.ip_scales]
     every = {"loras": [*map(list, loras)], "words": [*words], "batch": among and [*among]}
     return found | {name: value for name, value in every.items() if value}
 
@@ -100,7 +110,7 @@ class Story:
             ValueError: one of its settings is none.
         """
         told = dict(self.told)
-        if "image" in given:  # whose size it has
+        if "image" in given and "mask_crop" not in self.edited:  # whose size it has
             told.pop("size", None)
         try:
             settings = common.but(told)
@@ -123,20 +133,23 @@ class Story:
         Raises:
             ValueError: the picture that it was made from is not passed.
         """
-        every = ("image", "mask", "control", "controlnet")
+        every = ("image", "mask", *(name for pair in _PICTURE_OF.items() for name in pair[::-1]))
         needed = [name for name in every if self.edited.get(name)]
         missing = [name for name in needed if name not in given]
         if missing:
-            asked = " and ".join(f"--{name}" for name in missing)
+            asked = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
             raise ValueError(
                 f"{self.where} is an edited picture and does not hold what it was made from: pass"
                 f" {asked}"
             )
         own = {
             name: self.edited[name]
-            for name, kind in (("outpaint", str), ("feather", int))
+            for name, kind in (("outpaint", str), ("feather", int), ("mask_crop", int))
             if name not in given and type(self.edited.get(name)) is kind
         }
+        scales = self.edited.get("ip_scale")
+        if "ip_scale" not in given and isinstance(scales, list):
+            own["ip_scales"] = [each for each in scales if type(each) in (int, float)]
         return replace(edit, **own)
 
     def found(self, model: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Folders of networks that stand beside a U-Net, as diffusers saves them."""
+"""Networks that stand beside a U-Net: folders as diffusers saves them, files of IP-Adapters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from ldm.formats import integrity
 
 KINDS = {"controlnet": ControlNetModel, "adapter": T2IAdapter}
 """By the component of a pipeline."""
+
+_IP_FOLDERS = ("models", "sdxl_models")  # of the repository h94/IP-Adapter
+_TOWER = "image_encoder"
 
 
 def beside(part: str, given: Any, asked: Mapping[str, Any]) -> Any:
@@ -53,3 +56,38 @@ def _check(folder: Path, cls: type) -> None:
         told = kind or "no network of diffusers"
         raise ValueError(f"{folder} holds no {cls.__name__}, but {told}")
     integrity.check_network(folder, config)
+
+
+def ip_adapter(path: Path) -> dict[str, Any]:
+    """What diffusers' ``load_ip_adapter`` is asked for to read the IP-Adapter at ``path``: a file,
+    or a folder that holds one, itself or in ``models`` or ``sdxl_models``, its picture tower beside
+    it in ``image_encoder``.
+
+    Raises:
+        OSError: there is nothing, or no picture tower beside it; the message is one line.
+        ValueError: there is more than one, or no file of tensors; likewise.
+    """
+    if not path.exists():
+        raise OSError(f"{path}: there is no such file or folder of an IP-Adapter")
+    if path.is_file():
+        file = path
+        if file.suffix != ".safetensors":
+            raise ValueError(
+                f"{file}: an IP-Adapter is read from .safetensors, whose reading runs no code"
+            )
+    else:
+        places = (path, *(path / name for name in _IP_FOLDERS))
+        found = next((f for f in (sorted(p.glob("*.safetensors")) for p in places) if f), [])
+        if len(found) != 1:
+            told = ", ".join(str(one.relative_to(path)) for one in found) or "none"
+            raise ValueError(f"{path}: name one file of an IP-Adapter; there are {told}")
+        (file,) = found
+    if not (file.parent / _TOWER / "config.json").is_file():
+        raise OSError(
+            f"{file}: there is no {_TOWER} beside it, the picture tower that it was trained with"
+        )
+    return {
+        "pretrained_model_name_or_path_or_dict": str(file.parent),
+        "subfolder": "",
+        "weight_name": file.name,
+    }

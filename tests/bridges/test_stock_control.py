@@ -1,6 +1,7 @@
 """Networks beside the U-Net, told a picture: ours are stock's."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,60 @@ def test_the_command_follows_a_picture(sd, tmp_path):
     assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
     assert "--control is given 1 times for 0 --controlnet" in run(*both[:2]).stderr
     assert "none.png: there is no such file" in run("--control", "none.png", *both[2:]).stderr
+
+
+def test_the_command_draws_with_adapters(sd, tmp_path):
+    parts = {name: part for name, part in sd.items() if name != "controlnet"}
+    adapter = tiny_control.adapter(sd["unet"])
+    quiet(ours(parts)).save_pretrained(tmp_path / "base")
+    adapter.save_pretrained(tmp_path / "net")
+    file = Path(tiny_control.ip_adapter(sd["unet"], tmp_path / "ip")) / "models" / "ip.safetensors"
+    for seed in (1, 2):
+        picture(seed=seed).save(tmp_path / f"{seed}.png")
+    out, base = tmp_path / "out.png", ("--model", tmp_path / "base")
+
+    def run(*options: Any) -> Any:
+        return CliRunner().invoke(app, ["sample", *map(str, options)])
+
+    hint = ("--t2i-adapter", tmp_path / "net", "--hint", tmp_path / "1.png")
+    told = ("--ip-adapter", tmp_path / "ip", "--ip-image", tmp_path / "2.png")
+    small = ("a", "--steps", 2, "--guidance", 3, *base, "--out", out)
+    result = run(*small, *hint, *told, "--ip-scale", 0.5)
+    assert result.exit_code == 0, result.output
+    mine = ours(copy.deepcopy(parts) | {"adapter": adapter})
+    mine.load_ip_adapter(str(file))
+    mine.set_ip_adapter_scale(0.5)
+    asked = dict(adapter_image=picture(seed=1), ip_adapter_image=picture(seed=2))
+    drawn = mine("a", num_inference_steps=2, guidance_scale=3.0, seed=0, sampler="dpm++", **asked)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn.images[0]))
+    again = ("--from", out, "--out", tmp_path / "again.png", *base)
+    lacks = "pass --hint and --t2i-adapter and --ip-image and --ip-adapter"
+    assert lacks in run(*again).stderr
+    assert run(*again, *hint, *told).exit_code == 0
+    assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
+    pickled, lost = tmp_path / "ip.bin", tmp_path / "lost.safetensors"
+    pickled.touch()
+    lost.write_bytes(file.read_bytes())
+    broken = tmp_path / "ip" / "models" / "other.safetensors"
+    broken.write_bytes(b"no tensors")
+    for options, message in (
+        (hint[:2], "--hint is given 0 times for 1 --t2i-adapter: a picture for each"),
+        ((*told[:2], *hint[2:]), "--hint is given 1 times for 0 --t2i-adapter"),
+        ((*hint[2:], "--t2i-adapter", "gone"), "--t2i-adapter gone: there is no such file or"),
+        (told[2:], "--ip-image is given 1 times for 0 --ip-adapter"),
+        ((*told[:3], tmp_path / "none.png"), "none.png: there is no such file"),
+        (("--ip-scale", 1), "--ip-scale is given 1 times for 0 --ip-adapter: once, or for each"),
+        ((*told, "--ip-scale", "nan"), "--ip-scale must be a finite number, not nan"),
+        ((*told[2:], "--ip-adapter", tmp_path / "x"), "x: there is no such file or folder"),
+        ((*told[2:], "--ip-adapter", pickled), "an IP-Adapter is read from .safetensors"),
+        ((*told[2:], "--ip-adapter", lost), "lost.safetensors: there is no image_encoder beside"),
+        (told, "name one file of an IP-Adapter; there are models/ip.safetensors, models/other"),
+        ((*told[2:], "--ip-adapter", broken), "cannot be read as an IP-Adapter: "),
+        (("--t2i-adapter", tmp_path / "base" / "unet", *hint[2:]), "unet holds no T2IAdapter, but"),
+    ):
+        result = run(*small, *options)
+        line = result.stderr.strip().splitlines()[-1]
+        assert result.exit_code == 2 and line.startswith("error: ") and message in line, line
 
 
 def test_t2i_adapters_are_stocks(sd, tmp_path):

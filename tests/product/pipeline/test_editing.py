@@ -331,6 +331,25 @@ def test_the_command_edits_and_says_so(pipe, tmp_path):
     assert (told.strength, told.variation_seed, told.variation_strength) == (0.5, 9, 0.1)
     assert run("--image", tmp_path / "a.png", "--outpaint", "0,0,7,0").exit_code == 0
     assert Image.open(out).size == (26, 21)
+    big = picture(100, 70)
+    big.save(tmp_path / "a.png")
+    mask(100, 70, (40, 30, 60, 44)).save(tmp_path / "m.png")
+    result = run(*edited[:4])
+    assert (
+        "a.png has 100 x 70 pixels and is drawn whole by a model of 16 x 16: that is slow, and"
+        " things are drawn small and many times; --mask-crop 32 draws what is around the mask"
+        " alone, and --size 20x12 makes it smaller first"
+    ) in result.stderr
+    result = run(*edited[:4], "--mask-crop", 6, "--size", "24x24")
+    assert result.exit_code == 0 and not result.stderr, result.output
+    told = dict(num_inference_steps=4, guidance_scale=3.0, sampler="dpm++", seed=0)
+    told |= dict(height=24, width=24, padding_mask_crop=6)
+    made = pipe("a", image=big, mask_image=Image.open(tmp_path / "m.png"), **told).images[0]
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(made))
+    again = ["sample", "--from", out, "--model", tmp_path / "model", *edited[:4]]
+    again += ["--out", tmp_path / "copy.png"]
+    assert CliRunner().invoke(app, list(map(str, again))).exit_code == 0
+    assert (tmp_path / "copy.png").read_bytes() == out.read_bytes()
     (tmp_path / "bad.png").write_bytes(b"no picture")
     for options, message in (
         (("--mask", tmp_path / "m.png"), "--mask needs --image"),
@@ -340,6 +359,8 @@ def test_the_command_edits_and_says_so(pipe, tmp_path):
         ((*edited, "--outpaint", "1,1,1,1"), "leave out --mask"),
         ((*edited[:2], "--outpaint", "1,1"), "--outpaint must look like"),
         ((*edited[:2], "--feather", 1), "--feather is that of a --mask"),
+        ((*edited[:2], "--mask-crop", 1), "--mask-crop is that of a --mask"),
+        ((*edited, "--mask-crop", -1), "--mask-crop must be 0 pixels or more, not -1"),
         (("--variation-seed", -1), "--variation-seed must lie in"),
         ((*edited, "--strength", 0.1), "less than one step"),
     ):
