@@ -10,6 +10,7 @@ import typer
 from ldm.cli.failure import at_hand, fail, named_sampler, there
 from ldm.cli.options import Guidance, Steps
 from ldm.cli.settings import Settings
+from ldm.progress import Progress
 
 _SEEDS = 2**32
 
@@ -72,13 +73,18 @@ def between(
     model = at_hand(model, "--model ", file=True)
 
     # Only now: torch and diffusers take seconds to import, and --help should not.
+    import diffusers
+    import transformers
 
     from ldm.data.images import flatten
     from ldm.data.picture import decode
     from ldm.editing.passes import between_pictures, between_prompts, save_gif
     from ldm.engine.precision import device_at_hand
+    from ldm.evaluation import sheets
     from ldm.pipeline import LatentDiffusionPipeline
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         pipe = LatentDiffusionPipeline.from_pretrained(model)
         pipe.to(device or device_at_hand())
@@ -94,15 +100,19 @@ def between(
             "width": width,
             "batch_size": batch,
         }
-        if image is None or to_image is None:
-            ends = first, first if last is None else last
-            seeds = seed, seed if to_seed is None else to_seed
-            images = between_prompts(pipe, ends, frames, seeds=seeds, **call).images
-        else:
-            read = [decode(path.read_bytes(), str(path)) for path in (image, to_image)]
-            one, other = (flatten(picture, (255, 255, 255)) for picture in read)
-            told = {"strength": strength, "seed": seed, **call}
-            images = between_pictures(pipe, first, (one, other), frames, **told).images
+        with (
+            Progress("drawing", "pictures", frames) as progress,
+            sheets.counted(pipe, progress, frames),
+        ):
+            if image is None or to_image is None:
+                ends = first, first if last is None else last
+                seeds = seed, seed if to_seed is None else to_seed
+                images = between_prompts(pipe, ends, frames, seeds=seeds, **call).images
+            else:
+                read = [decode(path.read_bytes(), str(path)) for path in (image, to_image)]
+                one, other = (flatten(picture, (255, 255, 255)) for picture in read)
+                told = {"strength": strength, "seed": seed, **call}
+                images = between_pictures(pipe, first, (one, other), frames, **told).images
         if animated:
             out.parent.mkdir(parents=True, exist_ok=True)
             save_gif(images, out, milliseconds)

@@ -383,6 +383,7 @@ def test_the_command_draws_between(pipe, tmp_path):
 
     result = run("between", "two dogs", "--frames", 3, "--out", tmp_path / "x.gif")
     assert result.exit_code == 0, result.output
+    assert "%|" not in result.stderr  # neither of what loads nor of its steps
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.n_frames == 4 and gif.size == (16, 16)
     ends = ("--image", tmp_path / "0.png", "--to-image", tmp_path / "1.png")
