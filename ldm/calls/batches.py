@@ -78,7 +78,8 @@ def walk(
 
     def walked(*told: Any, **named: Any) -> Tensor:
         call.scheduler = copy.deepcopy(begun)
-        return stepper.run(call.scheduler, *told, **named, **shares)
+        seen = call.callback is not None
+        return stepper.run(call.scheduler, *told, **named, **shares, itself=seen)
 
     return Walk(walked, lambda x0, eps: noised_by(copy.deepcopy(begun), x0, eps, begin))
 

