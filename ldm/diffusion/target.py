@@ -15,12 +15,13 @@ terminal SNR). v: Salimans & Ho 2022, appendix D. score: Song et al. 2021, the g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm.diffusion.level import Level
+from ldm.diffusion.level import Level, typed
 from ldm.diffusion.names import Edm, Target
 
 
@@ -51,6 +52,45 @@ def determinant(target: Target, level: Level) -> Tensor:
 def network_input(target: Target, x_t: Tensor, level: Level) -> Tensor:
     """What a network that speaks ``target`` sees of ``x_t``: c_in x_t for edm, else ``x_t``."""
     return (x_t / target.std(level.like(x_t))).to(x_t) if isinstance(target, Edm) else x_t
+
+
+class System(NamedTuple):
+    """The 2x2 system of a target at a level, whose parts are broadcast against a latent; what
+    comes to a level again need not work it out again.
+    """
+
+    target: Target
+    alpha: Tensor
+    sigma: Tensor
+    a: Tensor
+    b: Tensor
+    d: Tensor
+
+    @classmethod
+    def of(cls, target: Target, level: Level, y: Tensor) -> System:
+        """That of ``target`` at ``level`` for outputs like ``y``, ``b ...``."""
+        if target != "velocity":  # which alone speaks of its rates
+            level = Level(level.alpha, level.sigma)
+        alpha, sigma, *_ = level = level.like(y)
+        a, b = coefficients(target, level)
+        return cls(target, alpha, sigma, a, b, alpha * b - sigma * a)
+
+    def x0(self, x_t: Tensor, y: Tensor) -> Tensor:
+        """The data that they imply, ``b ...``, in the dtype of the level."""
+        dtype = self.alpha.dtype
+        return (self.b * typed(x_t, dtype) - self.sigma * typed(y, dtype)) / self.d
+
+    def eps(self, x_t: Tensor, y: Tensor) -> Tensor:
+        """The noise that they imply, ``b ...``, in the dtype of the level."""
+        dtype = self.alpha.dtype
+        return (self.alpha * typed(y, dtype) - self.a * typed(x_t, dtype)) / self.d
+
+    def ends(self, x_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in the dtype of ``y``, which stays as it is where it is one of them."""
+        return (
+            y if self.target == "x0" else typed(self.x0(x_t, y), y.dtype),
+            y if self.target == "eps" else typed(self.eps(x_t, y), y.dtype),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,26 +126,12 @@ class Prediction:
         """The prediction as ``target``; what the network speaks is handed through untouched."""
         if target == self.target:
             return self.y
-        level = self.level.like(self.y)
-        x0, eps = self._solved(level)
-        a, b = coefficients(target, level)
+        system = System.of(self.target, self.level, self.y)
+        x0, eps = system.x0(self.x_t, self.y), system.eps(self.x_t, self.y)
+        a, b = coefficients(target, self.level.like(self.y))
         return (a * x0 + b * eps).to(self.y.dtype)
 
     @property
     def ends(self) -> tuple[Float[Tensor, "b ..."], Float[Tensor, "b ..."]]:
         """``x0`` and ``eps``, for the work of one."""
-        level = self.level
-        if self.target != "velocity":  # which alone speaks of its rates
-            level = Level(level.alpha, level.sigma)
-        x0, eps = self._solved(level.like(self.y))
-        return (
-            self.y if self.target == "x0" else x0.to(self.y.dtype),
-            self.y if self.target == "eps" else eps.to(self.y.dtype),
-        )
-
-    def _solved(self, level: Level) -> tuple[Tensor, Tensor]:
-        """(x0, eps) in the dtype of ``level``, which is broadcast."""
-        x_t, y = self.x_t.to(level.alpha.dtype), self.y.to(level.alpha.dtype)
-        a, b = coefficients(self.target, level)
-        d = level.alpha * b - level.sigma * a
-        return (b * x_t - level.sigma * y) / d, (level.alpha * y - a * x_t) / d
+        return System.of(self.target, self.level, self.y).ends(self.x_t, self.y)

@@ -285,8 +285,9 @@ class FamilyDenoiser(nn.Module):
         """Output ``b y h w``, y = c (2 c with a learned variance); ``timestep`` ``b`` or ``()``."""
         # Not below float32: random Fourier features are turns of up to hundreds of radians.
         timestep = timestep.float()
-        told = partial(self.family.arguments, self.network, cond)
-        cond = spoken(self.controlnet, x_t, timestep, cond, told, self.strength())
+        if cond.extra:  # else nothing is told beside
+            told = partial(self.family.arguments, self.network, cond)
+            cond = spoken(self.controlnet, x_t, timestep, cond, told, self.strength())
         return self.family.call(self.network, x_t, timestep, cond)
 
 

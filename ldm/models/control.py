@@ -161,6 +161,8 @@ def spoken(
 def side_inputs(told: Mapping[str, Any], cond: Condition) -> dict[str, Any]:
     """Arguments ``told`` of a U-Net, and those that hand on what ``cond`` holds of others."""
     found = dict(told)
+    if not cond.extra:
+        return found
     if residuals := listed(cond, RESIDUAL):
         *down, middle = residuals
         found["down_block_additional_residuals"] = down

@@ -10,6 +10,7 @@ from scipy.integrate import DOP853
 from torch import Tensor
 
 from ldm.diffusion.flow import angle, flow, size, when
+from ldm.diffusion.level import typed
 from ldm.sampling.process_sampler import ProcessSampler, Run
 
 
@@ -26,12 +27,11 @@ class Heun(ProcessSampler):
 
     def step(self, run: Run, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """See the class."""
-        level, after = run.level(t), run.level(s)
-        d_alpha, d_sigma = float(after.alpha - level.alpha), float(after.sigma - level.sigma)
+        d_alpha, d_sigma = run.factors(x, t, s)
 
         def change(x: Tensor, t: Tensor) -> Tensor:
-            x0, eps = run.at(x, t).ends
-            return (d_alpha * x0 + d_sigma * eps).to(x.dtype)
+            x0, eps = run.ends(x, t)
+            return typed(d_alpha * x0 + d_sigma * eps, x.dtype)
 
         first = change(x, t)
         return x + (first + change(x + first, s)) / 2

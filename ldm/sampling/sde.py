@@ -50,10 +50,11 @@ class Ddim(ProcessSampler):
         """See the module."""
         if t == s:  # steps that outnumber the nodes of a table
             return x
+        if self.eta == 0:
+            (x0, eps), (alpha, sigma) = run.ends(x, t), run.factors(x, s)
+            return (alpha * x0 + sigma * eps).to(x.dtype)
         found, before = run.at(x, t), run.level(s)
         x0, eps = found.ends
-        if self.eta == 0:
-            return (float(before.alpha) * x0 + float(before.sigma) * eps).to(x.dtype)
         posterior = Posterior.between(run.level(t), before)
         kept = (before.sigma**2 - self.eta**2 * posterior.beta_tilde).clamp(min=0).sqrt()
         variance = self.variance if found.variance is None else found.variance
