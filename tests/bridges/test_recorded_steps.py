@@ -23,6 +23,7 @@ from ldm.diffusion import (
     Target,
     scheduler_config,
 )
+from ldm.diffusion.target import System
 from ldm.guidance import ClassifierFree
 from ldm.pipeline import LatentDiffusionPipeline
 from ldm.sampling import FLOW_SAMPLERS, SAMPLERS, SchedulerSampler, recorded, sampler
@@ -160,7 +161,9 @@ def test_a_callback_sees_steps_of_the_scheduler_itself() -> None:
 
 @pytest.mark.parametrize("target", ["eps", "v", "x0", "velocity"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_factors_made_once_multiply_as_numbers_do(target: Target, dtype: torch.dtype) -> None:
+def test_factors_made_once_multiply_as_numbers_do(
+    target: Target, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = DiscreteVP() if target == "eps" else RectifiedFlow(3.0)
     config = scheduler_config(process, target if target == "eps" else "velocity")
     x = noise(0).to(dtype)
@@ -181,11 +184,16 @@ def test_factors_made_once_multiply_as_numbers_do(target: Target, dtype: torch.d
     first = (d_alpha * x0 + d_sigma * eps).to(dtype)
     then = predict(x + first, two, s, cond)
     heun = x + (first + (d_alpha * then.x0 + d_sigma * then.eps).to(dtype)) / 2
+    made: list[Any] = []
+    of = System.of
+    monkeypatch.setattr(System, "of", lambda *told: made.append(told) or of(*told))
     for name, want in (("ode-euler", euler), ("ode-heun", heun)):
         stepper = sampler(name, config)
         seen: list[Tensor] = []
         for _ in range(2):  # the second time what was made is used
             told = {"steps": STEPS, "denoising_start": 0.2, "denoising_end": 0.3}
+            made.clear()
             seen.append(stepper(predict, x, cond, **told))
+        assert made == []
         assert torch.equal(*seen) and seen[0].dtype == dtype
         assert torch.equal(seen[0], want)
