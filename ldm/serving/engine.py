@@ -173,6 +173,8 @@ class Engine:
                 raise ValueError(f"{name} holds what is no text")
             if text and self.pipe.reads == ():
                 raise ValueError("this model reads no prompt")
+        if draw.sampler not in (None, "model"):
+            named_sampler(draw.sampler, self.pipe.scheduler.config)  # which says what it cannot run
         for lora in draw.loras:
             self.load(lora.name)
         own, guided = self.width * self.height, draw.guidance > 1

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from ldm.serving.api import a1111, native, openai, watching
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _AGAIN = 5  # seconds, of a server that ends
 _SHOWN = 300  # characters of a message
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 def create_app(
@@ -53,7 +55,7 @@ def create_app(
         yield
         service.close()  # nobody is connected any more
 
-    app = FastAPI(title="ldm", lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="ldm", lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service, app.state.pages = service, watch.pages if watch else []
     app.include_router(native.router(limited(service.limits, service.engine(None).unit)))
     app.include_router(openai.routes)
@@ -63,7 +65,7 @@ def create_app(
     _watched(app, metrics)
     _told(app)
     if page is not None:
-        app.mount("/", page)
+        app.router.default = page  # what no route knows, by any method
     return Door(app, key=key, hosts=hosts, body=service.limits.body)
 
 
@@ -84,6 +86,16 @@ def _watched(app: FastAPI, metrics: Metrics) -> None:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
+def _methods(request: Request) -> list[str]:
+    """Those of all routes of a path; the one that has refused tells its own alone."""
+
+    def known(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [*filter(known, _METHODS)]
+
+
 def _told(app: FastAPI) -> None:
     """How errors are told, by the words of the API that was asked."""
 
@@ -100,7 +112,10 @@ def _told(app: FastAPI) -> None:
         return JSONResponse(told, status, headers)
 
     async def http(request: Request, error: Any) -> Response:
-        return answer(request, error.status_code, str(error.detail), error.headers)
+        headers = error.headers
+        if error.status_code == 405 and (methods := _methods(request)):
+            headers = {"Allow": ", ".join(methods)}
+        return answer(request, error.status_code, str(error.detail), headers)
 
     async def invalid(request: Request, error: Any) -> Response:
         first = error.errors()[0]

@@ -13,7 +13,14 @@ from starlette.concurrency import run_in_threadpool
 
 from ldm.formats.png import Parameters, read_beside, read_text
 from ldm.sampling.names import canonical
-from ldm.serving.api.waiting import RESPONSES, all_events, sent, service_of, submitted
+from ldm.serving.api.waiting import (
+    RESPONSES,
+    STREAM,
+    all_events,
+    sent,
+    service_of,
+    submitted,
+)
 from ldm.serving.draw import Draw, Picture, content
 from ldm.serving.job import Job
 from ldm.serving.pictures import bounded
@@ -50,7 +57,7 @@ def router(asked: type[Draw]) -> APIRouter:
         """
         return await run_in_threadpool(_info, request, model)
 
-    @routes.post("/jobs", status_code=202)
+    @routes.post("/jobs", status_code=202, responses=STREAM)
     async def take(request: Request, draw: asked) -> Any:
         """Takes a job, which is kept whether or not anybody listens. With ``Accept:
         text/event-stream`` its events come as the answer, and it ends when the client goes.
@@ -78,7 +85,7 @@ def router(asked: type[Draw]) -> APIRouter:
         """A job."""
         return await run_in_threadpool(service_of(request).told, await _found(request, name))
 
-    @routes.get("/jobs/{name}/events")
+    @routes.get("/jobs/{name}/events", response_class=StreamingResponse, responses=STREAM)
     async def told(request: Request, name: _Id) -> StreamingResponse:
         """What becomes of a job: ``state`` at once, then ``place``, ``step``, ``preview``,
         ``picture``, and ``done`` at its end.
@@ -86,7 +93,7 @@ def router(asked: type[Draw]) -> APIRouter:
         job = await _found(request, name)
         return StreamingResponse(sent(service_of(request), job), 200, _UNCACHED, _STREAM)
 
-    @routes.get("/events")
+    @routes.get("/events", response_class=StreamingResponse, responses=STREAM)
     async def everything(request: Request) -> StreamingResponse:
         """What becomes of all jobs, on one connection: ``state`` at once, ``taken`` when one comes,
         and the events of each, which say its ``id``.

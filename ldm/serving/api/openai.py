@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ldm.serving.api.waiting import (
     RESPONSES,
+    STREAM,
     ended_otherwise,
     event,
     events,
@@ -94,7 +95,7 @@ async def model(request: Request, name: str) -> Any:
     return _model(service_of(request).shelf.model(name)[0])
 
 
-@routes.post("/images/generations")
+@routes.post("/images/generations", responses=STREAM)
 async def generations(request: Request, asked: Generation) -> Any:
     """Draws pictures of a prompt; with ``stream`` and ``partial_images`` the way there is sent."""
     if asked.response_format == "url":

@@ -25,6 +25,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     504: {"description": "The deadline has passed before it was drawn."},
 }
 """What every route may answer."""
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
+}
+"""What a route answers that tells of events."""
 
 _CLIENT = re.compile(r"[\w.-]{1,64}")
 _QUIET = 15.0  # seconds after which a stream says that it is still there

@@ -360,6 +360,7 @@ def test_what_is_wrong_is_one_line_that_names_no_path(http: Any, service: Servic
         422: [{"loras": [{"name": "foreign"}]}, {"width": 17}, {"steps": 51}, {"count": 5},
               {"width": 1024, "height": 1024}, {"image": image}, {"image": "aGFsbG8="},
               {"prompt": "a\0b"}, {"prompt": "\ud800"}, {"steps": True}, {"x": 1},
+              {"sampler": "langevin"}, {"sampler": "flow-euler"},
               {"steps": 50, "count": 4, "width": 64}, {"sampler": "euler", "image": ""}],
     }  # fmt: skip
     for status, several in wrong.items():
