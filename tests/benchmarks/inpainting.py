@@ -4,27 +4,34 @@
 
 Held-out scenes of one thing, a mask over the thing, and the caption: the checker of ``ldm.demo``
 reads what was drawn. A row of the picture is one way: the scene, what is known of it, replacement
-at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``.
+at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``, stock's pipeline
+on the same U-Net and sampler (what it called legacy inpainting), told the picture as it is, and
+without what is in the hole. All set out from noise alone. What an encoder makes of cells beside a
+hole says something of what is in it: stock that is told the picture as it is knows of the answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
 from ldm.demo.checker import compare, read
 from ldm.demo.scene import Scene, captions, render
 from ldm.demo.shape_suites import scenes
-from ldm.editing.masks import cells
-from ldm.evaluation.report import Proportion
+from ldm.editing.masks import cells, filled
+from ldm.evaluation.distances import Figure, mean
+from ldm.evaluation.retrieval import Proportion
 from ldm.guidance import Chain, ClassifierFree, LinearInverse
 from ldm.guidance.operators import inpainting
 from ldm.pipeline import LatentDiffusionPipeline
+from ldm.sampling import SchedulerSampler, sampler
 
 SIDE, MARGIN, BATCH = 64, 2, 16
 FOLDER = Path(__file__).parents[2] / "assets" / "ldm-small"
@@ -40,14 +47,25 @@ def hole(picture: Image.Image) -> Image.Image:
     return Image.fromarray(mask)
 
 
+def psnr(made: Image.Image, true: Image.Image, mask: Image.Image) -> float:
+    """Of the pixels in the hole, dB."""
+    drawn = np.asarray(mask) > 0
+    apart = (np.asarray(made, float) - np.asarray(true, float))[drawn]
+    return 20 * math.log10(255 / max(float((apart**2).mean() ** 0.5), 0.5))
+
+
+def told(figure: Figure) -> str:
+    return f"{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
+
+
 def judged(name: str, made: list[Image.Image], asked: list[Scene], seconds: float) -> None:
     verdicts = [compare(read(picture), scene) for picture, scene in zip(made, asked, strict=True)]
-    told = {
+    seen = {
         "everything": [verdict.whole for verdict in verdicts],
         "colour and shape": [verdict.binding for verdict in verdicts],
         "count": [verdict.count for verdict in verdicts],
     }
-    for what, hits in told.items():
+    for what, hits in seen.items():
         print(f"{name}, {what}: {Proportion.of(sum(hits), len(hits))}")
     print(f"{name}: {seconds:.0f} s of CPU", flush=True)
 
@@ -95,10 +113,48 @@ def main() -> None:
             made += pipe(texts[part], seed=seeds, guidance=guidance, **call).images
         return pasted(made)
 
-    for draw in (replaced, text_alone, inverse):
+    def stock_blind() -> list[Image.Image]:
+        """Told what ours sees: the nearest that is known in place of what is in the hole."""
+        known = []
+        for picture, mask in pairs:
+            pixels, drawn = (torch.from_numpy(np.array(one)).float() for one in (picture, mask))
+            seen = filled(pixels.movedim(2, 0)[None], drawn[None, None])[0].movedim(0, 2)
+            known.append(Image.fromarray(seen.byte().numpy()))
+        return stock(known)
+
+    def stock(pictures: list[Image.Image] = true) -> list[Image.Image]:
+        names = "vae", "text_encoder", "tokenizer", "unet"
+        own = sampler("dpm++", pipe.scheduler.config)
+        assert isinstance(own, SchedulerSampler)
+        theirs = StableDiffusionInpaintPipeline(
+            **{name: pipe.components[name] for name in names},
+            scheduler=own.scheduler.from_config(own.config),
+            **dict.fromkeys(("safety_checker", "feature_extractor")),
+            requires_safety_checker=False,
+        )
+        theirs.set_progress_bar_config(disable=True)
+        made = []
+        for n in range(0, len(asked), BATCH):
+            part = slice(n, n + BATCH)
+            made += theirs(
+                texts[part], image=pictures[part], mask_image=masks[part], strength=1.0,
+                height=SIDE, width=SIDE, num_inference_steps=options.steps,
+                guidance_scale=pipe.sampling_defaults.guidance_scale,
+                generator=[torch.Generator().manual_seed(n + k) for k in range(len(texts[part]))],
+            ).images  # fmt: skip
+        return pasted(made)
+
+    ours = torch.zeros(0)
+    for draw in (replaced, text_alone, inverse, stock, stock_blind):
         begun = time.process_time()
         rows.append(draw())
         judged(draw.__name__, rows[-1], asked, time.process_time() - begun)
+        near = torch.tensor(list(map(psnr, rows[-1], true, masks)), dtype=torch.float64)
+        print(f"{draw.__name__}, PSNR in the hole: {told(mean(near))} dB")
+        if draw is replaced:
+            ours = near
+        else:
+            print(f"replaced above {draw.__name__}: {told(mean(ours - near))} dB, of pairs")
     if options.out is not None:
         shown = [row[:12] for row in rows]
         page = Image.new("RGB", (len(shown[0]) * (SIDE + 2), len(shown) * (SIDE + 2)), "white")
