@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,11 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
@@ -161,8 +158,7 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         every = {p for network in _there(step).values() for p in network.parameters()}
         learning = {p for p in every if p.requires_grad}
         live = _Live(every)
-        flops = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
-        with flops, live:
+        with live:
             if parts > 1:  # all but the first meet the gradients of those before
                 for parameter in learning:
                     parameter.grad = torch.zeros_like(parameter)
@@ -173,14 +169,13 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
             loss.backward()
         for parameter in learning:
             parameter.grad = None
-    counted: Mapping[Any, int] = flops.get_flop_counts().get("Global", {})
-    convolution = sum(n for op, n in counted.items() if "convolution" in str(op))
+    convolution = sum(n for op, n in live.flops.items() if "convolution" in str(op))
     rest = held(config, step)
     return replace(
         rest,
         working=live.peak,
         convolution=parts * convolution,
-        product=parts * (sum(counted.values()) - convolution),
+        product=parts * (live.flops.total() - convolution),
         traffic=rest.traffic + parts * live.traffic,
     )
 
@@ -189,24 +184,31 @@ def _bytes(parameters: Any) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-# FLOPs that torch does not count: attention on a CPU.
-_ATTENTION: dict[Any, Callable[..., int]] = {
+# By operation: those that torch counts, and attention on a CPU.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+        lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape)
     ),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(
+            *(x.shape for x in (grad, q, k, v))
+        )
     ),
 }
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of storages that are alive, beside those of ``known``, and bytes that went through."""
+    """Bytes of storages that are alive, beside those of ``known``, bytes that went through, and
+    FLOPs by operation. (``FlopCounterMode`` of torch hooks every module, and its hooks keep
+    activations that checkpointing would have let go.)
+    """
 
     def __init__(self, known: set[nn.Parameter]) -> None:
         super().__init__()
         self.sizes = {p.untyped_storage()._cdata: 0 for p in known}
         self.now = self.peak = self.traffic = 0
+        self.flops = Counter[Any]()
 
     def _freed(self, key: int) -> None:
         self.now -= self.sizes.pop(key)
@@ -216,6 +218,8 @@ class _Live(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # two of three calls; nothing is computed
             return args[0].fake_device
         out = func(*args, **(kwargs or {}))
+        if count := _FLOPS.get(func.overloadpacket):
+            self.flops[func.overloadpacket] += count(*args, **(kwargs or {}), out_val=out)
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         for tensor in made:
             storage = tensor.untyped_storage()

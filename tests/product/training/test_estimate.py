@@ -156,7 +156,7 @@ def test_what_learns_is_what_the_config_says(tmp_path):
     assert 0 < part.learning < whole.learning
     assert part.frozen + part.learning == whole.frozen + whole.learning
     less = cost(train=["unet", "text_encoder"], unet=deep, gradient_checkpointing=True)
-    assert less.learning == whole.learning and less.working < 0.9 * whole.working
+    assert less.learning == whole.learning and less.working < 0.7 * whole.working
     # The forward pass is done twice.
     assert less.product > whole.product and less.convolution > whole.convolution
 
