@@ -77,7 +77,7 @@ class Command(Generic[C]):
         parser.add_argument(
             "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
         )
-        arguments = parser.parse_args()
+        arguments = parser.parse_intermixed_args()  # keys before and after options
         if arguments.memory and not arguments.dry_run:
             parser.error("--memory goes with --dry-run")
         REQUESTS.listen()

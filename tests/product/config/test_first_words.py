@@ -54,6 +54,7 @@ SAID = {
     ("train", *FINETUNE, "objective.times={kind: mode, scale: 9}"): "scale must lie in",
     ("train", *FINETUNE, "validation.sampler=dmp++"): "did you mean 'dpm++'?",
     ("train", *FINETUNE, "batch_size"): "'batch_size' is no override: write key=value",
+    ("train", *FINETUNE, "--dry-run", "batchsize=4"): "unknown key 'batchsize'",
     ("train", "--config", "none.yaml"): "config file none.yaml does not exist",
     ("train", *FINETUNE, "model=none"): "model: none is no pipeline folder (it has no model_index",
     ("train", *FINETUNE, SMALL): "x: this folder does not exist, check data.path",
