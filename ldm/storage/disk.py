@@ -20,6 +20,19 @@ _DISK = {
 _RUST = re.compile(r"\(os error (\d+)\)")
 
 
+_UMASK = os.umask(0o077)  # which is told by setting another
+os.umask(_UMASK)
+
+
+def let_read(file: Path) -> None:
+    """Gives a new ``file`` the mode of new files: safetensors makes those that it writes readable
+    to their owner alone. One that is linked elsewhere stays as it is.
+    """
+    status = file.stat()
+    if status.st_nlink == 1 and status.st_mode & 0o777 == 0o600:
+        file.chmod(0o666 & ~_UMASK)
+
+
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
     """A path to write to, which takes the name of ``file`` at the end; on an error it is removed

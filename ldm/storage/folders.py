@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ldm.storage.disk import let_read
+
 STAGING = ".staging-"
 """What the names of unfinished folders begin with."""
 _CURRENT, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
@@ -28,9 +30,11 @@ def flush(path: Path) -> None:
 
 
 def flush_all(folder: Path) -> None:
-    """Brings all that is in ``folder`` to the disk, the folder last."""
+    """Brings all that is in ``folder``, which is new, to the disk, the folder last."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if not path.is_symlink():
+            if path.is_file():
+                let_read(path)
             flush(path)
     flush(folder)
 

@@ -17,6 +17,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ldm.storage.disk import let_read
+
 _NETWORK = "diffusion_pytorch_model.safetensors"
 _LENGTH = 8  # bytes, little-endian
 _METADATA = "__metadata__"
@@ -32,6 +34,7 @@ def write_tensors(
     """
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(ready, file, dict(metadata) if metadata else None)
+    let_read(Path(file))
     if metadata and len(metadata) > 1:
         _sort_metadata(Path(file))
 

@@ -58,6 +58,8 @@ def test_over_any_layout(fresh: Path, tmp_path: Path, before: dict[str, Any]) ->
     other = tiny.pipeline(seed=1)
     other.save_pretrained(folder)
     assert names(folder) == names(fresh) | set(NOT_OURS)
+    # safetensors alone would keep weights from others.
+    assert len({(folder / name).stat().st_mode for name in names(folder)}) == 1
     assert {name: (folder / name).read_text() for name in NOT_OURS} == NOT_OURS
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     for kind in (LatentDiffusionPipeline, StableDiffusionPipeline):

@@ -25,6 +25,8 @@ def test_the_order_of_tensors_and_of_metadata_is_one(tmp_path):
     backwards = [dict(reversed(list(found.items()))) for found in (TENSORS, TOLD)]
     write_tensors(backwards[0], files[1], backwards[1])
     assert files[0].read_bytes() == files[1].read_bytes()
+    (tmp_path / "plain").touch()  # others may read it as far as they may read new files
+    assert files[0].stat().st_mode == (tmp_path / "plain").stat().st_mode
     with safe_open(files[0], framework="pt") as opened:
         assert opened.metadata() == TOLD
     found = load_file(files[0])
