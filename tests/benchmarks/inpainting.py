@@ -28,6 +28,7 @@ from ldm.demo.shape_suites import scenes
 from ldm.editing.masks import cells, filled
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.retrieval import Proportion
+from ldm.evaluation.sheets import save, sheet
 from ldm.guidance import Chain, ClassifierFree, LinearInverse
 from ldm.guidance.operators import inpainting
 from ldm.pipeline import LatentDiffusionPipeline
@@ -156,12 +157,7 @@ def main() -> None:
         else:
             print(f"replaced above {draw.__name__}: {told(mean(ours - near))} dB, of pairs")
     if options.out is not None:
-        shown = [row[:12] for row in rows]
-        page = Image.new("RGB", (len(shown[0]) * (SIDE + 2), len(shown) * (SIDE + 2)), "white")
-        for y, row in enumerate(shown):
-            for x, picture in enumerate(row):
-                page.paste(picture, (x * (SIDE + 2), y * (SIDE + 2)))
-        page.resize((2 * page.width, 2 * page.height), Image.Resampling.NEAREST).save(options.out)
+        save(sheet([row[:12] for row in rows], columns=1), options.out)
 
 
 if __name__ == "__main__":

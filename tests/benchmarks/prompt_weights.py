@@ -22,6 +22,7 @@ from ldm.demo.scene import Scene, captions, contrasting
 from ldm.demo.shape_suites import scenes
 from ldm.evaluation.distances import bootstrap
 from ldm.evaluation.retrieval import Proportion
+from ldm.evaluation.sheets import save, sheet
 from ldm.pipeline import LatentDiffusionPipeline
 
 BATCH, SHOWN = 20, 12
@@ -69,18 +70,13 @@ def main() -> None:
             print(f"weight {weight:g}, {name} is drawn: {Proportion.of(sum(hits), len(hits))}")
         if weight != 1:
             one, now = (torch.tensor(own[each], dtype=torch.float64) for each in (1.0, weight))
-            gain = bootstrap(now - one, lambda x: 100 * float(x.mean()))
+            gain = bootstrap(now - one, lambda x: 100 * x.mean(1))
             told = f"{gain.value:+.1f} points [{gain.low:.1f}, {gain.high:.1f}]"
             print(f"weight {weight:g} in place of 1: {told}, of pairs")
         print(f"weight {weight:g}: {time.process_time() - begun:.0f} s of CPU", flush=True)
         rows.append(drawn[:SHOWN])
     if options.out is not None:
-        width, height = rows[0][0].size
-        page = Image.new("RGB", (len(rows[0]) * (width + 2), len(rows) * (height + 2)), "white")
-        for y, row in enumerate(rows):
-            for x, picture in enumerate(row):
-                page.paste(picture, (x * (width + 2), y * (height + 2)))
-        page.resize((2 * page.width, 2 * page.height), Image.Resampling.NEAREST).save(options.out)
+        save(sheet(rows, columns=1), options.out)
 
 
 if __name__ == "__main__":
