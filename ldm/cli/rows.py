@@ -171,8 +171,9 @@ def drawn(
                     asked, before = call.asked(pipe, own, batch), list[Any]()
                     if through:
                         first = call.shots[0]
-                        row = {key: getattr(first, key) for key in ("steps", "guidance", "sampler")}
-                        images, before = through.draw(asked, **row)
+                        images, before = through.draw(
+                            asked, steps=first.steps, guidance=first.guidance, sampler=first.sampler
+                        )
                     else:
                         images = pipe(**asked).images
             except ValueError as error:
