@@ -59,8 +59,8 @@ class Saver:
 
         def write() -> None:
             checkpoint.write_folder(self.root / name, fill)
-            checkpoint.rotate(self.root, self.keep, images)
             self.coordinator.saved = self.root / name
+            checkpoint.rotate(self.root, self.keep, images)
 
         self.coordinator.on_main(f"checkpoint {name}", self.root, write)
 

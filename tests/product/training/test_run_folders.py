@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,8 +55,10 @@ def test_a_run_folder_that_goes_away(command, monkeypatch, tmp_path, away):
     run = tmp_path / "run"
 
     def goes():
-        while not (run / "checkpoints" / checkpoint.name_of(32)).is_dir():
-            time.sleep(0.01)  # it is written beside the steps
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":  # it is written beside the steps
+                thread.join()
+        assert (run / "checkpoints" / checkpoint.name_of(32)).is_dir()
         away(run)
 
     with monkeypatch.context() as patch:
