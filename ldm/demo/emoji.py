@@ -93,6 +93,11 @@ class Concept:
         return self.base != self.key
 
     @property
+    def kind(self) -> str:
+        """What it is rendered with, where one of them is asked for."""
+        return f"{self.group}-toned" if self.toned else self.group
+
+    @property
     def unseen_background(self) -> Background:
         """The one that it is never placed on, in neither style."""
         return COLOURED[stream(0, f"emoji background {self.base}").integers(len(COLOURED))]
@@ -187,7 +192,8 @@ class EmojiData(Drawn):
         """Picture of side ``size``: RGBA, or RGB if ``placed``."""
         number, copy = divmod(index, self.placed or 1)
         style, concept, row = self._rows[number]
-        picture = Image.fromarray(np.array(self._pictures[style][1][row]), "RGBA")
+        pixels = self._pictures[style, concept.kind][1]
+        picture = Image.fromarray(np.array(pixels[row]), "RGBA")
         return _place(style, concept, copy).put(picture) if self.placed else picture
 
     def digest(self, index: int) -> str:
@@ -199,11 +205,12 @@ class EmojiData(Drawn):
         return self._rows[index // (self.placed or 1)][1]
 
     @cached_property
-    def _pictures(self) -> dict[Style, tuple[dict[str, int], np.ndarray]]:
-        return {style: _rendered(style, self.size) for style in self.styles}
+    def _pictures(self) -> dict[tuple[Style, str], tuple[dict[str, int], np.ndarray]]:
+        kinds = sorted({concept.kind for concept in self._chosen})
+        return {(s, kind): _rendered(s, kind, self.size) for s in self.styles for kind in kinds}
 
     @cached_property
-    def _rows(self) -> tuple[tuple[Style, Concept, int], ...]:
+    def _chosen(self) -> list[Concept]:
         chosen = [
             concept
             for concept in concepts()
@@ -212,10 +219,14 @@ class EmojiData(Drawn):
         if self.limit and self.limit < len(chosen):
             step = len(chosen) / self.limit
             chosen = [chosen[int(i * step)] for i in range(self.limit)]
+        return chosen
+
+    @cached_property
+    def _rows(self) -> tuple[tuple[Style, Concept, int], ...]:
         rows, seen = [], set()
         for style in self.styles:
-            keys, pixels = self._pictures[style]
-            for concept in chosen:
+            for concept in self._chosen:
+                keys, pixels = self._pictures[style, concept.kind]
                 if concept.key not in keys:
                     continue
                 row = keys[concept.key]
@@ -342,15 +353,17 @@ def _svg_files(style: Style) -> dict[str, Path]:
     return {_canonical(path.stem): path for path in sorted(root.glob("*.svg"))}
 
 
-def _rendered(style: Style, size: int) -> tuple[dict[str, int], np.ndarray]:
-    """Row of each concept, and pixels uint8 ``n size size 4``, memory-mapped from the cache."""
+def _rendered(style: Style, kind: str, size: int) -> tuple[dict[str, int], np.ndarray]:
+    """Row of each concept of a kind, and pixels uint8 ``n size size 4``, memory-mapped from the
+    cache.
+    """
     versions = "+".join(f"{name}={importlib.metadata.version(name)}" for name in PACKAGES)
-    name = f"{style}-{size}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
+    name = f"{style}-{kind}-{size}-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     folder = cache_root() / "emoji"
     pixels_file, keys_file = folder / f"{name}.npy", folder / f"{name}.json"
     found = _kept(pixels_file, keys_file)
     if found is None:
-        _render(style, size, pixels_file, keys_file)
+        _render(style, kind, size, pixels_file, keys_file)
         found = read_json(keys_file, list[str]), np.load(pixels_file, mmap_mode="r")
     keys, pixels = found
     return {key: row for row, key in enumerate(keys)}, pixels
@@ -364,15 +377,15 @@ def _kept(pixels_file: Path, keys_file: Path) -> tuple[list[str], np.ndarray] | 
         return None
 
 
-def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None:
+def _render(style: Style, kind: str, size: int, pixels_file: Path, keys_file: Path) -> None:
     import io
 
     import resvg_py
 
     files = _svg_files(style)
-    keys = [concept.key for concept in concepts() if concept.key in files]
+    keys = [c.key for c in concepts() if c.kind == kind and c.key in files]
     pixels = np.empty((len(keys), size, size, 4), np.uint8)
-    for row, key in enumerate(track(keys, f"rendering {style} at {size} px (once)")):
+    for row, key in enumerate(track(keys, f"rendering {kind} of {style} at {size} px (once)")):
         png = resvg_py.svg_to_bytes(svg_path=str(files[key]), width=size, height=size)
         picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         if picture.size != (size, size):  # a few drawings are not square: centre them
@@ -384,4 +397,4 @@ def _render(style: Style, size: int, pixels_file: Path, keys_file: Path) -> None
         np.save(file, pixels)
     # Last: where the list of keys exists, the pixels are whole.
     write_text(keys_file, json.dumps(keys))
-    log.info("rendered %d pictures of %s into %s", len(keys), style, pixels_file)
+    log.info("rendered %d %s of %s into %s", len(keys), kind, style, pixels_file)

@@ -45,6 +45,10 @@ def test_counts_of_the_pinned_versions() -> None:
         "twemoji": 1021,
         "openmoji": 1021,
     }
+
+
+@pytest.mark.slow  # 4,340 more pictures are rendered: 12 CPU s
+def test_counts_of_people_and_their_tones() -> None:
     assert len(PEOPLE.examples) == 4162
     assert sum(example.held_out for example in PEOPLE.examples) == 694
 
@@ -58,6 +62,7 @@ def test_at_most_one_style_of_a_concept_is_held_out() -> None:
     assert min(styles.values()) > 0.35 * styles.total()
 
 
+@pytest.mark.slow
 def test_tones_are_held_out_in_both_styles_and_follow_their_person() -> None:
     by_key = {concept.key: concept for concept in concepts()}
     held = {style_and_key(e.key): e.held_out for e in PEOPLE.examples}
@@ -71,19 +76,22 @@ def test_tones_are_held_out_in_both_styles_and_follow_their_person() -> None:
             assert is_held == held[style, concept.base], key
 
 
-def test_no_training_caption_names_a_held_out_pair() -> None:
-    for data in (DATA, PEOPLE):
-        trained = {c for e in data.examples if not e.held_out for c in e.captions}
-        for example in data.examples:
-            if example.held_out:
-                assert example.captions[0] not in trained, example.key
+with_people = pytest.mark.parametrize("data", [DATA, pytest.param(PEOPLE, marks=pytest.mark.slow)])
 
 
-def test_no_picture_twice() -> None:
-    for data in (DATA, PEOPLE):
-        digests = {data.digest(index) for index in range(len(data.examples))}
-        assert len(digests) == len(data.examples)
-        assert len({example.key for example in data.examples}) == len(data.examples)
+@with_people
+def test_no_training_caption_names_a_held_out_pair(data) -> None:
+    trained = {c for e in data.examples if not e.held_out for c in e.captions}
+    for example in data.examples:
+        if example.held_out:
+            assert example.captions[0] not in trained, example.key
+
+
+@with_people
+def test_no_picture_twice(data) -> None:
+    digests = {data.digest(index) for index in range(len(data.examples))}
+    assert len(digests) == len(data.examples)
+    assert len({example.key for example in data.examples}) == len(data.examples)
 
 
 def test_captions() -> None:
