@@ -27,6 +27,7 @@ from ldm.diffusion import (
 )
 from ldm.diffusion.level import typed
 from ldm.diffusion.shift import SizeShift
+from ldm.sampling.built import built
 from ldm.sampling.levels import FLOW, arguments, level_of
 from ldm.sampling.parts import (
     FROM_THE_FIRST,
@@ -93,16 +94,12 @@ class SchedulerSampler:
                     )
         object.__setattr__(self, "process", process_of(self.config))
         object.__setattr__(self, "target", target_of(self.config))
-        object.__setattr__(self, "_original", self._built() if self.given is None else self.given)
+        own = built(self.scheduler, self.config) if self.given is None else self.given
+        object.__setattr__(self, "_original", own)
         if self.given is not None:
             _refuse_replaced(self.given)
         self._check(self._original)
         self.process.refuse(self.target)
-
-    def _built(self) -> Any:
-        # Not from_config: it drops values that were set after construction.
-        known = arguments(self.scheduler.__init__)
-        return self.scheduler(**{key: self.config[key] for key in self.config if key in known})
 
     @property
     def _by_size(self) -> SizeShift | None:
