@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
 from ldm.data.collection import Collection
-from ldm.engine.shards import like
+from ldm.engine.shards import like, local
 from ldm.errors import ConfigError
 
 
@@ -48,7 +48,7 @@ class Average:
     def update(self, factor: float) -> None:
         """Mean = factor * mean + (1 - factor) * weights."""
         if self.device is None:
-            means, weights = list(self.mean.values()), list(self.weights.values())
+            means, weights = ([local(v) for v in d.values()] for d in (self.mean, self.weights))
             torch._foreach_lerp_(means, weights, 1 - factor)
             return
         for name, value in self.weights.items():  # one by one: all at once they may not fit

@@ -92,6 +92,15 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of the tensor that this process holds, or all of it: the same memory.
+
+    What is done to each number on its own is done to that: an operation on shards first asks of
+    every tensor it is given how its result will lie.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def like(value: Tensor, weight: Tensor) -> Tensor:
     """What this process is to hold of ``value`` beside ``weight``: a shard where that is one, and
     in memory as that is where it has its shape (channels last).
