@@ -73,7 +73,11 @@ def plain() -> np.ndarray:
     return draw(tiny_sdxl.stock())
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["lora", "dora"])
+# What DoRA adds is asked of SD's networks in test_lora.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, id="lora"), pytest.param(True, id="dora", marks=pytest.mark.slow)],
+)
 def trained(request: pytest.FixtureRequest, plain: np.ndarray) -> tuple[np.ndarray, Lora, bool]:
     pipe, updates = adapted(request.param)
     picture = draw(pipe)

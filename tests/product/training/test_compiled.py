@@ -20,7 +20,10 @@ def losses(run) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, id="full"), pytest.param({"rank": 2}, id="lora", marks=pytest.mark.slow)],
+)
 def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch, lora):
     """With the backend that runs what was traced as it is; another would round otherwise."""
     calls, stance = [], []

@@ -127,7 +127,7 @@ def test_it_goes_on_in_the_same_bits_cached_or_not(bases, tmp_path, kind) -> Non
         assert float((both[1] - alone[0]).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["lcd", "lcm_lora"])
+@pytest.mark.parametrize("kind", [pytest.param("lcd", marks=pytest.mark.slow), "lcm_lora"])
 def test_two_processes_learn_the_same(bases, tmp_path, own_cache, monkeypatch, kind) -> None:
     """Adapters that go off and on, and averaged weights in front, under DDP as without."""
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))

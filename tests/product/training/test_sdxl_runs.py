@@ -198,6 +198,7 @@ def test_a_new_word_in_both_text_encoders(tmp_path):
     assert (drawn[0] - plain).abs().max() > 1e-3
 
 
+@pytest.mark.slow  # test_runs asks it of one text encoder
 def test_killed_and_in_two_processes(tmp_path, monkeypatch, own_cache):
     monkeypatch.setitem(ENVIRONMENT, "LDM_CACHE", str(own_cache))
     told = settings(text_dropout=[0.3, 0.3], duration="9 steps", batch_size=8)
