@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread
 from types import TracebackType
 
 from ldm.engine.shutdown import Coordinator
@@ -31,6 +31,7 @@ class Saver:
         self.coordinator, self.root, self.keep = coordinator, root, keep
         self._thread: Thread | None = None
         self._error: BaseException | None = None
+        coordinator.settled = self._settled
 
     def __enter__(self) -> Saver:
         return self
@@ -87,6 +88,14 @@ class Saver:
         """Returns when nothing is being written; raises what went wrong meanwhile."""
         self._join()
         self.check()
+
+    def _settled(self) -> None:
+        """Returns when what is being written is there, or is not to be; but at once in its own
+        thread.
+        """
+        thread = self._thread
+        if thread is not None and thread is not current_thread():
+            thread.join()
 
     def _join(self) -> None:
         thread, self._thread = self._thread, None

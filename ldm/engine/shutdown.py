@@ -42,6 +42,7 @@ class Coordinator:
         several = accelerator.num_processes > 1
         self.group = distributed.new_group(backend="gloo", timeout=WAIT) if several else None
         self.saved: Path | None = None  # the newest checkpoint, from which the run can go on
+        self.settled: Callable[[], None] = lambda: None  # waits for one that is being written
         self._asked = Asked(run) if accelerator.is_main_process else None
         self._wanted = False
 
@@ -90,7 +91,7 @@ class Coordinator:
         here and now, it would leave the other processes waiting for this one.
         """
         try:
-            with writing(what, where, self.then()):
+            with writing(what, where, self.then):
                 yield
         except Exception as error:
             disk = error if isinstance(error, DiskError) else None
@@ -109,5 +110,6 @@ class Coordinator:
 
     def then(self) -> str:
         """What becomes of the run after a fault that is no fault of its own."""
+        self.settled()
         at = f"from {self.saved}" if self.saved else "from its start, as it has no checkpoint yet"
         return f"the same command goes on {at}"

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,13 +55,13 @@ def write_text(file: Path, text: str) -> None:
 
 
 @contextmanager
-def writing(what: str, where: Path, then: str) -> Iterator[None]:
+def writing(what: str, where: Path, then: str | Callable[[], str]) -> Iterator[None]:
     """Makes one line of a full disk.
 
     Args:
         what: is written.
         where: the folder.
-        then: what becomes of the run when there is room again.
+        then: what becomes of the run when there is room again, or what says it once it is asked.
 
     Raises:
         DiskError: instead of the error that said so, whoever raised it.
@@ -72,6 +72,7 @@ def writing(what: str, where: Path, then: str) -> Iterator[None]:
         reason = _reason(error, where)
         if reason is None:
             raise
+        then = then if isinstance(then, str) else then()
         raise DiskError(
             f"{what} cannot be written in {where}: {reason} ({_free(where)} free there);"
             f" the run ends, and what was there before is whole: make room, and {then}"

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from launched import digests
 from ldm.engine import state
+from ldm.engine.metrics import Metrics
 from ldm.models.on_host import on_host
 from ldm.storage import checkpoint
 from ldm.tasks.denoising import DenoisingTask
@@ -68,6 +70,28 @@ def test_a_full_disk_is_told_at_the_next_step_and_the_run_goes_on(tmp_path, comm
     assert line.startswith(f"checkpoint {checkpoint.name_of(32)} cannot be written in ")
     assert not checkpoint.folders(tmp_path / "run" / "checkpoints")
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
+def test_what_ends_the_run_waits_to_say_where_it_goes_on_from(tmp_path, command, monkeypatch):
+    run, failed = tmp_path / "run", threading.Event()
+    write_folder, write = checkpoint.write_folder, Metrics.write
+
+    def slow(folder, fill):
+        assert failed.wait(60)  # it is not there yet when the disk is full
+        time.sleep(0.1)
+        write_folder(folder, fill)
+
+    def full(metrics, **values):
+        if values["images"] == 48:
+            failed.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(metrics, **values)
+
+    monkeypatch.setattr(checkpoint, "write_folder", slow)
+    monkeypatch.setattr(Metrics, "write", full)
+    line = told(*command(tree(run, duration="4 steps", checkpoints={"every": "2 steps"})))
+    assert line.startswith("a line of metrics.jsonl cannot be written in ")
+    assert line.endswith(f"goes on from {run}/checkpoints/{checkpoint.name_of(32)}")
 
 
 def test_a_bug_in_the_thread_ends_the_run(tmp_path, monkeypatch):
