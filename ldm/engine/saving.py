@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread, current_thread
 from types import TracebackType
 
-from ldm.engine.shutdown import Coordinator
+from ldm.engine.shutdown import Coordinator, at_once
 from ldm.storage import checkpoint
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,16 @@ class Saver:
         self.coordinator, self.root, self.keep = coordinator, root, keep
         self._thread: Thread | None = None
         self._error: BaseException | None = None
-        coordinator.settled = self._settled
 
     def __enter__(self) -> Saver:
+        self.coordinator.settled = self._settled
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._join()
+        self.coordinator.settled = at_once  # or neither would go, nor the lock of the run
         if error is None:
             self.check()
         elif self._error is not None:  # what ends the run is another error

@@ -22,6 +22,10 @@ WAIT = timedelta(hours=24)
 """How long processes wait for one that fills a cache, draws or saves."""
 
 
+def at_once() -> None:
+    """Waits for nothing."""
+
+
 class Coordinator:
     """What has come up on this process, and what all of them make of it.
 
@@ -42,7 +46,7 @@ class Coordinator:
         several = accelerator.num_processes > 1
         self.group = distributed.new_group(backend="gloo", timeout=WAIT) if several else None
         self.saved: Path | None = None  # the newest checkpoint, from which the run can go on
-        self.settled: Callable[[], None] = lambda: None  # waits for one that is being written
+        self.settled = at_once  # waits for one that is being written
         self._asked = Asked(run) if accelerator.is_main_process else None
         self._wanted = False
 
