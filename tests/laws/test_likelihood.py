@@ -67,7 +67,13 @@ def test_data_narrower_than_the_noise_of_the_first_node(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["vp", "cosine", "flow", "ve"])
-@pytest.mark.parametrize("data", [MIXTURE, CORRELATED], ids=["mixture", "correlated"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(MIXTURE, id="mixture", marks=pytest.mark.slow),
+        pytest.param(CORRELATED, id="correlated"),
+    ],
+)
 def test_mixtures(case: str, data: Mixture) -> None:
     x = data.sample(60, 5)
     found = log_p(case, data, x, steps=50) / x.shape[1]

@@ -159,7 +159,7 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: Any, exch
         if news[-1]:
             shutil.rmtree(folder)
             put(folder, OLD | STAYS)
-        at += 3 if exchange else 5
+        at += 7 if exchange else 11
     assert at > 30 and not news[0] and news[-1]
     assert whole(folder) and [path.name for path in tmp_path.iterdir()] == ["model"]
 

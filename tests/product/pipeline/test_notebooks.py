@@ -114,6 +114,7 @@ def test_parts(executed) -> None:
         assert stored == pytest.approx(distance, abs=0.05)  # rounding differs between CPUs
 
 
+@pytest.mark.slow  # 7 CPU s; that it can be run at all is asked of the others
 def test_samplers(executed) -> None:
     names = executed("samplers", STEPS=2, ITERATIONS=3)
     orders = {"ddim": 1, "ode-heun": 2, "dpm++": 2, "unipc": 3}

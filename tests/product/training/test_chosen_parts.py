@@ -293,10 +293,12 @@ def test_a_pattern_may_be_wrong_before_there_is_data():
 @pytest.mark.parametrize(
     "change, numbers",
     [
-        ({"train": ["unet.*attn2.to_v.weight"]}, 64 * 32 + 3 * 32 * 32),  # the middle is wider
-        (
+        # The middle is wider.
+        ({"train": ["unet.*attn2.to_v.weight"]}, 64 * 32 + 3 * 32 * 32),
+        pytest.param(  # which test_estimate counts as well
             {"textual_inversion": {"token": "<x>", "initializer": "a", "vectors": 3}},
             3 * tiny.WIDTH,
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["pattern", "word"],

@@ -88,7 +88,10 @@ def config_of(run: Path, **changes: Any) -> TrainConfig:
 
 
 @pytest.mark.usefixtures("own_cache")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",  # slow is what says the least that others do not
+    [pytest.param(k, marks=[pytest.mark.slow] * (k in ("guidance", "ct"))) for k in KINDS],
+)
 def test_it_goes_on_in_the_same_bits_cached_or_not(bases, tmp_path, kind) -> None:
     asked = settings(bases, kind)
     before = tensors(bases[KINDS[kind][0]])

@@ -204,7 +204,7 @@ def test_time_follows_the_work(tmp_path):
 LINES = re.compile(r"^ *(memory|disk|arithmetic|speed|time): ", re.MULTILINE)
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
     import sys
 

@@ -88,7 +88,9 @@ def on_call(monkeypatch, owner, name: str, number: int, action) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "number", "by", "left_at"),
     [
-        (DenoisingTask, "forward", 4, signal.SIGTERM, 64),
+        pytest.param(  # in a step, as the one after the next
+            *(DenoisingTask, "forward", 4, signal.SIGTERM, 64), marks=pytest.mark.slow
+        ),
         pytest.param(  # which test_processes sends as well
             *(DenoisingTask, "forward", 2, signal.SIGUSR1, 32), marks=pytest.mark.slow
         ),

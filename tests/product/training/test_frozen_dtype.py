@@ -48,7 +48,16 @@ def models(folder: Path, family: str, **changes: Any) -> list[Any]:
     return [build(config(**told, frozen=dtype), ["a red ring"]) for dtype in dtypes]
 
 
-@pytest.mark.parametrize(("family", "dora"), [*((name, False) for name in FAMILIES), ("sd", True)])
+@pytest.mark.parametrize(
+    ("family", "dora"),
+    [
+        *(
+            pytest.param(name, False, marks=[pytest.mark.slow] * (name in ("sdxl", "sd3")))
+            for name in FAMILIES
+        ),
+        ("sd", True),
+    ],
+)
 def test_below_a_lora_no_bit_changes(tmp_path, family, dora):
     exact, half = models(tmp_path, family, lora={"rank": 2, "dora": dora})
     x = torch.randn(2, exact.codec.channels, 8, 8, generator=generator())
