@@ -97,6 +97,7 @@ def test_draw(executed) -> None:
     assert "4 of 4 are right" in stored_text("draw")
 
 
+@pytest.mark.slow  # 20 CPU s, most of them a step of the model that ships
 def test_own_pictures(executed, tmp_path: Path) -> None:
     names = executed("own_pictures", LENGTH="32 images", STEPS=1, RUN=str(tmp_path / "run"))
     (row,) = names["rows"]
