@@ -324,6 +324,7 @@ def test_a_set_in_half_precision(tmp_path, model):
     assert status != 0 and "its set was made with another cache_dtype" in output
 
 
+@pytest.mark.slow  # what it adds to half precision and to frozen, of which each has tests
 def test_a_set_of_text_encoders_held_in_half_precision(tmp_path, model):
     """A run on it is bit for bit that without it; what it keeps of the networks is exact."""
     changes = settings(tmp_path, model)

@@ -56,7 +56,7 @@ def test_a_seed_draws_the_same_picture_at_any_batch_size(pipe: Any, name: str | 
     assert whole.shape == (6, 3, 16, 16)
     # How six are parted is no matter of the sampler: all ways by the default and by one with noise.
     every = name in (None, "ddpm")
-    for size in (1, 2, 4, 5) if every else (4,):
+    for size in (1, 4, 5) if every else (4,):
         split = draw(pipe, prompts, seed=7, num_images_per_prompt=2, sampler=name, batch_size=size)
         assert float((split - whole).abs().max()) < 1e-4
     for i in range(6) if every else (0, 5):

@@ -71,6 +71,7 @@ def test_caches_and_going_on_change_no_bit(tmp_path, dropout):
     assert (drawn[0] - drawn[1]).abs().max() <= 1e-5 * drawn[0].abs().max()
 
 
+@pytest.mark.slow  # test_cached asks it of one text encoder
 def test_text_is_cached_in_half_precision(tmp_path, monkeypatch):
     """Half the bytes; of a run that computes in bfloat16 no bit changes, of one in float32 some."""
     lines, size = {}, {}
