@@ -24,6 +24,8 @@ _USUAL: dict[str, dict[str, Any]] = {
     "prodigy": _ADAM | {"lr": 1.0},
 }
 """What is set where nothing is given; a setting that is not here is none of the kind's."""
+PIECEWISE = ("adamw", "adafactor", "muon", "lion")
+"""Kinds that step each weight on its own, and keep float32 of it."""
 _PACKAGES = {
     "adamw8bit": ("bitsandbytes", "bitsandbytes"),
     "lion": ("lion_pytorch", "lion-pytorch"),
@@ -50,7 +52,10 @@ class Optimizer:
         eps: added to the root of the second moment; None: 1e-8. ``adafactor`` and ``lion`` have
             none.
         weight_decay: decoupled decay (Loshchilov & Hutter 2019); not on vectors (norms and biases).
-        clip_norm: largest norm of the gradient of the global batch.
+        clip_norm: largest norm of the gradient of the global batch; None: any.
+        in_backward: step each weight in the backward pass, as soon as its gradient is there, and
+            let that go: no memory for gradients. For one process that takes its batch at once, with
+            ``adamw``, ``adafactor``, ``muon`` or ``lion`` and without ``clip_norm``.
         warmup: linear from 0.
         schedule: what follows until the end of the run.
         cooldown: the schedule falls over this much at the end of the run, and the rate is constant
@@ -64,7 +69,8 @@ class Optimizer:
     betas: tuple[Decay, Decay] | None = None
     eps: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    in_backward: bool = False
     warmup: Duration = "0 steps"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final: Share = 0.0
@@ -81,6 +87,13 @@ class Optimizer:
             raise ValueError(
                 "optimizer.cooldown: a constant schedule does not fall: set optimizer.schedule to"
                 " linear or cosine, or leave this out"
+            )
+        if self.in_backward and self.kind not in PIECEWISE:
+            raise ValueError(f"optimizer.in_backward: {_no_pieces(self.kind)}, or leave this out")
+        if self.in_backward and self.clip_norm is not None:
+            raise ValueError(
+                "optimizer.in_backward: the norm of the gradient is known too late to clip by it:"
+                " set optimizer.clip_norm to null, or leave this out"
             )
 
     def factors(self) -> dict[str, float]:
@@ -110,6 +123,33 @@ class TextToImageOptimizer(Optimizer):
         """What multiplies ``lr`` in parts that have a learning rate of their own."""
         own = self.text_encoder_lr
         return {} if own is None else {"text_encoder": own / (self.lr or 1.0)}
+
+
+def _no_pieces(kind: str) -> str:
+    why = "looks at all weights together" if kind == "prodigy" else "keeps no float32"
+    return f"{kind} {why}: set optimizer.kind to {', '.join(PIECEWISE[:-1])} or {PIECEWISE[-1]}"
+
+
+def refuse_halves(settings: Optimizer, *, averages: bool, small: str | None) -> None:
+    """``ValueError`` where weights cannot learn that are held in bfloat16.
+
+    Args:
+        settings: the optimiser.
+        averages: whether the run keeps some.
+        small: key of what learns in place of weights, if something does.
+    """
+    if small:
+        raise ValueError(
+            f"weights: bfloat16 is for whole weights, and what {small} adds to them is small: leave"
+            " it out (frozen: bfloat16 holds the model itself in half the memory)"
+        )
+    if settings.kind not in PIECEWISE:
+        raise ValueError(f"weights: bfloat16: {_no_pieces(settings.kind)}, or leave this out")
+    if averages:
+        raise ValueError(
+            "weights: bfloat16 has no average beside it, which takes float32: set ema to null, or"
+            " leave this out"
+        )
 
 
 def require(settings: Optimizer) -> None:

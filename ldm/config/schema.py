@@ -17,7 +17,7 @@ from ldm.config.fields import MayChange
 from ldm.config.learning import CONTROLNET, ControlNet, Learning, Lora, TextualInversion
 from ldm.config.loader import Duration, Interval, config_class
 from ldm.config.noise import ObjectiveSettings, Positive, ProcessConfig, ProcessSettings
-from ldm.config.optimizer import Optimizer, TextToImageOptimizer
+from ldm.config.optimizer import Optimizer, TextToImageOptimizer, refuse_halves
 from ldm.config.shapes import (
     Classes,
     FamilyName,
@@ -215,9 +215,10 @@ class RunConfig:
         duration: length of the run.
         optimizer: its kind, and the schedule of its learning rate.
         ema: None trains without.
-        precision: of the forward pass; parameters and optimiser stay float32. ``auto``: bfloat16
-            where the device has it in hardware, else float32; a run that goes on keeps what it
-            began in. ``float16``, with loss scaling, is for GPUs without bfloat16.
+        precision: of the forward pass; parameters (but for ``weights``) and optimiser stay
+            float32. ``auto``: bfloat16 where the device has it in hardware, else float32; a run
+            that goes on keeps what it began in. ``float16``, with loss scaling, is for GPUs without
+            bfloat16.
         log_every: steps between two lines of ``metrics.jsonl``.
         trackers: where its numbers and the sample sheets go as well: ``tensorboard`` writes into
             ``RUN/tensorboard``, ``wandb`` to its server, or with WANDB_MODE=offline into ``RUN``.
@@ -314,6 +315,10 @@ class TrainConfig(RunConfig):
             computes in it, and what text encoders say it rounds to three digits. Where all weights
             learn it is of text encoders alone; what does not learn is in ``RUN/frozen`` as it was,
             and checkpoints and result are linked to that.
+        weights: in which weights that learn are held. ``bfloat16``: those of convolutions and
+            linear layers, half the memory, also of their gradient; steps are computed in float32
+            and rounded at random, so that all count on average. For runs in bfloat16 of whole
+            weights without ``ema``, by ``adamw``, ``adafactor``, ``muon`` or ``lion``.
         attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
             ``plain`` in bfloat16 on a CPU, else ``sdpa``.
         compile: ``blocks`` compiles the residual and transformer blocks of the network that
@@ -354,6 +359,7 @@ class TrainConfig(RunConfig):
     cache_text: MayChange[bool] = True
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
     frozen: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["float32", "bfloat16"] = "float32"
     attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"
     compile: MayChange[Literal["auto", "blocks", "off"]] = "auto"
     score: MayChange[Score | None] = None
@@ -362,6 +368,9 @@ class TrainConfig(RunConfig):
         word, rate = self.textual_inversion, self.optimizer.text_encoder_lr
         learning.refuse(self.train, self.lora, word, rate, self.controlnet)
         distil.refuse(self)
+        if self.weights == "bfloat16":
+            small = "lora" if self.lora else "textual_inversion" if word else None
+            refuse_halves(self.optimizer, averages=self.ema is not None, small=small)
         given = [name for name in ("unet", "transformer", "prior") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are two kinds of networks: leave one out")

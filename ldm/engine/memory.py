@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ldm.config.optimizer import Optimizer
+from ldm.config.optimizer import PIECEWISE, Optimizer
 from ldm.config.schema import RunConfig
+from ldm.engine import pieces
 from ldm.engine.optimizer_state import size
 from ldm.engine.precision import named
 from ldm.errors import ConfigError, RunError
@@ -26,6 +27,12 @@ def of_kind(settings: Optimizer, kind: str) -> Optimizer:
     return replace(settings, kind=kind, lr=None, betas=None, eps=None)  # type: ignore[arg-type]
 
 
+def light_kinds(config: RunConfig) -> list[str]:
+    """Optimisers that keep little, the lightest last, of which ``config`` can have each."""
+    stepwise = config.optimizer.in_backward or getattr(config, "weights", None) == "bfloat16"
+    return [k for k in ("adamw8bit", "adafactor") if k in PIECEWISE or not stepwise]
+
+
 def held(config: RunConfig, weights: Mapping[str, nn.Parameter], frozen: int) -> int:
     """Bytes on the device between two steps, and their gradient: what no activation is in.
 
@@ -36,7 +43,8 @@ def held(config: RunConfig, weights: Mapping[str, nn.Parameter], frozen: int) ->
     """
     learning = sum(p.numel() * p.element_size() for p in weights.values())
     copies = len(config.ema.half_lives) if config.ema and not config.ema.device else 0
-    return frozen + (2 + copies) * learning + size(config.optimizer.kind, weights)
+    kept = (1 + copies) * learning + size(config.optimizer.kind, weights)
+    return frozen + kept + pieces.gradient(config, weights.values())
 
 
 def lighter(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -49,7 +57,7 @@ def lighter(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         config = replace(config, ema=replace(config.ema, device="cpu", every=10))
         yield " ".join(told), config
     if config.optimizer.kind in ("adamw", "prodigy", "muon", "lion"):
-        for kind in ("adamw8bit", "adafactor"):
+        for kind in light_kinds(config):
             config = replace(config, optimizer=of_kind(config.optimizer, kind))
             yield " ".join([*told, f"optimizer.kind={kind}"]), config
 

@@ -12,12 +12,20 @@ from torch import nn
 from ldm.config.schema import Optimizer
 from ldm.engine.optimizer_kinds import build
 from ldm.engine.optimizer_state import found_so_far, is_matrix
+from ldm.engine.pieces import InPieces
 
 
-def optimizer_of(weights: Mapping[str, nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
+def optimizer_of(
+    weights: Mapping[str, nn.Parameter], settings: Optimizer, seed: int = 0
+) -> torch.optim.Optimizer:
     """The optimiser of ``weights``, in groups of one ``factor`` on the learning rate.
 
     Vectors (norms, biases, DoRA's magnitudes) and the embeddings of new words do not decay.
+
+    Args:
+        weights: the parameters that learn, by name.
+        settings: the optimiser of the config.
+        seed: of what weights in bfloat16 are rounded by.
 
     Raises:
         ConfigError: a package that it needs is not installed.
@@ -39,14 +47,19 @@ def optimizer_of(weights: Mapping[str, nn.Parameter], settings: Optimizer) -> to
             ]
             decay = settings.weight_decay if matrices else 0.0
             groups.append({"params": mine, "weight_decay": decay, "matrices": matrices, **beside})
-    return build([group for group in groups if group["params"]], settings)
+    optimizer, backward = build([g for g in groups if g["params"]], settings), settings.in_backward
+    if backward or any(weight.dtype == torch.bfloat16 for weight in weights.values()):
+        return InPieces(optimizer, weights, seed, backward=backward)
+    return optimizer
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> dict[str, float]:
-    """Sets the learning rates of a step of which ``rate`` is that without a factor; returns what is
-    logged: ``learning_rate``, and ``learning_rate/PART`` where a part has its own; what ``prodigy``
-    multiplies it by is ``prodigy_d``.
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, seen: int = 0) -> dict[str, float]:
+    """Sets the learning rates of the step that begins at image ``seen``, of which ``rate`` is that
+    without a factor; returns what is logged: ``learning_rate``, and ``learning_rate/PART`` where a
+    part has its own; what ``prodigy`` multiplies it by is ``prodigy_d``.
     """
+    if isinstance(optimizer, InPieces):
+        optimizer.seen = seen
     rates = {"learning_rate": rate}
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ldm.engine.counters import check_moments, check_shapes
+from ldm.engine.pieces import InPieces
 from ldm.engine.shards import like
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ _NO_MATRICES = ("lora_magnitude_vector", "token_embedding.rows")
 
 def kind_of(optimizer: torch.optim.Optimizer) -> str:
     """``optimizer.kind`` of its config."""
-    return type(optimizer).__name__.lower()
+    inner = optimizer.inner if isinstance(optimizer, InPieces) else optimizer
+    return type(inner).__name__.lower()
 
 
 def kept(kind: str, name: str, weight: Tensor) -> dict[str, Tensor]:

@@ -133,8 +133,8 @@ def gathered(module: nn.Module, accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def written(module: nn.Module, *, here: bool) -> Iterator[None]:
-    """Inside, the parameters of ``module`` are ordinary whole tensors, where ``here`` is true: it
-    can be saved, but not used. A collective at the start.
+    """Inside, the parameters of ``module`` are ordinary whole tensors, and those that learn are
+    float32, where ``here`` is true: it can be saved, but not used. A collective at the start.
 
     ``gathered`` does not do: a state dict puts the shards back.
     """
@@ -142,13 +142,16 @@ def written(module: nn.Module, *, here: bool) -> Iterator[None]:
     try:
         for part in module.modules():
             for name, parameter in part._parameters.items():
-                if isinstance(parameter, DTensor):
+                if parameter is None:
+                    continue
+                learns = parameter.requires_grad
+                halved = learns and parameter.dtype == torch.bfloat16
+                if halved or isinstance(parameter, DTensor):
                     value = whole(parameter.detach())
                     if here:
                         kept.append((part, name, parameter))
-                        part._parameters[name] = nn.Parameter(
-                            value.cpu(), requires_grad=parameter.requires_grad
-                        )
+                        value = value.cpu().float() if halved else value.cpu()
+                        part._parameters[name] = nn.Parameter(value, requires_grad=learns)
         yield
     finally:
         for part, name, parameter in kept:

@@ -3,8 +3,8 @@
     training/raw.safetensors   training/optimizer.safetensors   training/run.json
     training/average-HALF_LIFE.safetensors of every average that is not the model
 
-All float32 (step counts included), under the names of the parameters; but what an optimiser keeps
-in 8 bits, and the numbers that it keeps as Python's, as integers.
+All float32 (step counts included), under the names of the parameters; but weights that are held in
+bfloat16, what an optimiser keeps in 8 bits, and the numbers that it keeps as Python's, as integers.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -24,11 +23,11 @@ from ldm.config.provenance import SKIPPED, check_folder, write_record, write_ski
 from ldm.config.schema import Resume, RunConfig
 from ldm.data.collection import Collection
 from ldm.data.order import positions
-from ldm.diffusion import stream
-from ldm.engine import memory, nonfinite, optimizer_state, shards, signals, state
+from ldm.engine import memory, nonfinite, optimizer_state, pieces, shards, signals, state
 from ldm.engine.batch import split_batch
 from ldm.engine.counters import check_shapes, readable
 from ldm.engine.ema import Average, averages
+from ldm.engine.gradient import Gradient
 from ldm.engine.metrics import Metrics
 from ldm.engine.nonfinite import Step
 from ldm.engine.optimizer import learning_rate, optimizer_of, set_rate
@@ -79,11 +78,15 @@ class Trainer:
         self.batch = config.batch_size
         self.share, self.micro = split_batch(config, accelerator.num_processes)
         self.total = images(config.duration, self.batch, self.epoch)
-        self.optimizer = optimizer_of(task.trained(), config.optimizer)
+        self.optimizer = optimizer_of(task.trained(), config.optimizer, config.seed)
+        parts, world = self.share // self.micro, accelerator.num_processes
+        pieces.prepare(config, self.optimizer, world, parts, sharded=accelerator.is_fsdp2)
         self.model, self.stepper = shards.prepare(accelerator, task, self.optimizer)  # type: ignore
         self.weights = task.trained()
         self.ema = task.average = averages(config, self.weights, collection)
         self.scale = LossScale(accelerator.scaler, self.optimizer)
+        known = self.weights, self.optimizer, self.scale
+        self.gradient = Gradient(config, accelerator, self.model, *known, parts=parts)
         # Reading a number every step makes the host wait for a GPU, and costs a CPU nothing.
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
         self.prompt |= self.scale.scaler is not None
@@ -134,7 +137,7 @@ class Trainer:
             micro_batches = transferred(read, self.accelerator.device)
             while self.seen < self.total:
                 rate = learning_rate(config.optimizer, self.seen, warmup, self.total, cooldown)
-                rates = set_rate(self.optimizer, rate)
+                rates = set_rate(self.optimizer, rate, self.seen)
                 step = self._gradient(micro_batches)
                 self.task.memory.update(self.accelerator)
                 number = self.seen // self.batch + 1
@@ -173,25 +176,7 @@ class Trainer:
 
     def _gradient(self, micro_batches: Iterator[Any]) -> Step:
         """The gradient of the next global batch, clipped."""
-        config, accelerator, model = self.config, self.accelerator, self.model
-        step, accumulate = Step(self.seen), self.share // self.micro
-        for part in range(accumulate):
-            drawn, batch = next(micro_batches)
-            # For dropout, whether a module or a function: what the images meet depends on the first
-            # one's number.
-            first = int(drawn["position"][0])
-            torch.manual_seed(int(stream(config.seed, "network", first).integers(2**63)))
-            last = part == accumulate - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                with accelerator.autocast():
-                    terms = model(batch)
-                # DDP averages over ranks: a share's mean becomes the global batch's.
-                accelerator.backward(terms["loss"].sum() / self.share)
-            step.add(drawn, terms)
-        self.scale.unscale()
-        norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), config.optimizer.clip_norm)
-        step.norm = shards.whole(norm.detach())
-        return step
+        return self.gradient(micro_batches, self.seen)
 
     def _loader(self) -> DataLoader[Any]:
         sampler = positions(

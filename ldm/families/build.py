@@ -14,7 +14,7 @@ from ldm.config.schema import TrainConfig, VaeShape
 from ldm.data.cached import CachedData
 from ldm.errors import ConfigError
 from ldm.families import Family, reads
-from ldm.families.adapt import adapt
+from ldm.families.adapt import adapt, trained
 from ldm.families.model import Model, given
 from ldm.families.networks import described, digest, in_model, initialised, on_meta, read
 from ldm.families.noise import process_and_objective, saved
@@ -101,6 +101,8 @@ def build(
     adapt(model, config, meta=meta)
     if config.frozen == "bfloat16":
         _halve(model, config)
+    if config.weights == "bfloat16":
+        _halve_learning(model, config)
     return model
 
 
@@ -136,6 +138,18 @@ def _halve(model: Model, config: TrainConfig) -> None:
     for name, network in model.networks.items():
         if name not in whole:
             halve(network)
+
+
+def _halve_learning(model: Model, config: TrainConfig) -> None:
+    """Lets what learns be held in bfloat16; ``ConfigError`` where that cannot be."""
+    if config.precision != "bfloat16":
+        raise ConfigError(
+            f"weights: bfloat16: in precision {config.precision} every weight would be turned back"
+            " for the gradient: leave it out, or set precision to bfloat16"
+        )
+    learning = {id(p) for p in trained(model, config).values()}
+    for part in reads.learns(config, model):
+        halve(model.networks[part], learning)
 
 
 def _runs(name: str | None, model: Model) -> bool:

@@ -1,4 +1,4 @@
-"""Frozen weights held in bfloat16: half the memory.
+"""Weights held in bfloat16: half the memory.
 
     under autocast   y = bfloat16(W) x, where bfloat16(W) is what is held: no bit changes
     without          y = float32(bfloat16(W)) x
@@ -8,6 +8,8 @@ embeddings among it, keeps float32 weights.
 """
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -43,9 +45,13 @@ def _as_in(layer: nn.Linear | nn.Conv2d, input: Tensor) -> tuple[Tensor, Tensor 
     return layer.weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
 
 
-def halve(network: nn.Module) -> None:
+def halve(network: nn.Module, only: Container[int] | None = None) -> None:
     """Makes ``network`` hold the weights of its convolutions and linear layers in bfloat16, but for
     adapters, what DoRA takes the norm of, and its first layer, by which a network tells its dtype.
+
+    Args:
+        network: its layers get another class.
+        only: ids of parameters: layers that have others stay as they are; None: all layers.
     """
     kept = {id(p) for p in lora.weights(network).values()}
     kept.add(id(next(network.parameters())))
@@ -54,6 +60,8 @@ def halve(network: nn.Module) -> None:
             kept |= {id(p) for p in module.get_base_layer().parameters()}
     for module in network.modules():
         mine = {id(p) for p in module.parameters(recurse=False)}
+        if only is not None and any(key not in only for key in mine):
+            continue
         if (held := _HOLDS.get(type(module))) and not mine & kept:
             module.to(torch.bfloat16)
             module.__class__ = held

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
-from ldm.engine import optimizer_state
+from ldm.engine import optimizer_state, pieces
 from ldm.engine.precision import DTYPES, device_at_hand, has_bfloat16, named
 from ldm.engine.task import Task
 
@@ -125,7 +125,7 @@ def held(config: RunConfig, step: Step) -> Cost:
     saved = (
         trained
         if step.saved is None
-        else sum(_bytes(step.networks[name].parameters()) for name in step.saved)
+        else sum(4 * p.numel() for name in step.saved for p in step.networks[name].parameters())
     )
     return Cost(
         frozen=_bytes(every) - trained,
@@ -159,9 +159,12 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         learning = {p for p in every if p.requires_grad}
         live = _Live(every)
         with live:
-            if parts > 1:  # all but the first meet the gradients of those before
-                for parameter in learning:
-                    parameter.grad = torch.zeros_like(parameter)
+            for parameter in learning:
+                if parts > 1:  # all but the first meet the gradients of those before
+                    parameter.grad_dtype = torch.float32
+                    parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+                if config.optimizer.in_backward:
+                    parameter.register_post_accumulate_grad_hook(_let_go)
             dtype = DTYPES[config.precision]
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 batch = {n: torch.empty(x.shape, dtype=x.dtype) for n, x in example.items()}
@@ -173,11 +176,16 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
     rest = held(config, step)
     return replace(
         rest,
-        working=live.peak,
+        working=max(live.peak, pieces.gradient(config, learning, parts)),
         convolution=parts * convolution,
         product=parts * (live.flops.total() - convolution),
         traffic=rest.traffic + parts * live.traffic,
     )
+
+
+def _let_go(parameter: Tensor) -> None:
+    """The gradient of ``parameter``, which has stepped by it."""
+    parameter.grad = None
 
 
 def _bytes(parameters: Any) -> int:

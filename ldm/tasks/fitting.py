@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ldm.config.learning import Lora
 from ldm.config.schema import RunConfig, TrainConfig
 from ldm.engine.batch import split_batch
-from ldm.engine.memory import of_kind
+from ldm.engine.memory import light_kinds, of_kind
 from ldm.tasks.estimate import Cost, Step, held, size, trace
 
 C = TypeVar("C", bound=RunConfig)
@@ -31,9 +31,12 @@ def choices(config: C) -> Iterator[tuple[str, Callable[[C], C], bool]]:
     def but(**changes: Any) -> Callable[[C], C]:
         return lambda config: replace(config, **changes)
 
+    def of(kind: str) -> Callable[[C], C]:
+        return lambda config: replace(config, optimizer=of_kind(config.optimizer, kind))
+
     if isinstance(config, TrainConfig) and not config.gradient_checkpointing:
         yield "gradient_checkpointing=true", but(gradient_checkpointing=True), True
-    if split_batch(config, 1)[1] > 1:
+    if split_batch(config, 1)[1] > 1 and not config.optimizer.in_backward:
         yield "micro_batch_size=1", but(micro_batch_size=1), True
     if config.ema is not None and config.ema.device is None:
         ema = replace(config.ema, device="cpu", every=10)
@@ -41,11 +44,19 @@ def choices(config: C) -> Iterator[tuple[str, Callable[[C], C], bool]]:
     if isinstance(config, TrainConfig) and config.frozen == "float32" and config.adds:
         yield "frozen=bfloat16", but(frozen="bfloat16"), True
     if config.optimizer.kind not in ("adamw8bit", "adafactor"):
-        for kind in ("adamw8bit", "adafactor"):
-            light = of_kind(config.optimizer, kind)
-            yield f"optimizer.kind={kind}", but(optimizer=light), False
+        for kind in light_kinds(config):
+            yield f"optimizer.kind={kind}", of(kind), False
     if isinstance(config, TrainConfig) and not config.adds and config.distil is None:
         yield "lora.rank=8", but(lora=Lora(rank=8)), True
+    whole = isinstance(config, TrainConfig) and not config.lora and not config.textual_inversion
+    if whole and config.precision == "bfloat16" and config.weights == "float32":
+        # With the lightest optimiser that can step them; in place of a LoRA.
+        halved = {"weights": "bfloat16", "ema": None, "lora": None}
+        yield (
+            "weights=bfloat16 ema=null optimizer.kind=adafactor",
+            lambda config: replace(of("adafactor")(config), **halved),
+            True,
+        )
 
 
 def lines(
@@ -74,7 +85,10 @@ def lines(
         step_then, then = _changed(change(config), made, step, cost, traced)
         if then.memory < cost.memory:
             config, made, cost = change(config), step_then, then
-            told[text.partition("=")[0]] = text  # of two optimisers the second
+            set_by = [part.partition("=")[0] for part in text.split()]
+            for key in [k for k in told for other in set_by if f"{k}.".startswith(f"{other}.")]:
+                told.pop(key, None)  # of two optimisers the second
+            told[set_by[0]] = text
         if cost.memory <= limit:
             yield "would fit", size(cost.memory), f"of {size(limit)}: {' '.join(told.values())}"
             return

@@ -221,7 +221,7 @@ def save_base(
     """Writes what adapters or a new word are learnt on, where no folder is that already."""
     adds = {"lora": None, "textual_inversion": None, "controlnet": None}
     train = tuple(part for part in config.train if part != CONTROLNET) or ("unet",)
-    config = replace(config, **adds, train=train, frozen="float32")
+    config = replace(config, **adds, train=train, frozen="float32", weights="float32")
     bare = build(config, captions, held=held)
     write_folder(folder, partial(save_pipeline, bare))
 

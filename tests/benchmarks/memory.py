@@ -4,9 +4,9 @@
 
 One picture at a time at the size of the model, its latents and texts cached, traced as ``--dry-run
 --memory`` does (``ldm.tasks.estimate``): weights, gradient, average, what the optimiser keeps, and
-what a step holds at most. Weights are float32; "bfloat16" is autocast over them. The settings of a
-row are set together. A GPU holds its context beside it, and what its allocator has cut and not
-used.
+what a step holds at most. Weights are float32 unless a row says otherwise; "bfloat16" is autocast
+over them. The settings of a row are set together. A GPU holds its context beside it, and what its
+allocator has cut and not used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
+from ldm.engine import pieces
 from ldm.tasks.estimate import Cost, Step, held, size
 from ldm.tasks.fitting import cost_of, with_state
 from ldm.tasks.text_to_image import step
@@ -44,11 +45,18 @@ FULL: dict[str, dict[str, list[str]]] = {
         "adafactor": ["ema=null", "optimizer.kind=adafactor"],
     },
 }
-LORA = {
-    "float32": ["precision=float32"],
-    "bfloat16": BFLOAT16,
-    "bfloat16, frozen bfloat16": [*BFLOAT16, "frozen=bfloat16"],
-}
+_LORA = ["ema=null", "lora.rank=16"]
+_HALF = ["ema=null", "weights=bfloat16", "optimizer.kind=adafactor"]
+# Each a step of its own.
+ALONE = {
+    "all, weights in bfloat16, adafactor": [*BFLOAT16, *_HALF],
+    "the same, in the backward pass": [
+        *BFLOAT16, *_HALF, "optimizer.in_backward=true", "optimizer.clip_norm=null",
+    ],
+    "LoRA, float32": [*_LORA, "precision=float32"],
+    "LoRA, bfloat16": [*_LORA, *BFLOAT16],
+    "LoRA, bfloat16, frozen bfloat16": [*_LORA, *BFLOAT16, "frozen=bfloat16"],
+}  # fmt: skip
 
 
 def made_of(file: Path, *changes: str) -> tuple[TrainConfig, Step]:
@@ -65,21 +73,23 @@ def rows(file: Path, *, traced: bool) -> Iterator[tuple[str, list[int]]]:
     """
     ways = [f"gradient_checkpointing={value}" for value in ("false", "true")] if traced else [""]
 
-    def told(costs: list[Cost]) -> list[int]:
+    def told(config: TrainConfig, made: Step, costs: list[Cost]) -> list[int]:
         least = costs[0].memory - costs[0].working
-        return [least, least + costs[0].learning, *(cost.memory for cost in costs if traced)]
+        whole = least + pieces.gradient(config, made.task.trained().values())
+        return [least, whole, *(cost.memory for cost in costs if traced)]
 
-    def costs_of(*changes: str) -> tuple[Step, list[Cost]]:
+    def costs_of(*changes: str) -> tuple[TrainConfig, Step, list[Cost]]:
         both = [made_of(file, *changes, *filter(None, [way])) for way in ways]
-        return both[0][1], [cost_of(*each) if traced else held(*each) for each in both]
+        return *both[0], [cost_of(*each) if traced else held(*each) for each in both]
 
     for precision, kinds in FULL.items() if traced else [("bfloat16", FULL["bfloat16"])]:
-        made, found = costs_of(f"precision={precision}")
+        _, made, found = costs_of(f"precision={precision}")
         for kept, changes in kinds.items():
             asked = load(TrainConfig, file, [*FIXED, *changes])
-            yield f"all, {precision}, {kept}", told([with_state(c, asked, made) for c in found])
-    for precision, changes in LORA.items():
-        yield f"LoRA, {precision}", told(costs_of("ema=null", "lora.rank=16", *changes)[1])
+            costs = [with_state(c, asked, made) for c in found]
+            yield f"all, {precision}, {kept}", told(asked, made, costs)
+    for name, changes in ALONE.items():
+        yield name, told(*costs_of(*changes))
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ GLOBAL_DRAWS = re.compile(
 # Where the global generator is set on purpose, inside fork_rng or per step for network dropout.
 SEEDED = {
     "ldm/families/networks.py": 1,
-    "ldm/engine/trainer.py": 1,
+    "ldm/engine/gradient.py": 1,
     "ldm/models/clip.py": 1,
 }
 
