@@ -324,6 +324,8 @@ class TrainConfig(RunConfig):
         compile: ``blocks`` compiles the residual and transformer blocks of the network that
             predicts, each shape when it first comes; ``off`` none. ``auto``: ``blocks`` on a CUDA
             GPU in runs of 3,000 steps and more whose pictures are all of one shape.
+        cuda_graphs: record forward and backward once for each shape of batches, and replay them:
+            for networks whose kernels a GPU runs faster than they are launched. On one GPU.
         score: draw training captions at the end and count whose nearest picture is their own.
     """
 
@@ -362,6 +364,7 @@ class TrainConfig(RunConfig):
     weights: Literal["float32", "bfloat16"] = "float32"
     attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"
     compile: MayChange[Literal["auto", "blocks", "off"]] = "auto"
+    cuda_graphs: MayChange[bool] = False
     score: MayChange[Score | None] = None
 
     def __post_init__(self) -> None:

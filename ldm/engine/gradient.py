@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ldm.config.schema import RunConfig
 from ldm.diffusion import stream
 from ldm.engine import shards
+from ldm.engine.graphs import graphs_of
 from ldm.engine.nonfinite import Step
 from ldm.engine.pieces import InPieces
+from ldm.engine.sampler_state import Memory
 from ldm.engine.scaling import LossScale
 
 
@@ -28,6 +30,7 @@ class Gradient:
         weights: what learns, by name.
         optimizer: of ``weights``.
         scale: of losses.
+        memory: what is learnt from a step beside the weights.
         parts: micro-batches of this process's share.
     """
 
@@ -39,6 +42,7 @@ class Gradient:
         weights: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
         scale: LossScale,
+        memory: Memory,
         *,
         parts: int,
     ) -> None:
@@ -46,6 +50,7 @@ class Gradient:
         self.optimizer, self.scale = optimizer, scale
         self.seed, self.largest, self.parts = config.seed, config.optimizer.clip_norm, parts
         self.share = config.batch_size // accelerator.num_processes
+        self.graphs = graphs_of(config, accelerator, memory, self._pass, weights)
 
     def __call__(self, micro_batches: Iterator[Any], seen: int) -> Step:
         """The step that begins at image ``seen``; the gradient is that of the global batch.
@@ -60,14 +65,30 @@ class Gradient:
             # For dropout, whether a module or a function: what the images meet depends on the first
             # one's number.
             first = int(drawn["position"][0])
-            torch.manual_seed(int(stream(self.seed, "network", first).integers(2**63)))
+            seed = int(stream(self.seed, "network", first).integers(2**63))
             last = part == self.parts - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                terms = self._pass(batch)
+                terms = self._passes(batch, seed)
             step.add(drawn, terms)
         self.scale.unscale()
         step.norm = shards.whole(self._clipped().detach())
         return step
+
+    def clear(self) -> None:
+        """Lets go of the gradient, once the step is taken."""
+        if self.graphs is None or not self.graphs.clear():
+            self.optimizer.zero_grad()
+
+    def _passes(self, batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """``_pass``, recorded or as it is, with a generator that begins at ``seed``."""
+
+        def begin() -> None:
+            torch.manual_seed(seed)
+
+        if self.graphs is not None:
+            return self.graphs(batch, begin)
+        begin()
+        return self._pass(batch)
 
     def _pass(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward: what the model says of ``batch``, whose gradient is added."""
@@ -75,7 +96,7 @@ class Gradient:
             terms = self.model(batch)
         # DDP averages over ranks: a share's mean becomes the global batch's.
         self.accelerator.backward(terms["loss"].sum() / self.share)
-        return terms
+        return {name: term.detach() for name, term in terms.items()}
 
     def _clipped(self) -> Tensor:
         """The norm of the gradient, which is clipped."""

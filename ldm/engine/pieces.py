@@ -209,5 +209,20 @@ def prepare(
                 "weights: bfloat16 over several processes: micro-batches would be summed in three"
                 " digits: leave micro_batch_size out, or weights"
             )
-        for p in halved:
-            p.grad_dtype = torch.float32
+        sum_in_float32(halved)
+
+
+def sum_in_float32(weights: Iterable[Tensor]) -> None:
+    """Lets gradients of ``weights`` be float32, in whatever they come.
+
+    Raises:
+        ConfigError: this PyTorch cannot.
+    """
+    weights = list(weights)
+    if weights and not hasattr(torch.Tensor, "grad_dtype"):
+        raise ConfigError(
+            f"weights: bfloat16: PyTorch {torch.__version__} cannot sum gradients of micro-batches"
+            " in float32 (Tensor.grad_dtype): install a newer one, or leave micro_batch_size out"
+        )
+    for p in weights:
+        p.grad_dtype = torch.float32

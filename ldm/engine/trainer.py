@@ -85,7 +85,7 @@ class Trainer:
         self.weights = task.trained()
         self.ema = task.average = averages(config, self.weights, collection)
         self.scale = LossScale(accelerator.scaler, self.optimizer)
-        known = self.weights, self.optimizer, self.scale
+        known = self.weights, self.optimizer, self.scale, task.memory
         self.gradient = Gradient(config, accelerator, self.model, *known, parts=parts)
         # Reading a number every step makes the host wait for a GPU, and costs a CPU nothing.
         self.prompt = accelerator.device.type == "cpu" or config.nonfinite.action == "skip"
@@ -151,7 +151,7 @@ class Trainer:
                 else:
                     self.stepper.step()
                     self.window.pending.append(step)
-                self.stepper.zero_grad()
+                self.gradient.clear()
                 self.seen += self.batch
                 if self.ema and not wrong:
                     self.ema.update(self.batch, self.seen)

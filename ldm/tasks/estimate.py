@@ -159,9 +159,10 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         learning = {p for p in every if p.requires_grad}
         live = _Live(every)
         with live:
+            if parts > 1:
+                pieces.sum_in_float32(p for p in learning if p.dtype == torch.bfloat16)
             for parameter in learning:
                 if parts > 1:  # all but the first meet the gradients of those before
-                    parameter.grad_dtype = torch.float32
                     parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
                 if config.optimizer.in_backward:
                     parameter.register_post_accumulate_grad_hook(_let_go)

@@ -42,7 +42,7 @@ def measured(out: str, warm: int, last: int, batch: int, watch: bool, program: l
     speed after ``warm`` of them, memory, and if asked for the places that wait for the device.
     """
     import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
+    from accelerate.optimizer import AcceleratedOptimizer
 
     cuda, began = torch.cuda.is_available(), float(os.environ["BENCHMARK_BEGAN"])
     steps, at, waits = 0, dict[int, float](), collections.Counter[str]()
@@ -51,8 +51,11 @@ def measured(out: str, warm: int, last: int, batch: int, watch: bool, program: l
         if "synchroniz" in str(message):
             waits[f"{filename.rpartition('site-packages/')[2]}:{line}"] += 1
 
-    def after_step(*_: Any) -> None:
+    step = AcceleratedOptimizer.step  # once a step, of however many optimisers or pieces
+
+    def counted(optimizer: Any, *arguments: Any) -> None:
         nonlocal steps
+        step(optimizer, *arguments)
         steps += 1
         if steps in (1, warm, last):
             if cuda:
@@ -78,7 +81,7 @@ def measured(out: str, warm: int, last: int, batch: int, watch: bool, program: l
             Path(out).write_text(json.dumps(found))
             os._exit(0)
 
-    register_optimizer_step_post_hook(after_step)
+    AcceleratedOptimizer.step = counted
     sys.argv = program
     sys.path[:0] = [str(ROOT), str(Path(program[0]).parent)]
     runpy.run_path(program[0], run_name="__main__")
@@ -320,6 +323,23 @@ class Benchmark:
         line += f" --checkpointing_steps 1000000 --lr_scheduler constant {flags}"
         self.program(name, line.split(), batch, steps)
 
+    def trained(self, name: str, **changes: Any) -> list[float]:
+        """The losses of a run that goes to its end."""
+        file = self.config(name, 2, log_every=1, **changes)
+        command = [sys.executable, str(ROOT / "training" / "train.py"), "--config", file]
+        done = subprocess.run(
+            command,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=max(self.left(), 1),
+        )
+        if done.returncode:
+            last = [*done.stderr.strip().splitlines(), ""][-2:]
+            raise RuntimeError(" ".join(last)[-400:])
+        lines = (self.work / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
     def resume(self) -> None:
         """Whether four steps are two and two: losses, and weights at the end."""
         from safetensors.torch import load_file
@@ -327,31 +347,25 @@ class Benchmark:
         found = {}
         for name, turns in (("whole", (4,)), ("halves", (2, 4))):
             for duration in turns:
-                file = self.config(
-                    f"resume-{name}",
-                    2,
-                    duration=f"{duration} steps",
-                    checkpoints={"every": "2 steps", "keep": 2},
-                    log_every=1,
-                )
-                command = [sys.executable, str(ROOT / "training" / "train.py"), "--config", file]
-                done = subprocess.run(
-                    command,
-                    env=self.environment(),
-                    capture_output=True,
-                    text=True,
-                    timeout=max(self.left(), 1),
-                )
-                if done.returncode:
-                    last = [*done.stderr.strip().splitlines(), ""][-2:]
-                    return self.say("resume", error=" ".join(last)[-400:])
-            run = self.work / f"resume-{name}"
-            lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-            (weights,) = (run / "final" / "unet").glob("*.safetensors")
-            found[name] = [line["loss"] for line in lines], load_file(weights)
+                told = {"duration": f"{duration} steps"}
+                told["checkpoints"] = {"every": "2 steps", "keep": 2}
+                losses = self.trained(f"resume-{name}", **told)
+            (weights,) = (self.work / f"resume-{name}" / "final" / "unet").glob("*.safetensors")
+            found[name] = losses, load_file(weights)
         (losses, whole), (again, halves) = found["whole"], found["halves"]
         apart = max(float((whole[n] - halves[n]).abs().max()) for n in whole)
         self.say("resume", losses_equal=losses == again, weights_apart=apart, losses=losses)
+
+    def graphs(self) -> None:
+        """Whether steps that are recorded have the losses of those that are not, with dropout."""
+        if self.tiny:
+            return self.say("graphs", left_out="there is no GPU")
+        told = {"duration": "8 steps", "dropout": 0.1}
+        plain, mine = (
+            self.trained(f"graphs-{way}", cuda_graphs=way, **told) for way in (False, True)
+        )
+        apart = max(abs(a - b) for a, b in zip(plain, mine, strict=True))
+        self.say("graphs", losses_equal=plain == mine, losses_apart=apart, losses=mine)
 
     # -- the step itself --
 
@@ -471,6 +485,9 @@ class Benchmark:
         mixed = "--mixed_precision bf16 --dataloader_num_workers 8"
         lora = {"lora": {"rank": 8}, "frozen": "bfloat16", "optimizer": {"lr": 1e-4}}
         light = {"optimizer": {"kind": "adafactor"}, "gradient_checkpointing": True}
+        half = {**light, "weights": "float32" if self.tiny else "bfloat16"}
+        backward = {"kind": "adafactor", "in_backward": True, "clip_norm": None}
+        graphs = {"cuda_graphs": not self.tiny}
         short = (5, 20)
         return {
             "ceilings": (10, self.ceilings),
@@ -494,6 +511,15 @@ class Benchmark:
                 ),
             ),
             "ours-light": (40, lambda: self.ours("ours-light", 1, short, **light)),
+            "ours-half": (40, lambda: self.ours("ours-half", 1, short, **half)),
+            "ours-half-backward": (
+                40,
+                lambda: self.ours(
+                    "ours-half-backward", 1, short, **{**half, "optimizer": backward}
+                ),
+            ),
+            "ours-8-graphs": (60, lambda: self.ours("ours-8-graphs", 8, **graphs)),
+            "graphs": (60, self.graphs),
             "sampling": (60, self.sampling),
             "resume": (60, self.resume),
             "variants": (60, self.variants),
