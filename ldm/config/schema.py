@@ -41,7 +41,7 @@ Pictures = Annotated[Count, Field(gt=0)]
 SamplerSteps = Annotated[int, Field(gt=0, le=10_000)]
 GuidanceScale = Annotated[float, Field(ge=0, lt=1000)]
 SamplerName = Annotated[str, AfterValidator(canonical)]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 
 
 def _seeds(first: int, pictures: int) -> None:
@@ -217,8 +217,8 @@ class RunConfig:
         ema: None trains without.
         precision: of the forward pass; parameters (but for ``weights``) and optimiser stay
             float32. ``auto``: bfloat16 where the device has it in hardware, else float32; a run
-            that goes on keeps what it began in. ``float16``, with loss scaling, is for GPUs without
-            bfloat16.
+            that goes on keeps what it began in. ``tf32`` is float32 whose products round to 10 bits
+            on GPUs that can; ``float16``, with loss scaling, is for GPUs without bfloat16.
         log_every: steps between two lines of ``metrics.jsonl``.
         trackers: where its numbers and the sample sheets go as well: ``tensorboard`` writes into
             ``RUN/tensorboard``, ``wandb`` to its server, or with WANDB_MODE=offline into ``RUN``.

@@ -15,6 +15,7 @@ from ldm.data.images import ImageTransform, Shape, View
 from ldm.data.items import Item
 from ldm.encoding.cache_keys import pictures_space
 from ldm.models.aside import Aside
+from ldm.models.tf32 import exact
 from ldm.storage.cache_root import cache_root
 from ldm.storage.tensor_cache import TensorCache
 
@@ -47,7 +48,6 @@ class Asides:
         """Folders of the networks that no step reads, all that they make being cached."""
         return [self.aside.part] if self.cached and self.aside.part else []
 
-    @torch.no_grad()
     def made(self, pixels: Tensor) -> dict[str, Tensor]:
         """What is made of ``pixels`` ``b 3 h w``, where they are: in float32 also where autocast is
         on, so that it is the same cached or not.
@@ -55,7 +55,7 @@ class Asides:
         network = self.aside.network
         if network is not None and next(network.parameters()).device != pixels.device:
             network.to(pixels.device)
-        with torch.autocast(pixels.device.type, enabled=False):
+        with exact(pixels.device.type):
             return self.aside.made(pixels)
 
     def beside(self, items: Sequence[Item], views: Sequence[View]) -> dict[str, Tensor]:

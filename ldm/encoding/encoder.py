@@ -29,6 +29,7 @@ from ldm.guidance.told import SCALE
 from ldm.models.aside import Aside
 from ldm.models.codec import Codec, Moments
 from ldm.models.conditioner import Conditioner, silent, unnamed
+from ldm.models.tf32 import exact
 from ldm.prompts.windows import written
 from ldm.storage.cache_root import cache_root
 from ldm.storage.tensor_cache import TensorCache, column_of, fingerprint, key_of
@@ -197,7 +198,7 @@ class Encoder:
     def _codec_print(self) -> tuple[Any, ...]:
         return fingerprint(self.codec.network), *self.codec.printed
 
-    @torch.no_grad()
+    @exact()
     def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
         x = self._seen(wanted, rows)
@@ -213,7 +214,7 @@ class Encoder:
         items, views = zip(*map(wanted.at, rows), strict=True)
         return self._pixels(items, views).to(self.accelerator.device)
 
-    @torch.no_grad()
+    @exact()
     def encode_captions(
         self, tower: str, captions: Sequence[str], rows: Sequence[int]
     ) -> dict[str, Tensor]:
@@ -349,7 +350,7 @@ class Encoder:
             moments = Moments(batch["mean"], batch["logvar"])
         else:
             # Frozen networks run in float32 also where autocast is on: cached or not, same latents.
-            with torch.no_grad(), torch.autocast(batch["pixels"].device.type, enabled=False):
+            with exact(batch["pixels"].device.type):
                 moments = self.codec.encode(batch["pixels"])
         return self.codec.sample(moments, batch["posterior"])
 
@@ -391,7 +392,7 @@ class Encoder:
         elif name in self.learning:
             said = towers[name].encode_ids(mine["ids"])
         else:
-            with torch.no_grad(), torch.autocast(mine["ids"].device.type, enabled=False):
+            with exact(mine["ids"].device.type):
                 said = towers[name].encode_ids(mine["ids"])
         if "told" in batch:
             said = said.where(batch["told"][:, [*towers].index(name)], silent(said))

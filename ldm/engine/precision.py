@@ -18,12 +18,18 @@ import torch
 from ldm.config.schema import RunConfig, TrainConfig
 from ldm.engine import state
 from ldm.errors import ConfigError
+from ldm.models import tf32
 from ldm.models.attention import chosen
 
 C = TypeVar("C", bound=RunConfig)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+MIXED = {"float32": "no", "tf32": "no", "bfloat16": "bf16", "float16": "fp16"}
 """accelerate's words for them."""
 SLOWER = 12.4
 """How many times as long a step takes in bfloat16 as in float32 on a CPU without it: 8.60 and 0.69
@@ -70,6 +76,14 @@ def has_bfloat16(device: torch.device) -> bool:
     # On x86 oneDNN says yes from AVX-512 on, where it may have to emulate it.
     emulated = known.get("architecture") == "x86_64" and not known.get("avx512_bf16")
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
+
+
+def compute_in(precision: str) -> None:
+    """Lets float32 be computed as a run in ``precision`` does: exactly in ``float32``, by TF32 in
+    the others, where it is what autocast leaves, and what is drawn and measured.
+    """
+    rounds = precision != "float32"
+    tf32.allow(convolutions=rounds, products=rounds)
 
 
 def settled(config: C, device: torch.device) -> Settled[C]:

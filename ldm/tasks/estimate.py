@@ -28,12 +28,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
 from ldm.engine import optimizer_state, pieces
-from ldm.engine.precision import DTYPES, device_at_hand, has_bfloat16, named
+from ldm.engine.precision import DTYPES, compute_in, device_at_hand, has_bfloat16, named
 from ldm.engine.task import Task
 
 EFFICIENCY = {
-    True: {"float32": 0.62, "bfloat16": 0.36, "float16": 0.36},
-    False: {"float32": 0.71, "bfloat16": 0.71, "float16": 0.71},
+    True: {torch.float32: 0.62, torch.bfloat16: 0.36, torch.float16: 0.36},
+    False: {torch.float32: 0.71, torch.bfloat16: 0.71, torch.float16: 0.71},
 }
 """Share of the modelled speed that training steps of small text-to-image models reach, on devices
 that have bfloat16 in hardware and on those that have not.
@@ -263,6 +263,7 @@ class Rates:
 def measure(precision: str) -> Rates:
     """The rates of this machine's GPU, or else its CPU, in the precision of the run."""
     device = device_at_hand()
+    compute_in(precision)
     dtype = DTYPES[precision]
     large = device.type == "cuda"
     with torch.no_grad():
@@ -277,7 +278,7 @@ def measure(precision: str) -> Rates:
         product = _rounds(lambda: a @ b, device) * 2 * a.numel() * width
         line = torch.ones(2**27 if large else 2**22, device=device)
         bandwidth = _rounds(lambda: line + 1, device) * 2 * line.nbytes
-    efficiency = EFFICIENCY[has_bfloat16(device)][precision]
+    efficiency = EFFICIENCY[has_bfloat16(device)][dtype]
     return Rates(convolution, product, bandwidth, named(device), efficiency)
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from ldm.config.loader import images, plain
 from ldm.config.schema import RunConfig
@@ -23,7 +23,7 @@ from ldm.data.collection import Collection
 from ldm.engine import shards
 from ldm.engine.batch import split_batch
 from ldm.engine.memory import memory_of
-from ldm.engine.precision import MIXED, device_at_hand, named, settled
+from ldm.engine.precision import MIXED, compute_in, device_at_hand, named, settled
 from ldm.engine.shutdown import WAIT
 from ldm.engine.streaming import streamed
 from ldm.engine.watch import WATCH
@@ -59,6 +59,13 @@ def collect(config: RunConfig, accelerator: Accelerator | None = None) -> Collec
         return Collection(config.data, config.images, config.on_bad_sample)
 
 
+def copies() -> DistributedDataParallelKwargs:
+    """How processes that hold whole copies sum gradients: where these lie, so that no second copy
+    of them is held. (A static graph would save a search for unused parameters, which is not made.)
+    """
+    return DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+
+
 def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerator:
     """The processes that were started.
 
@@ -82,7 +89,7 @@ def connect(mixed_precision: str = "no", *, sharded: bool = False) -> Accelerato
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=1,  # follows from the batch, not from the launcher
         # The others wait while the main process fills a cache or draws.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT), copies()],
     )
     if shards.asked_for():
         if not sharded:
@@ -159,6 +166,7 @@ class Program(Generic[C]):
             # torch puts a hook in front that collects what ours prints and shows it when ours
             # returns: it does not, and the line would be lost.
             sys.excepthook = one_line
+        compute_in(self.config.precision)
         split_batch(self.config, accelerator.num_processes)
         number = torch.tensor([list(MIXED).index(self.config.precision)], device=accelerator.device)
         if len(accelerator.gather(number).unique()) > 1:

@@ -12,9 +12,11 @@ import yaml
 
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
+from ldm.encoding.encoder import Encoder
 from ldm.engine import precision, state
 from ldm.engine.precision import has_bfloat16, named, settled
 from ldm.errors import ConfigError
+from ldm.models import tf32
 from ldm.storage import checkpoint
 from programs import told
 from runs import forget, program, train, tree
@@ -218,3 +220,51 @@ def test_machines_that_decide_otherwise(tmp_path, monkeypatch):
     mine = SimpleNamespace(config=resolved(tmp_path, precision="float32").config, told={})
     with pytest.raises(ConfigError, match="precision: auto is not the same on all machines"):
         shared.Program.accelerator(mine)  # type: ignore[arg-type]
+
+
+# -- float32 on GPUs --
+
+
+@pytest.fixture
+def flags():
+    """PyTorch's two, as they are now."""
+
+    def now() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = now()
+    yield now
+    tf32.allow(*before)
+
+
+def test_float32_is_exact_and_what_others_leave_of_it_is_not(flags):
+    for name, rounds in (("float32", False), ("tf32", True), ("bfloat16", True), ("float16", True)):
+        precision.compute_in(name)
+        assert flags() == (rounds, rounds), name
+    seen = []
+
+    @tf32.exact("cpu")
+    def encode() -> None:
+        seen.append((flags(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        encode()
+        assert torch.is_autocast_enabled("cpu") and flags() == (True, True)
+    assert seen == [((False, False), False, False)]
+    # What computes on a CPU is not asked.
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+def test_a_run_in_tf32_is_one_of_float32(tmp_path, command, monkeypatch, flags):
+    asked = resolved(tmp_path, GPU, precision="tf32").config
+    assert asked.precision == "tf32" and precision.MIXED["tf32"] == "no"
+    assert precision.DTYPES["tf32"] == torch.float32
+    encoded = []
+    real = Encoder.encode_pictures.__wrapped__
+    monkeypatch.setattr(
+        Encoder, "encode_pictures", tf32.exact()(lambda *a: (encoded.append(flags()), real(*a))[1])
+    )
+    few = {"duration": "1 step", "batch_size": 2, "precision": "tf32", "train": ["unet.mid*"]}
+    status, output = command(tree(tmp_path / "run", **few))
+    assert status == 0, output
+    assert {*encoded} == {(False, False)} and flags() == (True, True)

@@ -1,5 +1,6 @@
 """A run of two processes that a fault or a signal meets on one of them: both end at one step."""
 
+import json
 import os
 import signal
 import time
@@ -165,4 +166,46 @@ from runs import program
 
 Path(__file__).with_name(os.environ["RANK"]).write_text(str(os.getpid()))
 program("train").main()
+"""
+
+
+def test_gradients_of_two_processes_lie_where_they_are_summed(tmp_path):
+    """To the bits that they have where each process holds them twice; in two micro-batches."""
+    script = tmp_path / "views.py"
+    script.write_text(VIEWS)
+    finish(launch(script, processes=2))
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    (mine, shared), (plain, apart) = found[0]
+    assert mine == plain and shared == [True] * 3 and apart == [False] * 3
+
+
+VIEWS = """
+import json, os
+from contextlib import nullcontext
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from torch import nn
+from ldm.tasks.program import connect
+
+def trained(accelerator):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    weights, shared = list(layers.parameters()), []
+    optimizer = torch.optim.AdamW(weights, 1e-2)
+    model, stepper = accelerator.prepare(layers, optimizer)
+    draws = torch.Generator().manual_seed(accelerator.process_index)
+    for _ in range(3):
+        for last in (False, True):
+            with nullcontext() if last else accelerator.no_sync(model):
+                accelerator.backward(model(torch.randn(2, 2, 4, 4, generator=draws)).square().sum())
+        shared.append(len({p.grad.untyped_storage().data_ptr() for p in weights}) == 1)
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        stepper.step()
+        stepper.zero_grad()
+    return [w.flatten().tolist() for w in weights], shared
+
+found = [trained(connect()), trained(Accelerator(cpu=True))]
+Path(__file__).with_name(os.environ["RANK"] + ".json").write_text(json.dumps(found))
 """
