@@ -76,12 +76,16 @@ class InPieces(torch.optim.Optimizer):
         if self.backward:
             norms, self._norms = self._norms, []
             return torch.linalg.vector_norm(torch.stack(norms))
-        grads = [p.grad for p in self.names if p.grad is not None]
-        norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        grads: dict[torch.dtype, list[Tensor]] = {}
+        for p in self.names:
+            if p.grad is not None:
+                grads.setdefault(p.grad.dtype, []).append(p.grad)
+        norms = [torch._foreach_norm(some, 2, dtype=torch.float32) for some in grads.values()]
+        norm = torch.linalg.vector_norm(torch.stack([one for some in norms for one in some]))
         if largest is not None:
             factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_([g for g in grads if g.dtype == torch.float32], factor)
+            if plain := grads.get(torch.float32):
+                torch._foreach_mul_(plain, factor)
             self._factor = factor
         return norm
 
