@@ -23,7 +23,7 @@ from ldm.sampling.names import canonical
 from ldm.serving.limits import Limits
 
 SEEDS = 2**32
-_OF_IMAGE = ("mask", "strength", "feather", "outpaint")
+_OF_IMAGE = ("mask", "strength", "feather", "outpaint", "mask_crop")
 
 
 def _known(name: str) -> str:
@@ -92,6 +92,8 @@ class Draw(BaseModel):
         strength: share of the steps that is taken from ``image``.
         feather: pixels on which what is drawn fades into the rest.
         outpaint: pixels that are drawn around ``image``: left, top, right, bottom.
+        mask_crop: what is masked is drawn alone, at ``width`` and ``height``, with so many pixels
+            of ``image`` around it, and put back.
         variation_seed: other noise; picture i goes towards this + i, and ``seed`` stays.
         variation_strength: how far towards it.
         loras: of the folder.
@@ -125,6 +127,7 @@ class Draw(BaseModel):
         ]
         | None
     ) = None
+    mask_crop: int | None = Field(None, ge=0, le=4096)
     variation_seed: int | None = Field(None, ge=0, lt=SEEDS)
     variation_strength: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
     loras: list[Lora] = Field([], max_length=8)
@@ -139,8 +142,9 @@ class Draw(BaseModel):
                     raise ValueError(f"{name} needs an image: the picture that is edited")
         if self.mask is not None and self.outpaint is not None:
             raise ValueError("outpaint makes a mask of its own: leave out mask")
-        if self.feather is not None and self.mask is None and self.outpaint is None:
-            raise ValueError("feather is that of a mask, or of outpaint")
+        for name in ("feather", "mask_crop"):
+            if getattr(self, name) is not None and self.mask is None and self.outpaint is None:
+                raise ValueError(f"{name} is that of a mask, or of outpaint")
         if len({lora.name for lora in self.loras}) < len(self.loras):
             raise ValueError("loras: one is named twice")
         return self

@@ -23,7 +23,7 @@ from ldm.serving.draw import Draw, content
 from ldm.serving.job import Job
 from ldm.serving.limits import Limits, work
 from ldm.serving.network import Network
-from ldm.serving.pictures import flat
+from ldm.serving.pictures import MOST, flat
 from ldm.serving.preview import Preview, Watched
 from ldm.serving.shelf import Adapting, Shelf
 
@@ -123,7 +123,9 @@ class Engine:
             ]
 
     def size(self, draw: Draw) -> tuple[int, int]:
-        """Width and height of its pictures; ``ValueError`` if what it is given is no picture."""
+        """Width and height of what is drawn; ``ValueError`` if what it is given is no picture, or
+        would become one of more than ``MOST`` pixels.
+        """
         width, height = draw.width or self.width, draw.height or self.height
         if draw.image is None:
             return width, height
@@ -132,6 +134,10 @@ class Engine:
             flat(content(draw.mask), "mask", white=False)
         left, top, right, bottom = draw.outpaint or (0, 0, 0, 0)
         own = image.width + left + right, image.height + top + bottom
+        if draw.mask_crop is not None:
+            if own[0] * own[1] > MOST:
+                raise ValueError(f"a picture of more than {MOST:,} pixels is not made")
+            return width, height
         return draw.width or own[0], draw.height or own[1]
 
     def how(self, draw: Draw) -> Draw:
@@ -166,7 +172,8 @@ class Engine:
                 unit = " characters" if name in ("prompt", "negative") else ""
                 raise ValueError(f"{name}: at most {most:,}{unit}, not {value:,}")
         for name, value in (("width", draw.width), ("height", draw.height)):
-            if value is not None and value % self.unit and draw.image is None:
+            own_size = draw.image is None or draw.mask_crop is not None
+            if value is not None and value % self.unit and own_size:
                 raise ValueError(f"{name} must be a multiple of {self.unit} pixels, not {value}")
         for name, text in (("prompt", draw.prompt), ("negative", draw.negative)):
             if "\0" in text or unreadable(text):
@@ -214,7 +221,10 @@ class Engine:
             left, top, right, bottom = draw.outpaint
             image, mask = outpainted(image, left=left, top=top, right=right, bottom=bottom)
         found |= {"image": image, "strength": draw.strength}
-        return found if mask is None else found | {"mask_image": mask, "feather": draw.feather}
+        if mask is None:
+            return found
+        masked = {"mask_image": mask, "feather": draw.feather, "padding_mask_crop": draw.mask_crop}
+        return found | masked
 
     def _told(self, job: Job, number: int, pipe: Any) -> dict[str, Any]:
         """Arguments by which ``job`` is told of steps, and of previews if it wants some."""
@@ -279,10 +289,12 @@ class Engine:
         }
         if draw.image is None:
             beside["size"] = f"{image.width}x{image.height}"
-        else:
+        elif draw.mask_crop is not None:
+            beside["size"] = f"{draw.width or self.width}x{draw.height or self.height}"
+        if draw.image is not None:
             around = ",".join(map(str, draw.outpaint)) if draw.outpaint else None
             edited = {"image": True, "mask": draw.mask is not None, "outpaint": around}
-            edited["feather"] = draw.feather
+            edited |= {"feather": draw.feather, "mask_crop": draw.mask_crop}
             beside["edited"] = {k: v for k, v in edited.items() if v is not None}
         if other is not None:
             beside["variation_strength"] = draw.variation_strength

@@ -71,7 +71,8 @@ class Img2img(Txt2img):
     inpainting_mask_invert: Literal[0, 1] = 0
     resize_mode: Literal[0] = 0
     inpainting_fill: Literal[0, 1] = 0
-    inpaint_full_res: bool = False
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int = Field(0, ge=0, le=4096)
 
 
 class PngInfo(BaseModel):
@@ -90,20 +91,19 @@ async def txt2img(request: Request, asked: Txt2img) -> Any:
 @routes.post("/img2img")
 async def img2img(request: Request, asked: Img2img) -> Any:
     """Draws pictures from a picture, or what a mask shows of it. ``mask_blur`` are the pixels on
-    which what is drawn fades into the rest.
+    which what is drawn fades into the rest; with ``inpaint_full_res``, which is A1111's usual, what
+    is masked is drawn alone, at ``width`` and ``height``, and put back.
     """
     edit: dict[str, Any] = {"image": asked.init_images[0], "strength": asked.denoising_strength}
     if asked.mask is not None:
-        if asked.inpaint_full_res:
-            raise ValueError(
-                "inpaint_full_res: a masked part is not drawn larger than it is: send false"
-            )
         if asked.inpainting_fill == 0 and asked.denoising_strength < 1:
             raise ValueError("inpainting_fill 0 below a denoising_strength of 1: send 1")
         mask = asked.mask
         if asked.inpainting_mask_invert:
             mask = await run_in_threadpool(_inverted, mask)
         edit |= {"mask": mask, "feather": asked.mask_blur}
+        if asked.inpaint_full_res:
+            edit["mask_crop"] = asked.inpaint_full_res_padding
     return await _drawn(request, asked, edit)
 
 

@@ -42,7 +42,7 @@ _IDLE = {
     "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y",
     "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
     "refiner_switch_at", "override_settings_restore_afterwards", "do_not_save_samples",
-    "do_not_save_grid", "mask_blur_x", "mask_blur_y", "inpaint_full_res_padding",
+    "do_not_save_grid", "mask_blur_x", "mask_blur_y",
 }  # fmt: skip
 """How something would be done that is not asked for, whatever they say."""
 

@@ -4,6 +4,7 @@ there is to draw with.
 
 import io
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request
@@ -27,6 +28,7 @@ from ldm.serving.pictures import bounded
 
 _STREAM = "text/event-stream"
 _UNCACHED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _Id = Annotated[str, Path(pattern=r"^[0-9a-f]{28}$")]
 
 
@@ -226,8 +228,11 @@ def settings_of(data: bytes) -> dict[str, Any]:
             for pair in own.get("loras", [])
             if isinstance(pair, list) and len(pair) == 2
         ]
-    kept = {name: value for name, value in found.items() if value not in (None, [])}
     edited = None if own is None else own.get("edited")
+    if own is not None and isinstance(edited, dict) and "mask_crop" in edited:
+        size = _SIZE.fullmatch(str(own.get("size")))  # of what was drawn, not of the picture
+        found["width"], found["height"] = map(int, size.groups()) if size else (None, None)
+    kept = {name: value for name, value in found.items() if value not in (None, [])}
     return {"settings": kept, "model": told.model, "edited": edited, "text": json_safe(text)}
 
 

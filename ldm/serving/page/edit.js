@@ -16,6 +16,7 @@ const tools = element("div", { hidden: true });
 const size = number("Brush", { type: "range", min: 2, max: 100, value: 24 });
 const strength = number("Strength", { type: "number", min: 0, max: 1, step: "any", value: 1 });
 const feather = number("Feather", { type: "number", min: 0, max: 100, value: 4 });
+const around = number("Close-up", { type: "number", min: 0, max: 4096, placeholder: "no", title: "What is painted is drawn alone, as large as the model draws, with so many pixels around it" });
 const compare = number("Before and after", { type: "range", min: 0, max: 100, value: 0, disabled: true });
 const beyond = Object.fromEntries(SIDES.map((side) => [side, number(side[0].toUpperCase() + side.slice(1), { type: "number", min: 0, value: 0 })]));
 
@@ -50,7 +51,7 @@ export function start() {
   tools.append(
     element("div", { className: "fields" }, size.label, compare.label),
     element("div", { className: "fields" }, eraser, button("Undo", undo), button("Clear", clear)),
-    element("div", { className: "fields" }, strength.label, feather.label),
+    element("div", { className: "fields" }, strength.label, feather.label, around.label),
     element("details", {}, element("summary", { textContent: "Draw beyond its borders" }),
       element("div", { className: "fields" }, ...SIDES.map((side) => beyond[side].label))));
   for (const side of SIDES) {
@@ -271,8 +272,10 @@ export async function draw(asked) {
   } else if (painted !== null) {
     Object.assign(told, { mask: painted, feather: Number(feather.value) });
   }
+  const close = told.feather !== undefined && around.value !== "";
+  if (close) told.mask_crop = Number(around.value);
   const { multiple } = info.model;
-  const odd = [canvas.width + sides[0] + sides[2], canvas.height + sides[1] + sides[3]].some((n) => n % multiple);
+  const odd = !close && [canvas.width + sides[0] + sides[2], canvas.height + sides[1] + sides[3]].some((n) => n % multiple);
   if (odd) message(`Its sides are no multiples of ${multiple}: the server says what it makes of that.`, "told");
   const job = await submit(told);
   const of = source;

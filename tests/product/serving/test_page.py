@@ -343,9 +343,12 @@ def test_the_brush_changes_what_it_paints_and_no_byte_beside(opened: Any) -> Non
     for _ in range(4):
         page.keyboard.press("ArrowRight")
     assert int(page.get_by_label("Right", exact=True).input_value()) == 8
+    page.get_by_label("Close-up").fill("2")
     wide = pixels(file_of(page, drawn(page, press(page))))
     assert wide.shape == (40, 40, 3)
     assert np.array_equal(wide[16:, :24], pixels(data)[8:, :24])
+    last = [body for url, body in sent if url.endswith("/api/jobs")][-1]
+    assert last["mask_crop"] == 2 and "mask_crop" not in body
 
 
 def test_a_grid_over_two_settings_is_one_picture(opened: Any) -> None:

@@ -274,8 +274,6 @@ def test_a1111_fields_are_honoured_or_refused(http: Any) -> None:
     found = pixels(answer.json()["images"][0])
     assert np.array_equal(found[8:], np.asarray(noise())[8:])
     assert not np.array_equal(found[:8], np.asarray(noise())[:8])
-    refused = http.post("/sdapi/v1/img2img", json=sent | {"inpaint_full_res": True})
-    assert refused.status_code == 422 and "inpaint_full_res" in refused.json()["detail"]
     get = {name: http.get(f"/sdapi/v1/{name}").json() for name in (
         "options", "samplers", "schedulers", "sd-models", "sd-vae", "loras", "embeddings",
         "upscalers", "memory", "cmd-flags", "scripts", "progress")}  # fmt: skip
@@ -287,6 +285,48 @@ def test_a1111_fields_are_honoured_or_refused(http: Any) -> None:
     assert chosen.status_code == 200
     assert http.post("/sdapi/v1/options", json={"sd_vae": "x"}).status_code == 422
     assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "x"}).status_code == 404
+
+
+def test_what_is_masked_is_drawn_alone_and_put_back(http: Any, tmp_path: Path) -> None:
+    photo, mask = noise(side=100), Image.new("L", (100, 100))  # more pixels than are drawn
+    mask.paste(255, (40, 30, 60, 45))
+    sides, call = {"height": 16, "width": 24}, {"strength": 0.8, "feather": 2, "seed": 5}
+    want = np.asarray(tiny.pipeline()(
+        "a", image=photo, mask_image=mask, padding_mask_crop=4, sampler="euler-a",
+        prompt_syntax="a1111", num_inference_steps=2, guidance_scale=3.0, **sides, **call,
+    ).images[0])  # fmt: skip
+    image, hole = text(png(photo)), text(png(mask))
+    asked = {"prompt": "a", "sampler": "euler-a", "syntax": "a1111", "image": image, "mask": hole,
+             "mask_crop": 4, **sides, **call}  # fmt: skip
+    file = file_of(http, drawn(http, asked))
+    assert np.array_equal(pixels(file), want)
+    seen = np.asarray(photo)
+    assert np.array_equal(want[:28], seen[:28]) and not np.array_equal(want, seen)
+    sent = a1111(init_images=[image], mask=hole, mask_blur=2, denoising_strength=0.8, steps=2,
+                 cfg_scale=3.0, inpainting_fill=1, inpaint_full_res_padding=4, seed=5, prompt="a",
+                 **sides)  # fmt: skip
+    for told, same in (({}, True), ({"inpaint_full_res": False}, False)):
+        answer = http.post("/sdapi/v1/img2img", json=sent | told)
+        assert answer.status_code == 200, answer.text
+        assert np.array_equal(pixels(answer.json()["images"][0]), want) is same
+    # What the file says draws it again, at the size that was drawn.
+    drop = http.post("/api/settings", json={"image": text(file)}).json()
+    assert sides.items() <= drop["settings"].items()
+    assert drop["edited"] == {"image": True, "mask": True, "feather": 2, "mask_crop": 4}
+    files = {name: tmp_path / f"{name}.png" for name in ("from", "image", "mask", "out")}
+    files["from"].write_bytes(file)
+    photo.save(files["image"])
+    mask.save(files["mask"])
+    line = ["sample", "--model", str(tiny.folder(tmp_path / "tiny"))]
+    line += [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    result = CliRunner().invoke(command, line)
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(pixels(files["out"].read_bytes()), want)
+    wide = {"mask": None, "feather": None, "outpaint": [4000, 4000, 4000, 4000]}
+    for wrong, said in (({"mask": None, "feather": None}, "mask_crop is that of a mask"),
+                        (wide, "16,777,216"), ({"width": 17}, "multiple of 2")):  # fmt: skip
+        answer = http.post("/api/jobs", json=SHORT | asked | wrong)
+        assert answer.status_code == 422 and said in answer.json()["detail"], answer.text
 
 
 def test_openai_edits_keep_what_is_opaque(http: Any) -> None:
