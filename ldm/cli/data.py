@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ldm.data.folder import FolderData
     from ldm.data.source import Source, SourceGroup
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(cache)
 
 MOVABLE = (

@@ -288,3 +288,7 @@ def _print(console: Console, suite: str, heads: list[str], rows: list[tuple[str,
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+app = typer.Typer(add_completion=False)
+app.command(help=HELP)(evaluate)

@@ -2,36 +2,69 @@
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from ldm.cli import data
-from ldm.cli.between import between
-from ldm.cli.evaluate import HELP, evaluate
-from ldm.cli.export import export
-from ldm.cli.import_file import import_file
-from ldm.cli.lora import convert_lora
-from ldm.cli.merge import extract, merge
-from ldm.cli.publish import card, push
-from ldm.cli.sample import sample
-from ldm.cli.schema import schema
-from ldm.cli.serve import serve
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from ldm.lazy import named
 from ldm.progress import listen
 from ldm.threads import wait_asleep
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-app.add_typer(data.app, name="data")
-app.command()(sample)
-app.command()(serve)
-app.command()(between)
-app.command(help=HELP)(evaluate)
-app.command()(export)
-app.command("import")(import_file)
-app.command()(schema)
-app.command("lora")(convert_lora)
-app.command()(merge)
-app.command()(extract)
-app.command()(card)
-app.command()(push)
+COMMANDS = {
+    "sample": "ldm.cli.sample:sample",
+    "serve": "ldm.cli.serve:serve",
+    "between": "ldm.cli.between:between",
+    "evaluate": "ldm.cli.evaluate:app",
+    "export": "ldm.cli.export:export",
+    "import": "ldm.cli.import_file:import_file",
+    "schema": "ldm.cli.schema:schema",
+    "lora": "ldm.cli.lora:convert_lora",
+    "merge": "ldm.cli.merge:merge",
+    "extract": "ldm.cli.merge:extract",
+    "card": "ldm.cli.publish:card",
+    "push": "ldm.cli.publish:push",
+    "data": "ldm.cli.data:app",
+}
+"""Functions and Typers by the names of their commands."""
+
+
+class Commands(Mapping[str, Any]):
+    """Commands, each made when it is first asked for: one need not wait for the others' files."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+        """Those that were asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.made:
+            found = named(COMMANDS[name])
+            if not isinstance(found, typer.Typer):
+                own = typer.Typer(add_completion=False)
+                own.command()(found)
+                found = own
+            self.made[name] = get_command(found)
+            self.made[name].name = name
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **told: Any) -> None:
+        super().__init__(**told)
+        self.commands = Commands()
+
+
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
 
 
 @app.callback()

@@ -8,6 +8,7 @@ import pytest
 
 import ldm
 from ldm import diffusion, sampling
+from ldm.cli.main import COMMANDS, Commands
 from ldm.pipeline import LatentDiffusionPipeline
 from runs import ROOT
 
@@ -96,6 +97,14 @@ def test_a_mistake_is_told_before_torch_is_imported():
         assert spins == "1000" or command == (LDM, "--help")  # for torch to read when it comes
         assert status == (0 if command in HELP else 2), output
         assert command in HELP or output.count("error: ") == 1
+
+
+def test_a_command_waits_for_its_own_file_alone():
+    commands = Commands()
+    assert commands["serve"].name == "serve" and [*commands.made] == ["serve"]
+    assert [command.name for command in commands.values()] == [*COMMANDS]
+    assert {"check", "cache"} <= {*commands["data"].commands}
+    assert commands["evaluate"].help.startswith("Measures what the model in DIR draws")
 
 
 @pytest.mark.parametrize("package", [ldm, diffusion, sampling], ids=lambda p: p.__name__)
