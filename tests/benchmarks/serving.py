@@ -5,7 +5,6 @@
     python tests/benchmarks/serving.py fair       # one picture behind a hundred of another's
     python tests/benchmarks/serving.py full       # ten times the work that the queue holds
     python tests/benchmarks/serving.py memory     # of a server after so many pictures
-    python tests/benchmarks/serving.py replicas   # two behind HAProxy: one killed, each restarted
 
 ``exact`` draws with ``ldm sample`` too, and compares pixels. CPU seconds are the server's own, of
 requests one by one and all at once in turns on one server, so that what else the machine does
@@ -17,7 +16,6 @@ import base64
 import io
 import json
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -34,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 from ldm.sampling.names import NAMES  # noqa: E402
-from served import Balancer, Server, ask, drawn, started  # noqa: E402
+from served import Server, ask, drawn, started  # noqa: E402
 
 OTHER = {"ode-adaptive", "langevin", "flow-euler", "flow-heun"}  # not exact, or of other processes
 SAMPLERS = [name for name in (*NAMES, "model") if name not in OTHER]
@@ -322,69 +320,9 @@ def memory(model: Path, folder: Path, asked: argparse.Namespace) -> None:
     server.stop()
 
 
-def replicas(model: Path, folder: Path, asked: argparse.Namespace) -> None:
-    servers = [Server(model, folder / name) for name in "ab"]
-    for server in servers:
-        print(server.ready())
-    front = Balancer(folder, [server.port for server in servers])
-    usual = {"num_inference_steps": asked.steps, "guidance_scale": 3.0}
-    requests = [usual | {"prompt": f"a red apple, {n}", "seed": n} for n in range(asked.requests)]
-
-    def one(request: dict[str, Any]) -> tuple[int, str | None]:
-        answer = ask(f"{front.url}/v1/images/generations", request)
-        if answer.status != 200:
-            print(answer.status, answer.body[:200], file=sys.stderr)
-            return answer.status, None
-        return 200, answer.json["data"][0]["b64_json"]
-
-    def all_at_once(meanwhile: Any) -> list[tuple[int, str | None]]:
-        with ThreadPoolExecutor(8) as pool:
-            futures = [pool.submit(one, request) for request in requests]
-            meanwhile(futures)
-            return [future.result() for future in futures]
-
-    def done(futures: list[Any], count: int) -> None:
-        while sum(future.done() for future in futures) < count:
-            time.sleep(0.01)
-
-    def kill(futures: list[Any]) -> None:
-        done(futures, len(futures) // 4)
-        holds = ask(f"{servers[0].url}/healthz").json["jobs"]
-        servers[0].stop(signal.SIGKILL)
-        print(f"one replica is killed with {holds} requests in its hands")
-
-    def again(number: int) -> None:
-        old = servers[number]
-        servers[number] = Server(model, folder / "ab"[number], port=old.port)
-        print(servers[number].ready())
-
-    def restart(futures: list[Any]) -> None:
-        for number in range(2):
-            done(futures, (1 + number) * len(futures) // 8)
-            holds = ask(f"{servers[number].url}/healthz").json["jobs"]
-            servers[number].stop()
-            print(f"replica {number} is asked to end with {holds} requests in its hands")
-            again(number)
-            time.sleep(2)  # the balancer looks once a second
-
-    want = [one(request) for request in requests]
-    for name, meanwhile in (("one killed", kill), ("both restarted in turn", restart)):
-        if name != "one killed":
-            again(0)
-            time.sleep(2)
-        found = all_at_once(meanwhile)
-        same = sum(a == b for a, b in zip(want, found, strict=True))
-        answered = sum(status == 200 for status, _ in found)
-        print(f"{name}: {answered} of {len(requests)} answered, {same} equal")
-    front.stop()
-    for server in servers:
-        server.stop()
-
-
 def main() -> None:
-    shown = {"exact": exact, "load": load, "fair": fair, "full": full, "memory": memory,
-             "replicas": replicas}  # fmt: skip
-    usual = {"exact": 64, "load": 200, "memory": 1000, "replicas": 32}
+    shown = {"exact": exact, "load": load, "fair": fair, "full": full, "memory": memory}
+    usual = {"exact": 64, "load": 200, "memory": 1000}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -394,7 +332,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="exact: of the server")
-    parser.add_argument("--steps", type=int, default=8, help="of replicas' requests")
     parser.add_argument("--equal", action="store_true", help="load: alike but for their seeds")
     asked = parser.parse_args()
     asked.requests = asked.requests or usual.get(asked.what)
