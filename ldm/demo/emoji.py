@@ -231,9 +231,7 @@ class EmojiData(Drawn):
                     continue
                 row = keys[concept.key]
                 picture = pixels[row].tobytes()
-                if (
-                    picture in seen
-                ):  # some emoji are drawn alike: a second copy could leak into the held-out split
+                if picture in seen:  # drawn alike: a second copy could leak into the held-out split
                     continue
                 seen.add(picture)
                 rows.append((style, concept, row))

@@ -5,7 +5,6 @@ lists such things lists this one.
 import importlib
 import json
 import re
-import sys
 from dataclasses import dataclass, fields
 
 import pytest
@@ -95,7 +94,7 @@ def test_a_suite_touches_two_files(monkeypatch):
     assert mentions("digit_suites") == {"config/suites.py"}  # and itself
     assert mentions("shapes-new", "likelihood") >= {"config/suites.py", "demo/digit_suites.py"}
     assert mentions("emoji-new") == {"config/suites.py", "demo/emoji_suites.py"}
-    again = sys.modules["ldm.cli.evaluate"]
+    again = importlib.import_module("ldm.cli.evaluate")
     assert [*again.Suite] == [*SUITES]
     drawn = json.loads(text(CONFIGS["train"]))["$defs"]["TextToImageValidation"]["properties"]
     known = [name for name, suite in SUITES.items() if suite.in_runs]

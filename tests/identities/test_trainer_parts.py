@@ -18,6 +18,7 @@ from ldm.engine import state
 from ldm.engine.batch import split_batch
 from ldm.engine.ema import Average, decay
 from ldm.engine.optimizer import learning_rate
+from ldm.engine.sampler_state import Memory
 from ldm.engine.trainer import Trainer
 from ldm.families.build import build
 from ldm.families.networks import initialised
@@ -292,6 +293,7 @@ def test_newest_passes_over_broken_ones_and_says_so(tmp_path, caplog):
 def test_weight_decay_only_on_matrices(tmp_path):
     class Task(nn.Module):
         origin: dict[str, str] = {}
+        memory = Memory()
 
         def __init__(self) -> None:
             super().__init__()

@@ -215,7 +215,7 @@ def test_a_key_of_another_kind_names_that_kind(file):
         ("optimizer=3", "key 'optimizer' is 3: input should be keys and values"),
         (
             "precision=fp16",
-            "key 'precision' is 'fp16': input should be 'auto', 'float32', 'bfloat16' or",
+            "key 'precision' is 'fp16': input should be 'auto', 'float32', 'tf32', 'bfloat16' or",
         ),
         ("train=unet", "key 'train' is 'unet': input should be a list"),
         (
