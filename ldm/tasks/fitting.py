@@ -47,14 +47,16 @@ def choices(config: C) -> Iterator[tuple[str, Callable[[C], C], bool]]:
         for kind in light_kinds(config):
             yield f"optimizer.kind={kind}", of(kind), False
     if isinstance(config, TrainConfig) and not config.adds and config.distil is None:
-        yield "lora.rank=8", but(lora=Lora(rank=8)), True
+        halved = " weights=float32" * (config.weights == "bfloat16")
+        yield f"lora.rank=8{halved}", but(lora=Lora(rank=8), weights="float32"), True
     whole = isinstance(config, TrainConfig) and not config.lora and not config.textual_inversion
-    if whole and config.precision == "bfloat16" and config.weights == "float32":
+    whole = whole and config.distil is None and config.weights == "float32"
+    if whole and config.precision == "bfloat16":
         # With the lightest optimiser that can step them; in place of a LoRA.
-        halved = {"weights": "bfloat16", "ema": None, "lora": None}
+        halves = {"weights": "bfloat16", "ema": None, "lora": None}
         yield (
             "weights=bfloat16 ema=null optimizer.kind=adafactor",
-            lambda config: replace(of("adafactor")(config), **halved),
+            lambda config: replace(of("adafactor")(config), **halves),
             True,
         )
 

@@ -274,6 +274,9 @@ def test_a_dry_run_counts_what_is_not_there(tmp_path):
     assert [x for x, *_ in fitting.choices(asked)][-1] == (
         "weights=bfloat16 ema=null optimizer.kind=adafactor"
     )
+    asked = config(tmp_path, **LIGHT | {"train": ["unet"]})
+    found = {text: change(asked) for text, change, _ in fitting.choices(asked)}
+    assert found["lora.rank=8 weights=float32"].weights == "float32" and len(found) == 4
     asked = config(tmp_path, **told | backward)
     kinds = [text for text, *_ in fitting.choices(asked) if text.startswith("optimizer")]
     assert kinds == ["optimizer.kind=adafactor"]  # of what steps in pieces
