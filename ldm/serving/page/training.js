@@ -4,7 +4,7 @@ import { ask, attempt, element, message } from "./api.js";
 import { chart, short } from "./chart.js";
 import * as form from "./form.js";
 
-const OFTEN = 2000; // milliseconds between two looks
+const OFTEN = 1500; // milliseconds between two looks: a run is seen within two seconds
 const POINTS = 400;
 const page = document.getElementById("training-page");
 const state = { manage: false, runs: [], open: null, curves: {}, end: "", told: null, log: false, smooth: 0, busy: false, again: false };

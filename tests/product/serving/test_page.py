@@ -522,3 +522,21 @@ def test_trainings_and_data_are_named_and_fit(browser: Any, watched: str, scheme
     assert "1 picture without a caption" in heads
     assert page.locator("td[scope]").count() == 0
     page.close()
+
+
+def test_a_run_is_seen_within_two_seconds(browser: Any, watched: str, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    # The page's own waiting, which does not depend on what else the machine does.
+    page.add_init_script("""const real = window.setInterval;
+        window.waits = [];
+        window.setInterval = (look, wait) => (waits.push(wait), real(look, wait));""")
+    page.goto(f"{watched}#training")
+    page.wait_for_selector("#training-page .chart svg")
+    assert 0 < max(page.evaluate("waits")) <= 1500
+    run = tmp_path / "runs" / "late"  # as a training in a terminal makes it
+    run.mkdir()
+    (run / "config.yaml").write_text("{batch_size: 4, duration: 100 steps}")
+    (run / "environment.json").write_text("{}")
+    page.wait_for_selector(".runs strong:text('late')")
+    page.close()
