@@ -66,7 +66,11 @@ def plain() -> np.ndarray:
     return draw(tiny.pipeline())
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["lora", "dora"])
+# What DoRA adds is asked of SDXL's networks in test_lora_sdxl.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(False, id="lora"), pytest.param(True, id="dora", marks=pytest.mark.slow)],
+)
 def trained(request: pytest.FixtureRequest, plain: np.ndarray) -> tuple[np.ndarray, Lora]:
     """The picture of the adapted networks, and the adapters."""
     pipe, updates = adapted(request.param)

@@ -73,10 +73,10 @@ def plain() -> np.ndarray:
     return draw(tiny_sdxl.stock())
 
 
-# What DoRA adds is asked of SD's networks in test_lora.
+# Without DoRA it is asked of SD's networks in test_lora.
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(False, id="lora"), pytest.param(True, id="dora", marks=pytest.mark.slow)],
+    params=[pytest.param(False, id="lora", marks=pytest.mark.slow), pytest.param(True, id="dora")],
 )
 def trained(request: pytest.FixtureRequest, plain: np.ndarray) -> tuple[np.ndarray, Lora, bool]:
     pipe, updates = adapted(request.param)

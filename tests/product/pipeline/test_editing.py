@@ -334,7 +334,7 @@ def test_the_command_edits_and_says_so(pipe, tmp_path):
     big = picture(100, 70)
     big.save(tmp_path / "a.png")
     mask(100, 70, (40, 30, 60, 44)).save(tmp_path / "m.png")
-    result = run(*edited[:4])
+    result = run(*edited[:4], "--steps", 1, "--guidance", 1)
     assert (
         "a.png has 100 x 70 pixels and is drawn whole by a model of 16 x 16: that is slow, and"
         " things are drawn small and many times; --mask-crop 32 draws what is around the mask"

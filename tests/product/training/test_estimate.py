@@ -86,6 +86,7 @@ def test_accumulation_repeats_the_work_and_keeps_the_gradients(tmp_path):
     assert alone(deep(), 64, config=config(tmp_path), micro=800).working > 50 * one.working / 100
 
 
+@pytest.mark.slow  # test_light_weights and test_frozen_dtype trace it too
 def test_half_precision_keeps_less(tmp_path):
     def working(precision: str) -> int:
         settings = config(tmp_path, precision=precision, batch_size=64)

@@ -53,7 +53,7 @@ def test_caches_and_going_on_change_no_bit(tmp_path, dropout):
     train(tmp_path / "parts", **told | {"duration": "1 steps"})
     train(tmp_path / "parts", **told)
     assert losses(tmp_path / "bare") == losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    if isinstance(dropout, list):  # these know nothing of it
+    if dropout == 0.1:  # these know nothing of it, and that is the slow one
         train(tmp_path / "pixels", **told, cache_latents=False)  # in batches of another size
         train(tmp_path / "micro", **told, micro_batch_size=4)
         for other in ("micro", "pixels"):
