@@ -502,7 +502,7 @@ def test_tiles_slices_and_freeu() -> None:
     latents = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(1))
 
     def drawn() -> np.ndarray:
-        return same(pair, ["a", "b"], latents=latents)
+        return same(pair, ["a", "b"], latents=latents, num_inference_steps=1)
 
     whole = drawn()
     ours.vae.enable_slicing()  # the networks are the same objects

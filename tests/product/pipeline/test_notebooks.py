@@ -90,6 +90,7 @@ def test_what_is_stored_is_of_one_run(name: str) -> None:
     assert not re.search(r"/(home|work|tmp|root|Users)/|\b/s\b", text)
 
 
+@pytest.mark.slow  # with the model that ships, as what README draws
 def test_draw(executed) -> None:
     names = executed("draw", STEPS=4, SCALES=(1,), COUNTS=(2,))
     assert sum(verdict.colours == verdict.things for verdict in names["verdicts"]) == 4
@@ -115,7 +116,7 @@ def test_parts(executed) -> None:
         assert stored == pytest.approx(distance, abs=0.05)  # rounding differs between CPUs
 
 
-@pytest.mark.slow  # 7 CPU s; that it can be run at all is asked of the others
+@pytest.mark.slow  # 7 CPU s
 def test_samplers(executed) -> None:
     names = executed("samplers", STEPS=2, ITERATIONS=3)
     orders = {"ddim": 1, "ode-heun": 2, "dpm++": 2, "unipc": 3}

@@ -110,6 +110,7 @@ def test_a_replica_that_dies_loses_no_request(front: str) -> None:
     refused.value.close()
 
 
+@pytest.mark.slow  # 20 CPU s: four servers are started
 def test_replicas_that_are_killed_and_restarted_lose_nothing(tmp_path: Path) -> None:
     pytest.importorskip("uvicorn")
     model = tiny.folder(tmp_path / "tiny")

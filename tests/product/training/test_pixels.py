@@ -127,6 +127,7 @@ def test_x0_is_kept_where_pixels_are(tmp_path):
     assert all(float(pipe(sampler=name, **call).images.abs().max()) > 1.2 for name in names)
 
 
+@pytest.mark.slow  # 60 steps, until colours can be told
 def test_a_model_of_classes(tmp_path, coloured):
     settings = CLASSES | {"data": coloured, "text_dropout": 0.3, "objective": {"target": "x0"}}
     validation = {"every": "60 steps", "images": 4, "levels": 2, "prompts": list(COLOURS)}
