@@ -109,9 +109,8 @@ class Graphs:
         self.work, self.weights, self.recorder = work, weights, recorder
         self.recorded: dict[Signature, _Recorded] = {}
         self._met: dict[Signature, int] = {}
-        self._reached = dict[
-            Tensor, torch.dtype
-        ]()  # weights that get a gradient, and of which kind
+        # Weights that get a gradient, and of which kind.
+        self._reached = dict[Tensor, torch.dtype]()
         self._fails = False
 
     def __call__(self, batch: Terms, begin: Callable[[], None]) -> Terms:

@@ -154,9 +154,8 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         example = step.task.example(micro)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in step.networks.values():
-            network._apply(
-                _empty
-            )  # to_empty asks of each tensor what it is like: three times as long
+            # to_empty asks of each tensor what it is like: three times as long.
+            network._apply(_empty)
         every = {p for network in _there(step).values() for p in network.parameters()}
         learning = {p for p in every if p.requires_grad}
         live = _Live(every)
