@@ -92,7 +92,8 @@ def opened(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(f"{address}#{tab}")
         page.wait_for_selector("[name=steps]:valid")
-        page.wait_for_function("document.querySelector('[name=sampler]').value === 'dpm++'")
+        # A function: the text of one would be evaluated anew at each look, which the page forbids.
+        page.wait_for_function("() => document.querySelector('[name=sampler]').value === 'dpm++'")
         return page
 
     one.said = said  # type: ignore[attr-defined]
@@ -204,7 +205,7 @@ def test_keys_alone_draw_a_picture_that_brings_its_settings_back(opened: Any, ga
     assert "8 steps, guidance" in first.inner_text() and "a red heart" in first.inner_text()
     assert page.evaluate("previews.size") >= 2
     gate.seconds = 0.0
-    page.wait_for_function("document.getElementById('prompt-tokens').textContent !== ''")
+    page.wait_for_function("() => document.getElementById('prompt-tokens').textContent !== ''")
     assert re.fullmatch(r"\d+ of 24 tokens", page.inner_text("#prompt-tokens"))
     assert page.inner_text("#said") == "a red heart: done"
     data = file_of(page, first)
@@ -229,7 +230,7 @@ def test_keys_alone_draw_a_picture_that_brings_its_settings_back(opened: Any, ga
     page.click("#same")
     assert page.input_value("[name=seed]") == seed
     varied.get_by_role("button", name="Seed").nth(2).click()
-    page.wait_for_function("document.querySelector('[name=variation_seed]').value !== ''")
+    page.wait_for_function("() => document.querySelector('[name=variation_seed]').value !== ''")
     third = drawn(page, press(page))
     assert file_of(page, third) == file_of(page, varied, 2)
     third.get_by_role("button", name="Look at").click()
