@@ -4,7 +4,8 @@
     crc32(all keys, names of the columns)
 
 A row is read and not mapped: a page of a file that has become shorter meanwhile ends a process by
-SIGBUS, where reading says so. The sums of all rows stand in the header's metadata, that of the keys
+SIGBUS, where reading says so. Its sum is compared when a process first reads it: done every time it
+would be a quarter of what the loader costs. The sums of all rows stand in the header's metadata, that of the keys
 in front; in older files it is of the keys alone, and the oldest, which have no metadata, are taken
 as they are.
 """
@@ -81,6 +82,7 @@ class Shard:
         if self._sums is not None and self._sums[0] not in known:
             raise ShardError("its keys are not what was written (their checksum differs)")
         self.keys = np.frombuffer(raw, "S16")
+        self._unread = [self._sums is not None] * keys.rows  # a list: looked up one at a time
 
     def empty(self, count: int) -> dict[str, Tensor]:
         """Room for so many rows, ``count ...`` by column."""
@@ -101,13 +103,15 @@ class Shard:
         parts = [(raw[name], column.start, column.size) for name, column in self._columns.items()]
         read = _reader(self.file)
         for number, place in zip(numbers, at, strict=True):
-            total = 0
             for rows, start, size in parts:
-                row = rows[place]
-                _fill(row, read, start + number * size)
-                total = zlib.crc32(row, total)
-            if self._sums is not None and total != self._sums[number + 1]:
-                raise ShardError("an entry is not what was written (its checksum differs)")
+                _fill(rows[place], read, start + number * size)
+            if self._unread[number]:
+                total = 0
+                for rows, *_ in parts:
+                    total = zlib.crc32(rows[place], total)
+                if total != self._sums[number + 1]:
+                    raise ShardError("an entry is not what was written (its checksum differs)")
+                self._unread[number] = False
 
 
 def checksums(keys: np.ndarray, columns: Mapping[str, Tensor]) -> dict[str, str]:

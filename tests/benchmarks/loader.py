@@ -29,7 +29,7 @@ BATCH, HASHED = 64, 8  # images, batches
 class Codec:
     """Eight pixels a cell, four channels, and noise for moments."""
 
-    factor, channels = 8, 4
+    factor, channels, printed = 8, 4, ()
 
     def __init__(self) -> None:
         self.network = nn.Linear(1, 1)
