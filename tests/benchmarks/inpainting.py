@@ -1,13 +1,16 @@
 """How well a hole in a picture is filled by a model that was trained for none.
 
-    python tests/benchmarks/inpainting.py [--scenes 64] [--steps 8] [--out fills.png]
+    python tests/benchmarks/inpainting.py [--scenes 64] [--steps 8] [--holes half] [--out fills.png]
 
 Held-out scenes of one thing, a mask over the thing, and the caption: the checker of ``ldm.demo``
-reads what was drawn. A row of the picture is one way: the scene, what is known of it, replacement
-at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``, stock's pipeline
-on the same U-Net and sampler (what it called legacy inpainting), told the picture as it is, and
-without what is in the hole. All set out from noise alone. What an encoder makes of cells beside a
-hole says something of what is in it: stock that is told the picture as it is knows of the answer.
+reads what was drawn. ``--holes half`` covers one of its four halves alone, which has to fit what is
+left of it; ``--holes other`` covers a thing of another colour and shape, so that the caption asks
+for something else than what is hidden. A row of the picture is one way: the scene, what is known of
+it, replacement at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``,
+stock's pipeline on the same U-Net and sampler (what it called legacy inpainting), told the picture
+as it is, and without what is in the hole. All set out from noise alone. What an encoder makes of
+cells beside a hole says something of what is in it: stock that is told the picture as it is knows
+of the answer.
 """
 
 from __future__ import annotations
@@ -15,16 +18,19 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionInpaintPipeline
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ldm.demo.checker import compare, read
-from ldm.demo.scene import Scene, captions, render
+from ldm.demo.scene import Scene, Shape, captions, contrasting, render
 from ldm.demo.shape_suites import scenes
+from ldm.diffusion import stream
 from ldm.editing.masks import cells, filled
 from ldm.evaluation.distances import Figure, mean
 from ldm.evaluation.retrieval import Proportion
@@ -46,6 +52,31 @@ def hole(picture: Image.Image) -> Image.Image:
     box = [slice(max(at.min() - MARGIN, 0), at.max() + MARGIN + 1) for at in (rows, columns)]
     mask[tuple(box)] = 255
     return Image.fromarray(mask)
+
+
+def half(mask: Image.Image, number: int) -> Image.Image:
+    """A half of the box: left, right, upper and lower in turn."""
+    pixels = np.array(mask)
+    axis = 1 - number % 4 // 2
+    at = np.where(pixels.any(1 - axis))[0]
+    middle = (at[0] + at[-1] + 1) // 2
+    gone = slice(middle, None) if number % 2 == 0 else slice(None, middle)
+    pixels[(gone, slice(None)) if axis == 0 else (slice(None), gone)] = 0
+    return Image.fromarray(pixels)
+
+
+def another(scene: Scene, number: int) -> Scene:
+    """A thing of another colour and shape in the place of the only one."""
+    (thing,) = scene.things
+    draw = stream(0, "another thing", number)
+
+    def one(names: tuple[Any, ...], but: Any) -> Any:
+        left = [name for name in names if name != but]
+        return left[int(draw.integers(len(left)))]
+
+    colour = one(contrasting(scene.background), thing.colour)
+    shape = one(get_args(Shape), thing.shape)
+    return replace(scene, things=(replace(thing, colour=colour, shape=shape),))
 
 
 def psnr(made: Image.Image, true: Image.Image, mask: Image.Image) -> float:
@@ -76,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--holes", choices=("thing", "half", "other"), default="thing")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pipe = LatentDiffusionPipeline.from_pretrained(FOLDER)
@@ -84,23 +116,28 @@ def main() -> None:
     asked = [scene for scene in many if len(scene.things) == 1][: options.scenes]
     texts = [captions(scene)[0] for scene in asked]
     true = [render(scene, SIDE) for scene in asked]
-    masks = [hole(picture) for picture in true]
+    masks, given = [hole(picture) for picture in true], true
+    if options.holes == "half":
+        masks = [half(mask, n) for n, mask in enumerate(masks)]
+    elif options.holes == "other":
+        given = [render(another(scene, n), SIDE) for n, scene in enumerate(asked)]
+        masks = [ImageChops.lighter(*two) for two in zip(masks, map(hole, given), strict=True)]
     gray = Image.new("RGB", (SIDE, SIDE), "gray")
-    pairs = list(zip(true, masks, strict=True))
-    rows = [true, [Image.composite(gray, picture, mask) for picture, mask in pairs]]
+    pairs = list(zip(given, masks, strict=True))
+    rows = [given, [Image.composite(gray, picture, mask) for picture, mask in pairs]]
     call = dict(num_inference_steps=options.steps, sampler="dpm++", batch_size=BATCH)
 
     def pasted(made: list[Image.Image]) -> list[Image.Image]:
-        return [Image.composite(*three) for three in zip(made, true, masks, strict=True)]
+        return [Image.composite(*three) for three in zip(made, given, masks, strict=True)]
 
     def replaced() -> list[Image.Image]:
-        return pipe(texts, image=true, mask_image=masks, seed=0, **call).images
+        return pipe(texts, image=given, mask_image=masks, seed=0, **call).images
 
     def text_alone() -> list[Image.Image]:
         return pasted(pipe(texts, seed=0, **call).images)
 
     def inverse() -> list[Image.Image]:
-        pixels = torch.stack([torch.from_numpy(np.array(one)).movedim(2, 0) for one in true])
+        pixels = torch.stack([torch.from_numpy(np.array(one)).movedim(2, 0) for one in given])
         moments = pipe.codec.encode(pixels / 127.5 - 1)
         z = pipe.codec.sample(moments, torch.zeros_like(moments.mean))
         unknown = torch.stack([torch.from_numpy(np.array(one) / 255.0)[None] for one in masks])
@@ -123,7 +160,7 @@ def main() -> None:
             known.append(Image.fromarray(seen.byte().numpy()))
         return stock(known)
 
-    def stock(pictures: list[Image.Image] = true) -> list[Image.Image]:
+    def stock(pictures: list[Image.Image] = given) -> list[Image.Image]:
         names = "vae", "text_encoder", "tokenizer", "unet"
         own = sampler("dpm++", pipe.scheduler.config)
         assert isinstance(own, SchedulerSampler)
