@@ -13,6 +13,7 @@ import typer
 from ldm.cli.failure import check_pipeline, fail, there
 from ldm.cli.lora import LoraFormat
 from ldm.cli.options import there_are, weighted
+from ldm.formats.recognised import INDEX, LORA
 
 _To = Annotated[LoraFormat, typer.Option(help="The format to write.")]
 
@@ -91,9 +92,9 @@ def extract(
 def _check_free(out: Path, folder: bool) -> None:
     if folder and out.suffix == ".safetensors":
         fail(f"{out}: a model is written as a folder; ldm export makes a file of it")
-    target = out / "model_index.json" if folder else out
+    target = out / INDEX if folder else out
     if not folder and out.suffix != ".safetensors":
-        target = out / "pytorch_lora_weights.safetensors"
+        target = out / LORA
     if there(target):
         fail(f"{target} is there already: remove it, or choose another name")
 

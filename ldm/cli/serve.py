@@ -42,7 +42,7 @@ def serve(
         Path | None, typer.Option(help="A folder of further models, which requests may name.")
     ] = None,
     loras: Annotated[
-        Path | None, typer.Option(help="A folder of LoRAs (.safetensors), which they may name.")
+        Path | None, typer.Option(help="A folder of LoRAs, files or folders, which they may name.")
     ] = None,
     runs: Annotated[
         Path | None, typer.Option(help="A folder of runs, which a page shows as they train.")

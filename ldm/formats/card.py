@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ldm.formats.integrity import json_object, may_be_of_the_hub
-from ldm.formats.recognised import INDEX
+from ldm.formats.recognised import INDEX, LORA
 from ldm.storage.disk import write_text
 from ldm.storage.json import JsonError, parse_json
 
@@ -62,7 +62,7 @@ def kind_of(folder: Path) -> Kind | None:
         use = _OPEN.format(stock=stock, how='from_pretrained("{name}")')
         what = f"A pipeline in diffusers' layout (`{name}`)"
         return Kind(what, task, tuple(_STOCK.get(name, [])), use)
-    if (folder / "pytorch_lora_weights.safetensors").is_file():
+    if (folder / LORA).is_file():
         use = _OPEN.format(stock="", how=base) + 'pipe.load_lora_weights("{name}")\n'
         return Kind("A LoRA", "text-to-image", ("lora",), use)
     if (folder / "learned_embeds.safetensors").is_file():

@@ -52,7 +52,7 @@ Format = Literal["diffusers", "kohya"]
 Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Tensors in another format -> the same in diffusers'."""
 
-FILE = "pytorch_lora_weights.safetensors"
+FILE = recognised.LORA
 _METADATA = "lora_adapter_metadata"
 _LARGEST = 1e30  # an alpha
 _BASE = "base"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.formats.recognised import INDEX, whole
+from ldm.formats.recognised import INDEX, LORA, whole
 from ldm.serving.network import Adapters
 
 _LOADED = 16  # LoRAs that stay in the networks
@@ -26,7 +26,8 @@ class Shelf:
 
     Args:
         models: paths by name, the first is drawn with where nothing is named.
-        loras: folder of LoRA files; None: there are none.
+        loras: folder of LoRA files, and of folders that hold one as diffusers saves it; None:
+            there are none.
     """
 
     def __init__(self, models: Mapping[str, Path], loras: Path | None = None) -> None:
@@ -40,11 +41,12 @@ class Shelf:
         return name, self.models[name]
 
     def loras(self) -> dict[str, Path]:
-        """Those that lie in the folder now."""
+        """Those that lie in the folder now; of a file and a folder of one name the file."""
         if self._loras is None:
             return {}
-        files = sorted(self._loras.glob("*.safetensors"))
-        return {file.stem: file for file in files if file.is_file()}
+        folders = {file.parent.name: file for file in self._loras.glob(f"*/{LORA}")}
+        files = {file.stem: file for file in self._loras.glob("*.safetensors")}
+        return {name: file for name, file in sorted((folders | files).items()) if file.is_file()}
 
     def lora(self, name: str) -> Path:
         """The file of a LoRA; ``NoSuch`` if there is none."""

@@ -5,9 +5,9 @@
 
 A row is read and not mapped: a page of a file that has become shorter meanwhile ends a process by
 SIGBUS, where reading says so. Its sum is compared when a process first reads it: done every time it
-would be a quarter of what the loader costs. The sums of all rows stand in the header's metadata, that of the keys
-in front; in older files it is of the keys alone, and the oldest, which have no metadata, are taken
-as they are.
+would be a quarter of what the loader costs. The sums of all rows stand in the header's metadata,
+that of the keys in front; in older files it is of the keys alone, and the oldest, which have no
+metadata, are taken as they are.
 """
 
 from __future__ import annotations

@@ -197,11 +197,17 @@ def test_names_are_those_of_the_folders_alone(tmp_path: Path) -> None:
     loras = tmp_path / "loras"
     loras.mkdir()
     (loras / "style.safetensors").touch()
+    for name in ("few", "style"):
+        (loras / name).mkdir()
+        (loras / name / "pytorch_lora_weights.safetensors").touch()
+    (loras / "few" / "other.safetensors").touch()
     (tmp_path / "secret.safetensors").touch()
     first = tmp_path / "models" / "two"
     shelf = Shelf(models_of([first], tmp_path / "models"), loras)
     assert [*shelf.models] == ["two", "one"] and shelf.model(None) == ("two", first)
+    assert [*shelf.loras()] == ["few", "style"]
     assert shelf.lora("style") == loras / "style.safetensors"
+    assert shelf.lora("few") == loras / "few" / "pytorch_lora_weights.safetensors"
     for name in ("../secret", "secret", "", "style.safetensors", str(tmp_path / "secret")):
         with pytest.raises(NoSuch):
             shelf.lora(name)
