@@ -31,17 +31,20 @@ def convert_lora(
     family: Annotated[
         LoraFamily | None, typer.Option(help="Of a LoRA of a transformer, for kohya's format.")
     ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Half precision (float16).")] = False,
 ) -> None:
     """Converts a LoRA between diffusers' format and kohya's (A1111, ComfyUI)."""
     from safetensors import SafetensorError
 
     from ldm.formats import lora
+    from ldm.formats.lora_arithmetic import halved
 
     target = out if out.suffix == ".safetensors" else out / lora.FILE
     if there(target):
         fail(f"{target} is there already: remove it, or choose another name")
     try:
         updates = lora.read(source)
+        updates = halved(updates) if half else updates
         written = lora.write(updates, out, to.value, told=lora.told(source), family=family)
     except (ValueError, OSError, SafetensorError) as error:
         fail(error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -105,6 +106,26 @@ def extracted(base: Path, tuned: Path, rank: int) -> tuple[Lora, float]:
     if not found:
         raise ValueError(f"no layer of {tuned} differs from that of {base}")
     return {part: found[part] for part in PARTS if part in found}, (lost / total) ** 0.5
+
+
+def halved(lora: Lora) -> Lora:
+    """``lora`` in float16, which half the bytes hold; ``ValueError`` if a number is too large."""
+
+    def half(name: str, value: Tensor) -> Tensor:
+        found = value.half()
+        if not bool((found.isfinite() == value.isfinite()).all()):
+            raise ValueError(f"{name} holds numbers that float16 does not: leave out --half")
+        return found
+
+    def one(name: str, update: Update) -> Update:
+        there = {f.name: getattr(update, f.name) for f in fields(update)}
+        tensors = {key: half(name, x) for key, x in there.items() if isinstance(x, Tensor)}
+        return replace(update, **tensors)
+
+    return {
+        part: {name: one(f"{part}.{name}", update) for name, update in modules.items()}
+        for part, modules in lora.items()
+    }
 
 
 def _networks(folder: Path) -> dict[str, str]:

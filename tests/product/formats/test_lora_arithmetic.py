@@ -12,7 +12,7 @@ import tiny
 from ldm.cli.main import app
 from ldm.cli.options import weighted
 from ldm.formats import lora
-from ldm.formats.lora_arithmetic import extracted, merged
+from ldm.formats.lora_arithmetic import extracted, halved, merged
 from ldm.models.lora import Update
 
 LINEAR, CONV = "mid_block.attentions.0.proj_in", "conv_out"
@@ -37,6 +37,14 @@ def two() -> list[lora.Lora]:
         {"unet": {LINEAR: update(LINEAR, 2, 1.0, 0), CONV: update(CONV, 3, 3.0, 1)}},
         {"unet": {LINEAR: update(LINEAR, 4, 8.0, 2)}},
     ]
+
+
+def test_half_precision_rounds_and_loses_no_number(two):
+    part = halved(two[0])["unet"][CONV]
+    assert part.alpha == 3.0 and torch.equal(part.down, two[0]["unet"][CONV].down.half())
+    large = Update(torch.full((1, 2), 1e5), torch.ones(2, 1), 1.0)
+    with pytest.raises(ValueError, match="unet.conv_in holds numbers that float16 does not"):
+        halved({"unet": {"conv_in": large}})
 
 
 def test_a_sum_of_loras_is_one_lora(two):

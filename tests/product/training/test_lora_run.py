@@ -296,6 +296,12 @@ def test_convert_at_the_command_line(base, tmp_path):
         assert run.exit_code == 0, run.output
         assert "modules of rank 2" in run.output
     assert same(tensors(back), tensors(final))
+    # Half precision is half as large, and nothing but rounded.
+    small = tmp_path / "half"
+    run = CliRunner().invoke(app, ["lora", str(kohya), str(small), "--to", "diffusers", "--half"])
+    assert run.exit_code == 0, run.output
+    rounded = {key: value.half() for key, value in tensors(final).items()}
+    assert same(tensors(small), rounded)
     # What others show goes with it, and nothing that names this machine.
     heads = [metadata(f) for f in (final / lora.FILE, kohya, back / lora.FILE)]
     shown = [{k: v for k, v in h.items() if k.startswith(("ss_", "modelspec."))} for h in heads]
