@@ -19,7 +19,7 @@ demo: .venv/installed
 
 # A page that draws with the model that ships; its address is printed when it is ready.
 serve: .venv/serving
-	$(BIN)/ldm serve --model assets/ldm-small --out runs/served
+	$(BIN)/ldm serve --model assets/ldm-small --loras assets --out runs/served
 
 test: .venv/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile \

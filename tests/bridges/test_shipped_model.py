@@ -8,12 +8,14 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
 )
 from PIL import Image
 
-from ldm.data.images import ImageTransform
+from ldm.data.images import ImageTransform, to_image
+from ldm.demo.checker import read
 from ldm.demo.emoji import EmojiData
 from ldm.demo.shape_suites import readable, scenes
 from ldm.diffusion import predictor, process_of, target_of
@@ -145,3 +147,27 @@ def test_it_draws_what_the_words_say(pipes):
     red, green, _ = pictures[:, 24:40, 24:40].mean((1, 2)).unbind(-1)
     assert red[0] > green[0] + 0.2
     assert green[1] > red[1] + 0.2
+
+
+def test_its_lora_draws_in_four_evaluations_in_stock_as_well(pipes):
+    """``assets/ldm-small-lcm``: what the words say, and the same latents as stock's."""
+    texts = [
+        "a large red circle on a white background",
+        "a small green heart to the left of a medium yellow square on a white background",
+    ]
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    drawn = []
+    for pipe, told in zip(pipes, ({"sampler": "lcm"}, {}), strict=True):
+        own = pipe.scheduler
+        pipe.load_lora_weights(ROOT / "assets" / "ldm-small-lcm")
+        pipe.scheduler = LCMScheduler.from_config(own.config)
+        seeds = [torch.Generator().manual_seed(n) for n in range(2)]
+        call = dict(num_inference_steps=4, guidance_scale=1.0, latents=noise, generator=seeds)
+        drawn.append(pipe(texts, output_type="latent", **call, **told).images)
+        pipe.unload_lora_weights()
+        pipe.scheduler = own
+    assert (drawn[0] - drawn[1]).abs().max() <= 1e-4
+    pixels = VaeCodec(pipes[0].vae).decode(drawn[0])
+    circle, two = (read(to_image(x)) for x in pixels)
+    assert [thing.pair for thing in circle.things] == [("red", "circle")]
+    assert {thing.pair for thing in two.things} == {("green", "heart"), ("yellow", "square")}
