@@ -468,7 +468,7 @@ def test_killed_and_gone_on_in_two_processes(tmp_path, model):
     script.write_text(SLOW)
     command = ["data", "cache", "--config", file, "--out", folder]
     process = launch(script, *command, start_new_session=True)
-    wait_for(lambda: len(list(folder.rglob("latents/*/*.safetensors"))) >= 2, process)
+    wait_for(lambda: len(list(folder.glob("latents/*/*.safetensors"))) >= 2, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
