@@ -17,7 +17,7 @@ from typing import Any
 from ldm.cli.edits import Edits
 from ldm.cli.settings import Company, Drawn, Row, Settings, company, of_parameters
 from ldm.formats.png import Parameters, entries, read_beside, read_text
-from ldm.formats.recognised import INDEX, LORA
+from ldm.formats.recognised import INDEX, LORA, WORD
 from ldm.sampling.names import canonical
 
 _LORA = re.compile(r"\s*<lora:([^:<>]+)(?::([^:<>]*))?[^<>]*>")
@@ -297,8 +297,7 @@ def _name(text: str) -> bool:
 def _shelf(path: Path) -> bool:
     """Whether ``path`` is a folder of files by their names, and none of a LoRA or a word."""
     return path.is_dir() and not (path / INDEX).exists() and not any(
-        (path / name).is_file()
-        for name in (LORA, "learned_embeds.safetensors")
+        (path / name).is_file() for name in (LORA, WORD)
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from ldm.formats.integrity import json_object, may_be_of_the_hub
-from ldm.formats.recognised import INDEX, LORA
+from ldm.formats.recognised import INDEX, LORA, WORD
 from ldm.storage.disk import write_text
 from ldm.storage.json import JsonError, parse_json
 
@@ -65,7 +65,7 @@ def kind_of(folder: Path) -> Kind | None:
     if (folder / LORA).is_file():
         use = _OPEN.format(stock="", how=base) + 'pipe.load_lora_weights("{name}")\n'
         return Kind("A LoRA", "text-to-image", ("lora",), use)
-    if (folder / "learned_embeds.safetensors").is_file():
+    if (folder / WORD).is_file():
         use = _OPEN.format(stock="", how=base) + 'pipe.load_textual_inversion("{name}")\n'
         return Kind("A word of textual inversion", "text-to-image", ("textual_inversion",), use)
     if (folder / "config.json").is_file():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -118,9 +117,8 @@ def halved(lora: Lora) -> Lora:
         return found
 
     def one(name: str, update: Update) -> Update:
-        there = {f.name: getattr(update, f.name) for f in fields(update)}
-        tensors = {key: half(name, x) for key, x in there.items() if isinstance(x, Tensor)}
-        return replace(update, **tensors)
+        magnitude = None if update.magnitude is None else half(name, update.magnitude)
+        return Update(half(name, update.down), half(name, update.up), update.alpha, magnitude)
 
     return {
         part: {name: one(f"{part}.{name}", update) for name, update in modules.items()}

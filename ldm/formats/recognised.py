@@ -13,14 +13,15 @@ from ldm.formats.pickled import SUFFIXES, converted
 
 INDEX = "model_index.json"
 LORA = "pytorch_lora_weights.safetensors"
-"""What a folder of diffusers holds that is one LoRA."""
+WORD = "learned_embeds.safetensors"
+"""What folders of diffusers hold that are one LoRA, or one word of textual inversion."""
 
 _HEADER = 100_000_000  # bytes, the most that safetensors reads
 _RUN = "final"
 _FILES = {
     LORA: "the folder of a LoRA: it goes with --lora, or"
     " load_lora_weights, and the model that it was trained on is the folder",
-    "learned_embeds.safetensors": "the folder of a word of textual inversion: it goes with"
+    WORD: "the folder of a word of textual inversion: it goes with"
     " --embedding, or load_textual_inversion",
 }
 _SINGLE = "write it as a folder: ldm import FILE FOLDER"

@@ -19,11 +19,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm.formats import pickled
+from ldm.formats import pickled, recognised
 from ldm.models.tokenizer import unreadable
 from ldm.storage.tensors import write_tensors
 
-FILE = "learned_embeds.safetensors"
+FILE = recognised.WORD
 TOWERS = ("clip_l", "clip_g")
 """What files call the embeddings of the first text encoder and of the second."""
 _NAMELESS = ("emb_params", *TOWERS)
