@@ -82,7 +82,7 @@ class Shard:
         if self._sums is not None and self._sums[0] not in known:
             raise ShardError("its keys are not what was written (their checksum differs)")
         self.keys = np.frombuffer(raw, "S16")
-        self._unread = [self._sums is not None] * keys.rows  # a list: looked up one at a time
+        self._unread = bytearray([self._sums is not None]) * keys.rows
 
     def empty(self, count: int) -> dict[str, Tensor]:
         """Room for so many rows, ``count ...`` by column."""
