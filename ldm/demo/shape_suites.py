@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ldm.data.images import ImageTransform, to_image, to_pixels
 from ldm.demo.checker import Verdict, compare, read
 from ldm.demo.scene import Scene, captions, render
-from ldm.demo.shapes import ShapesData
+from ldm.demo.shapes import Kind, ShapesData
 from ldm.evaluation.distances import Figure, bootstrap
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.runner import Evaluator
@@ -34,11 +35,13 @@ def _measured(model: Evaluator, draw: Draw, asked: Sequence[Scene]) -> Report:
     return replace(report, figures=report.figures | {"everything, ceiling": ceiling})
 
 
-def scenes(count: int, *, held_out: bool, seed: int = 1) -> list[Scene]:
-    """``count`` scenes of ``shapes`` with a held-out (colour, shape) pair, or without any; the
-    seed is not one that models are trained on by default.
+def scenes(
+    count: int, *, held_out: bool, seed: int = 1, kinds: tuple[Kind, ...] = get_args(Kind)
+) -> list[Scene]:
+    """``count`` scenes of ``shapes``, of some ``kinds``, with a held-out (colour, shape) pair, or
+    without any; the seed is not one that models are trained on by default.
     """
-    source = ShapesData(count=max(1000, 60 * count), seed=seed)
+    source = ShapesData(count=max(1000, 60 * count), seed=seed, scenes=kinds)
     found = []
     for index in range(source.count):
         scene = source.spec(index)

@@ -19,7 +19,6 @@ KID is of 16 x 16 pixels; intervals are of 95 %.
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from torch.nn.functional import interpolate
 from ldm.data.images import to_image
 from ldm.demo.checker import compare, read
 from ldm.demo.scene import Scene, captions, render
-from ldm.demo.shapes import ShapesData
+from ldm.demo.shape_suites import scenes
 from ldm.evaluation.distances import kid
 from ldm.evaluation.features import space
 from ldm.evaluation.retrieval import Proportion
@@ -40,15 +39,8 @@ from ldm.guidance import Threshold
 from ldm.models.pictures import pixels_of
 from ldm.pipeline import LatentDiffusionPipeline
 
-SMALL, SIDE, UNSEEN = 16, 64, 1  # the seed of scenes that nothing was trained on
-FEATURES = "pixels:16"
-
-
-def scenes(count: int) -> list[Scene]:
-    """Unseen scenes, of pairs of colour and shape that were trained on."""
-    source = ShapesData(count=4 * count, seed=UNSEEN, size=SIDE, scenes=("one",))
-    every = (source.spec(n) for n in range(source.count))
-    return list(itertools.islice((s for s in every if not s.held_out), count))
+SMALL, SIDE = 16, 64
+FEATURES = space("pixels:16")
 
 
 def drawn(pipe: Any, scenes: Sequence[Scene], args: Any, **told: Any) -> Tensor:
@@ -74,16 +66,16 @@ def tell(name: str, pictures: Tensor, scenes: Sequence[Scene], true: Tensor | No
     whole = [compare(read(x), s).whole for x, s in zip(shown(pictures), scenes, strict=True)]
     told = f"  {name}: {Proportion.of(sum(whole), len(whole))}"
     if true is not None:
-        features = space(FEATURES)
-        told += f", KID {kid(*(features(x * 2 - 1) for x in (pictures, true)))}"
+        told += f", KID {kid(*(FEATURES(x * 2 - 1) for x in (pictures, true)))}"
     print(told, flush=True)
 
 
-def cascade(base: Any, enlarging: Any, plain: Any, asked: list[Scene], args: Any) -> list[Tensor]:
+def cascade(
+    of_base: Tensor, true: Tensor, enlarging: Any, plain: Any, asked: list[Scene], args: Any
+) -> list[Tensor]:
     """See above; the base's pictures as large, and what others made of them."""
     print("cascade")
-    of_base = drawn(base, asked, args)
-    small = interpolate(pixels(asked), SMALL, mode="area")
+    small = interpolate(true, SMALL, mode="area")
     rows = [enlarged(of_base)]
     tell("bilinear", rows[0], asked)
     tell("bilinear of the true ones", enlarged(small), asked)
@@ -94,13 +86,14 @@ def cascade(base: Any, enlarging: Any, plain: Any, asked: list[Scene], args: Any
             found = drawn(pipe, asked, args, image=shown(pictures), noise_level=level)
             tell(name + which, found, asked)
             rows += [] if which else [found]
-    return [*rows, pixels(asked)]
+    return [*rows, true]
 
 
-def levels(base: Any, enlarging: Any, asked: list[Scene], args: Any) -> list[Tensor]:
+def levels(
+    of_base: Tensor, true: Tensor, enlarging: Any, asked: list[Scene], args: Any
+) -> list[Tensor]:
     """See above; the base's pictures as large, and what was made of them by level."""
     print("levels")
-    of_base, true = drawn(base, asked, args), pixels(asked)
     rows = [enlarged(of_base)]
     for level in args.levels:
         found = drawn(enlarging, asked, args, image=shown(of_base), noise_level=level)
@@ -109,10 +102,10 @@ def levels(base: Any, enlarging: Any, asked: list[Scene], args: Any) -> list[Ten
     return rows
 
 
-def thresholds(base: Any, asked: list[Scene], args: Any) -> list[Tensor]:
+def thresholds(base: Any, true: Tensor, asked: list[Scene], args: Any) -> list[Tensor]:
     """See above; pictures by threshold, as large as the others'."""
     print(f"thresholds, guidance {args.high:g}")
-    true, own, rows = pixels(asked), base.scheduler, []
+    own, rows = base.scheduler, []
     for kind in ("none", "static", "dynamic"):
         stated = Threshold.stated(kind, own.config)
         base.scheduler = own.from_config({**own.config, **stated})
@@ -154,12 +147,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--sheet", type=Path, help="pictures: PATH's name, then what they are of")
     args = parser.parse_args()
-    asked, base, enlarging = scenes(args.count), opened(args.base), opened(args.enlarging)
+    asked = scenes(args.count, held_out=False, kinds=("one",))
+    base, enlarging = opened(args.base), opened(args.enlarging)
     plain = args.plain and opened(args.plain)
+    of_base, true = drawn(base, asked, args), pixels(asked)
     found = {
-        "cascade": cascade(base, enlarging, plain, asked, args),
-        "levels": levels(base, enlarging, asked, args),
-        "thresholds": thresholds(base, asked, args),
+        "cascade": cascade(of_base, true, enlarging, plain, asked, args),
+        "levels": levels(of_base, true, enlarging, asked, args),
+        "thresholds": thresholds(base, true, asked, args),
     }
     for name, columns in found.items() if args.sheet else ():
         rows = [list(row) for row in zip(*map(shown, columns), strict=True)]

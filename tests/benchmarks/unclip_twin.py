@@ -23,7 +23,6 @@ Intervals are of 95 %.
 """
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, normaliz
 from ldm.data.images import to_image
 from ldm.demo.checker import Verdict, compare, read
 from ldm.demo.scene import POSITION_JITTER, Scene, captions, contrasting, is_held_out, render
+from ldm.demo.shape_suites import scenes
 from ldm.demo.shapes import ShapesData
 from ldm.diffusion import stream
 from ldm.editing.embeddings import interpolated, principal, text_diff
@@ -46,16 +46,9 @@ from ldm.evaluation.sheets import save, sheet
 from ldm.models.pictures import pixels_of
 from ldm.pipeline import LatentDiffusionPipeline
 
-SIDE, UNSEEN = 64, 1  # the seed of scenes that nothing was trained on
+SIDE = 64
 SHARES = (0.15, 0.25, 0.35, 0.5)
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
-
-
-def scenes(count: int, kinds: tuple[Any, ...] = ("one", "two", "many")) -> list[Scene]:
-    """Unseen scenes, of pairs of colour and shape that were trained on."""
-    source = ShapesData(count=4 * count, seed=UNSEEN, size=SIDE, scenes=kinds)
-    every = (source.spec(n) for n in range(source.count))
-    return list(itertools.islice((s for s in every if not s.held_out), count))
 
 
 def again(scene: Scene, number: int) -> Scene:
@@ -111,7 +104,7 @@ def tell(name: str, hits: Sequence[bool] | Tensor) -> None:
 def variations(pipe: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of source, another rendering, variation."""
     print("variations")
-    asked = scenes(args.count)
+    asked = scenes(args.count, held_out=False)
     source = [render(scene, SIDE) for scene in asked]
     other = [render(again(scene, n), SIDE) for n, scene in enumerate(asked)]
     embeds = pipe.embed(source)
@@ -132,7 +125,7 @@ def variations(pipe: Any, args: Any) -> list[list[Image.Image]]:
 def interpolation(pipe: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows from one end to the other."""
     print("interpolation")
-    asked = scenes(2 * args.pairs, ("one",))
+    asked = scenes(2 * args.pairs, held_out=False, kinds=("one",))
     first, second = asked[::2], asked[1::2]
     a, b = (pipe.embed([render(s, SIDE) for s in part]) for part in (first, second))
     rows = [drawn(pipe, interpolated(a, b, share), args) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -145,7 +138,8 @@ def interpolation(pipe: Any, args: Any) -> list[list[Image.Image]]:
 def components(pipe: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of source and what is drawn of ever more components."""
     print("components")
-    asked, others = scenes(args.pairs, ("one",)), ShapesData(count=2000, seed=2, size=SIDE)
+    asked = scenes(args.pairs, held_out=False, kinds=("one",))
+    others = ShapesData(count=2000, seed=2, size=SIDE)
     source = [render(scene, SIDE) for scene in asked]
     many = [others.load(n) for n in range(others.count)]
     embeds, among = pipe.embed(source), torch.cat([pipe.embed(many[n::8]) for n in range(8)])
@@ -162,7 +156,7 @@ def components(pipe: Any, args: Any) -> list[list[Image.Image]]:
 def diffs(pipe: Any, prior: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of source and what it was turned to."""
     print("text diffs")
-    asked = scenes(args.diffs, ("one",))
+    asked = scenes(args.diffs, held_out=False, kinds=("one",))
     others = []
     for number, scene in enumerate(asked):
         (thing,) = scene.things
@@ -189,7 +183,7 @@ def diffs(pipe: Any, prior: Any, args: Any) -> list[list[Image.Image]]:
 def priors(pipe: Any, prior: Any, regression: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of true, prior's, text's and regression's."""
     print("priors")
-    asked = scenes(args.count)
+    asked = scenes(args.count, held_out=False)
     texts = [captions(scene)[0] for scene in asked]
     true = pipe.embed([render(scene, SIDE) for scene in asked])
     how = dict(seed=0, batch_size=args.batch)
