@@ -302,14 +302,14 @@ class TrainConfig(RunConfig):
         dropout: share of activations that training leaves out of every residual layer of the U-Net;
             None: what its folder says, 0 for one of random init.
         text_dropout: share of captions dropped for classifier-free guidance: replaced by "", or
-            their tokens by zeros, as the family does. A list drops for each text encoder on its
-            own: of ``sd3`` as zeros, or all as "".
+            their tokens by zeros, as the family does; a list: of each text encoder on its own.
         cache_latents: encode every picture once; off with a random crop, unless ``images.crops``
             says how many there are.
         cache_text: encode every caption once; off where the text encoder learns.
-        cache_dtype: in which what text encoders say is cached. ``bfloat16`` takes half the disk and
-            the reading, and changes nothing in a run that computes in it; in float32 it rounds to
-            three digits.
+        cache_dtype: in which what text encoders say is cached. ``bfloat16`` takes half the disk,
+            and changes nothing in a run that computes in it; in float32 it rounds to three digits.
+        cache_precision: in which autoencoder and text encoders compute what is cached. ``bfloat16``
+            is faster on what has it, and rounds what they say to two or three digits.
         frozen: in which weights that do not learn are held, but for the autoencoder's.
             ``bfloat16`` takes half the memory: below a LoRA it changes no bit, in a run that
             computes in it, and what text encoders say it rounds to three digits. Where all weights
@@ -360,6 +360,7 @@ class TrainConfig(RunConfig):
     cache_latents: MayChange[bool] = True
     cache_text: MayChange[bool] = True
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
+    cache_precision: Literal["float32", "bfloat16"] = "float32"
     frozen: Literal["float32", "bfloat16"] = "float32"
     weights: Literal["float32", "bfloat16"] = "float32"
     attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"

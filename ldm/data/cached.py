@@ -240,6 +240,7 @@ class MadeWith(_Format):
     origin: dict[str, Any]
     pillow: str
     cache_dtype: NotRequired[str]
+    cache_precision: NotRequired[str]
     frozen: NotRequired[str]
 
 

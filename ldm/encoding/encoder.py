@@ -84,6 +84,8 @@ class Encoder:
                 " number for all of them, or one for each"
             )
         self.dtype = getattr(torch, config.cache_dtype)
+        self._computed = getattr(torch, config.cache_precision)
+        self._told = () if self._computed == torch.float32 else (config.cache_precision,)
         self.listed = False  # captions that are too long, once and for all
         self._null: Condition | None = None
 
@@ -182,7 +184,7 @@ class Encoder:
         if self.folder:
             name = f"{shape[0]}x{shape[1]}"
             return TensorCache(self.folder / "latents", name, whole=whole)
-        space = pictures_space("moments", self.transform, shape, *self._codec_print)
+        space = pictures_space("moments", self.transform, shape, *self._codec_print, *self._told)
         return TensorCache(cache_root() / "latents", space)
 
     def _text_cache(self, name: str, *, whole: bool = False) -> TensorCache:
@@ -190,20 +192,20 @@ class Encoder:
             return TensorCache(self.folder, text_key(name), whole=whole)
         tower = self.conditioner.towers[name]
         read = () if tower.layer is None else (tower.layer, tower.pooled)
-        dtype = self.config.cache_dtype
-        space = fingerprint("tokens", *tower.printed, tower.text_encoder, *read, dtype)
-        return TensorCache(cache_root() / "text", space)
+        how = (tower.text_encoder, *read, self.config.cache_dtype, *self._told)
+        return TensorCache(cache_root() / "text", fingerprint("tokens", *tower.printed, *how))
 
     @cached_property
     def _codec_print(self) -> tuple[Any, ...]:
         return fingerprint(self.codec.network), *self.codec.printed
 
-    @exact()
     def encode_pictures(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` of what ``rows`` are numbers of, each ``b c h w``."""
         x = self._seen(wanted, rows)
         self.codec.network.to(x.device)
-        return self.codec.encode(x)._asdict()
+        with exact(x.device.type, self._computed):
+            moments = self.codec.encode(x)
+        return {name: value.float() for name, value in moments._asdict().items()}
 
     def _make_asides(self, wanted: CacheKeys, rows: Sequence[int]) -> dict[str, Tensor]:
         assert self.asides is not None
@@ -214,14 +216,13 @@ class Encoder:
         items, views = zip(*map(wanted.at, rows), strict=True)
         return self._pixels(items, views).to(self.accelerator.device)
 
-    @exact()
     def encode_captions(
         self, tower: str, captions: Sequence[str], rows: Sequence[int]
     ) -> dict[str, Tensor]:
         """What ``tower`` says to the captions that ``rows`` are numbers of, by name."""
         reader = self.conditioner.towers[tower]
         reader.text_encoder.to(self.accelerator.device)
-        with unnamed():
+        with unnamed(), exact(self.accelerator.device.type, self._computed):
             said = reader.encode([captions[row] for row in rows])
         return said.to("cpu", self.dtype).tensors()
 

@@ -21,17 +21,18 @@ def allow(convolutions: bool, products: bool) -> None:
 
 
 @contextmanager
-def exact(device: str = "cpu") -> Iterator[None]:
+def exact(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Inside, frozen networks compute in float32 and nothing less, whatever the run computes in:
     what is cached is the same for all. No gradients are kept.
 
     Args:
         device: its type, on which autocast may be on.
+        dtype: another in which they are to compute, by autocast.
     """
     before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
     allow(False, False)
     try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
             yield
     finally:
         allow(*before)

@@ -126,6 +126,7 @@ class Precompute:
             "origin": frozen_origin(self.family, self.networks, self.tokenizers),
             "pillow": PIL.__version__,
             "cache_dtype": self.config.cache_dtype,
+            "cache_precision": self.config.cache_precision,
             "frozen": self.config.frozen,
             "prompts": reading(self.config),
         }
@@ -141,7 +142,7 @@ class Precompute:
         other = f"choose another --out, or remove {self.folder}"
         if not (self.folder / MADE_WITH).is_file():
             raise ConfigError(f"--out {self.folder}: it holds something else, {other}")
-        dtypes = ("cache_dtype", "frozen")
+        dtypes = ("cache_dtype", "cache_precision", "frozen")
         for name in ("format", "images", "fingerprints", "pillow", *dtypes, "prompts"):
             # Sets of before these keys are of float32.
             was = self.held.made_with.get(name, "float32" if name in dtypes else None)

@@ -324,6 +324,25 @@ def test_a_set_in_half_precision(tmp_path, model):
     assert status != 0 and "its set was made with another cache_dtype" in output
 
 
+def test_what_is_cached_is_computed_as_asked(tmp_path, model, own_cache):
+    """In bfloat16 it is near what float32 says, in sets and caches of its own."""
+    changes, found, spaces = settings(tmp_path, model), [], []
+    for precision in ("float32", "bfloat16"):
+        config = tree(tmp_path / "none", **changes, cache_precision=precision)
+        folder = made(tmp_path, config, out=precision)
+        files = sorted((folder / "latents").rglob("*.safetensors"))
+        found.append(torch.cat([load_file(file)["mean"].flatten() for file in files]))
+        assert found[-1].dtype == torch.float32
+        train(tmp_path / f"run {precision}", **changes, cache_precision=precision)
+        kinds = [own_cache / kind for kind in ("latents", "text")]
+        spaces.append(sum(space.is_dir() for kind in kinds for space in kind.iterdir()))
+    apart = float((found[0] - found[1]).square().mean().sqrt() / found[0].std())
+    assert 1e-4 < apart < 3e-2
+    assert spaces[1] == 2 * spaces[0] > 0
+    status, output = call(tmp_path, config, out="float32")
+    assert status != 0 and "its set was made with another cache_precision" in output
+
+
 @pytest.mark.slow  # what it adds to half precision and to frozen, of which each has tests
 def test_a_set_of_text_encoders_held_in_half_precision(tmp_path, model):
     """A run on it is bit for bit that without it; what it keeps of the networks is exact."""
