@@ -8,86 +8,24 @@
 Stable Diffusion 1.5 from random init, the pictures are made here. Parts run in the order of their
 worth; what one finds is appended to ``OUT/results.jsonl`` at once, and one for which there is no
 time left says so there. Programs of ours and of the peer are measured in the same way: by the
-optimiser's steps, from outside (``--measured``), the device waited for at both ends.
+optimiser's steps, from outside (``gpu_program.py``), the device waited for at both ends.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import os
-import runpy
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 BEGAN = time.monotonic()
-ROOT = Path(__file__).parents[2]
-WORDS = [f"a picture of {a} {b}" for a in ("red", "blue", "old", "new") for b in ("cats", "hills")]
-FORWARD_TFLOP = 0.803  # of an image of 512 pixels in the U-Net; with gradients three times that
-
-
-# -- inside a program that is measured --
-
-
-def measured(out: str, warm: int, last: int, batch: int, watch: bool, program: list[str]) -> None:
-    """Runs a script, and ends it after ``last`` optimiser steps with what was found in ``out``:
-    speed after ``warm`` of them, memory, and if asked for the places that wait for the device.
-    """
-    import torch
-    from accelerate.optimizer import AcceleratedOptimizer
-
-    cuda, began = torch.cuda.is_available(), float(os.environ["BENCHMARK_BEGAN"])
-    steps, at, waits = 0, dict[int, float](), collections.Counter[str]()
-
-    def show(message: Any, category: Any, filename: str, line: int, *_: Any) -> None:
-        if "synchroniz" in str(message):
-            waits[f"{filename.rpartition('site-packages/')[2]}:{line}"] += 1
-
-    step = AcceleratedOptimizer.step  # once a step, of however many optimisers or pieces
-
-    def counted(optimizer: Any, *arguments: Any) -> None:
-        nonlocal steps
-        step(optimizer, *arguments)
-        steps += 1
-        if steps in (1, warm, last):
-            if cuda:
-                torch.cuda.synchronize()
-            at[steps] = time.time()
-        if steps == warm and watch and cuda:
-            warnings.showwarning = show
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-        if steps == last:
-            spent, count = at[last] - at[warm], last - warm
-            found: dict[str, Any] = {
-                "images_s": count * batch / spent,
-                "ms_step": 1e3 * spent / count,
-                "first_step_s": at[1] - began,
-            }
-            if cuda:
-                found["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
-                found["reserved_GB"] = torch.cuda.max_memory_reserved() / 1e9
-            if watch:
-                found["waits_a_step"] = sum(waits.values()) / count
-                found["waits"] = waits.most_common(12)
-            Path(out).write_text(json.dumps(found))
-            os._exit(0)
-
-    AcceleratedOptimizer.step = counted
-    sys.argv = program
-    sys.path[:0] = [str(ROOT), str(Path(program[0]).parent)]
-    runpy.run_path(program[0], run_name="__main__")
-
-
-# -- the benchmark --
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 
 
 class Benchmark:
@@ -141,7 +79,7 @@ class Benchmark:
         result, log = self.work / f"{name}.json", self.out / f"{name}.log"
         result.unlink(missing_ok=True)
         told = [str(result), *map(str, steps), str(batch), str(int(watch))]
-        command = [sys.executable, __file__, "--measured", *told, *line]
+        command = [sys.executable, str(HERE / "gpu_program.py"), *told, *line]
         with log.open("w") as stream:
             try:
                 subprocess.run(
@@ -161,107 +99,18 @@ class Benchmark:
     # -- what is measured with --
 
     def ceilings(self) -> None:
-        """What the card does at best: products, convolutions, copies."""
-        import torch
+        """What the card does at best."""
+        from gpu_step import ceilings
 
-        if not torch.cuda.is_available():
-            return self.say("ceilings", device="cpu", torch=torch.__version__)
-        from torch.nn.functional import conv2d
-
-        half = {"device": "cuda", "dtype": torch.bfloat16}
-        a, b = (torch.randn(8192, 8192, **half) for _ in range(2))
-        long = torch.randn(2**28, device="cuda")
-        found = {
-            "product_TFLOPs": 2 * 8192**3 / self.spent(lambda: a @ b) / 1e12,
-            "copy_TB_s": 2 * long.nbytes / self.spent(long.clone) / 1e12,
-        }
-        for name, form in (("first", torch.contiguous_format), ("last", torch.channels_last)):
-            x = torch.randn(32, 320, 64, 64, **half).contiguous(memory_format=form)
-            w = torch.randn(320, 320, 3, 3, **half).contiguous(memory_format=form)
-            spent = self.spent(lambda x=x, w=w: conv2d(x, w, padding=1))
-            found[f"channels_{name}_TFLOPs"] = 2 * x.numel() * 320 * 9 / spent / 1e12
-        name = torch.cuda.get_device_name()
-        self.say("ceilings", device=name, torch=torch.__version__, **found)
-
-    def spent(self, call: Callable[[], Any], rounds: int = 10) -> float:
-        """Seconds of a call, on the device."""
-        import torch
-
-        for _ in range(3):
-            call()
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(rounds):
-            call()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / rounds
+        self.say("ceilings", **ceilings())
 
     def folder(self) -> None:
         """A pipeline folder of the shapes of Stable Diffusion 1.5, and captioned pictures."""
-        import numpy as np
-        import torch
-        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-        from PIL import Image
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        from ldm.models.tokenizer import train_tokenizer
-        from ldm.pipeline import LatentDiffusionPipeline
-
-        self.images.mkdir(exist_ok=True)
-
-        def draw(number: int) -> None:
-            few = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            large = Image.fromarray(few).resize((self.side, self.side), Image.Resampling.BICUBIC)
-            large.save(self.images / f"{number:05d}.jpg", quality=90)
+        from gpu_folder import pictures, pipeline
 
         count = 16 if self.tiny else 512
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(draw, range(count)))
-        lines = [
-            json.dumps({"file_name": f"{n:05d}.jpg", "text": WORDS[n % len(WORDS)]})
-            for n in range(count)
-        ]
-        (self.images / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-        words, small, width = train_tokenizer(WORDS, 600, 77), self.tiny, 32 if self.tiny else 768
-        unet_shape, vae_shape = (
-            ((32, 32, 32, 32), (32, 32, 32, 32))
-            if small
-            else ((320, 640, 1280, 1280), (128, 256, 512, 512))
-        )
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            unet = UNet2DConditionModel(
-                sample_size=self.side // 8,
-                block_out_channels=unet_shape,
-                layers_per_block=1 if small else 2,
-                cross_attention_dim=width,
-                attention_head_dim=8,
-            )
-            vae = AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=vae_shape,
-                layers_per_block=1 if small else 2,
-                latent_channels=4,
-                sample_size=self.side,
-            )
-            text = CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=len(words) if small else 49408,
-                    hidden_size=width,
-                    intermediate_size=4 * width,
-                    num_hidden_layers=2 if small else 12,
-                    num_attention_heads=4 if small else 12,
-                    max_position_embeddings=77,
-                    bos_token_id=words.bos_token_id,
-                    eos_token_id=words.eos_token_id,
-                    pad_token_id=words.pad_token_id,
-                )
-            )
-        schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        schedule |= {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-        scheduler = DDIMScheduler(**schedule)
-        LatentDiffusionPipeline(vae, text, words, unet, scheduler).save_pretrained(self.model)
-        parameters = sum(p.numel() for p in unet.parameters())
+        pictures(self.images, count, self.side)
+        parameters = pipeline(self.model, self.side, tiny=self.tiny)
         self.say("folder", unet_parameters=parameters, pictures=count)
 
     # -- training --
@@ -367,80 +216,45 @@ class Benchmark:
         apart = max(abs(a - b) for a, b in zip(plain, mine, strict=True))
         self.say("graphs", losses_equal=plain == mine, losses_apart=apart, losses=mine)
 
-    # -- the step itself --
+    def small(self) -> None:
+        """The config of the model that ships, by itself, with steps that are recorded: on shapes
+        alone, and with latents and text encoder of its own folder, since nothing is fetched.
+        """
+        import yaml
+
+        settings = yaml.safe_load((ROOT / "configs" / "ldm_small.yaml").read_text())
+        shipped, shapes = str(ROOT / "assets" / "ldm-small"), settings["data"][-1]
+        settings |= {
+            "run": str(self.work / "small"),
+            "data": shapes,
+            "vae": f"{shipped}/vae",
+            "text": shipped,
+            "duration": "10M images",
+            "ema": None,
+            "validation": None,
+            "checkpoints": {"every": "10M images"},
+            "cuda_graphs": not self.tiny,
+        }
+        if self.tiny:
+            settings |= {"data": {**shapes, "count": 64}, "batch_size": 8, "precision": "float32"}
+        file = self.work / "small.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        line = [str(ROOT / "training" / "train.py"), "--config", str(file)]
+        self.program("small", line, settings["batch_size"], (2, 4) if self.tiny else (100, 400))
 
     def variants(self) -> None:
-        """Milliseconds of a step of the U-Net, of which the host's, one change after another."""
-        import gc
+        """A step of the U-Net, one change after another."""
+        from gpu_step import CHANGES, variant
 
-        import torch
-        from diffusers import UNet2DConditionModel
-
-        from ldm.config.optimizer import Optimizer
-        from ldm.engine.optimizer import optimizer_of
-        from ldm.models import compiled
-
-        cuda = torch.cuda.is_available()
-        device, wait = ("cuda", torch.cuda.synchronize) if cuda else ("cpu", lambda: None)
-        tried = [
-            ("as it is", {}, 30),
-            ("channels last", {"last": True}, 30),
-            ("adafactor", {"last": False, "kind": "adafactor"}, 30),
-            ("blocks compiled", {"blocks": True}, 120),
-            ("channels last, blocks compiled", {"last": True, "blocks": True}, 120),
-        ]
         for batch in (2,) if self.tiny else (8, 32):
-            for name, how, needs in tried:
-                if self.left() < needs or (self.tiny and how.get("blocks")):
+            for name, how in CHANGES.items():
+                compiles = bool(how.get("blocks"))
+                if self.left() < (120 if compiles else 30) or (self.tiny and compiles):
                     self.say(f"variant: {name}", batch=batch, left_out="no time was left")
                     continue
-                gc.collect()
-                if cuda:
-                    torch.cuda.empty_cache()
-                    torch.cuda.reset_peak_memory_stats()
-                shape = UNet2DConditionModel.load_config(self.model / "unet")
-                with torch.device(device):
-                    unet = UNet2DConditionModel.from_config(shape).train()
-                kind = how.get("kind", "adamw")
-                if how.get("last"):
-                    compiled.channels_last(unet, kind)
-                if how.get("blocks"):
-                    compiled.compile_blocks(unet)
-                weights = dict(unet.named_parameters())
-                optimizer = optimizer_of(weights, Optimizer(kind=kind, lr=1e-5))
-                cells, width = self.side // 8, shape["cross_attention_dim"]
-                x, y = (torch.randn(batch, 4, cells, cells, device=device) for _ in range(2))
-                t, c = (
-                    torch.rand(batch, device=device),
-                    torch.randn(batch, 77, width, device=device),
-                )
-                begin, marks = time.perf_counter(), []
-                for number in range(4 if self.tiny else 13):
-                    wait()
-                    first = time.perf_counter()
-                    with torch.autocast(device, torch.bfloat16, enabled=cuda):
-                        out = unet(x, 1000 * t, c, return_dict=False)[0]
-                    (out.float() - y).square().mean().backward()
-                    host = time.perf_counter() - first
-                    wait()
-                    second = time.perf_counter()
-                    torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    wait()
-                    third = time.perf_counter()
-                    if number == 0:
-                        ready = third - begin
-                    elif number > 2:
-                        marks.append((second - first, host, third - second))
-                gradient, host, update = (median(column) for column in zip(*marks, strict=True))
-                found = {"ready_s": ready, "gradient_ms": 1e3 * gradient, "host_ms": 1e3 * host}
-                found |= {"update_ms": 1e3 * update, "images_s": batch / (gradient + update)}
-                if cuda:
-                    found["TFLOPs"] = 3 * FORWARD_TFLOP * batch / gradient
-                    found["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+                steps, cells = 4 if self.tiny else 13, self.side // 8
+                found = variant(self.model / "unet", batch, cells, steps, how)
                 self.say(f"variant: {name}", batch=batch, **found)
-                del unet, weights, optimizer
 
     # -- drawing --
 
@@ -483,11 +297,15 @@ class Benchmark:
     def parts(self) -> dict[str, tuple[float, Callable[[], None]]]:
         """By name: the seconds that one may take, and the part."""
         mixed = "--mixed_precision bf16 --dataloader_num_workers 8"
-        lora = {"lora": {"rank": 8}, "frozen": "bfloat16", "optimizer": {"lr": 1e-4}}
+        lora = {
+            "lora": {"rank": 8},
+            "frozen": "float32" if self.tiny else "bfloat16",
+            "optimizer": {"lr": 1e-4},
+        }
         light = {"optimizer": {"kind": "adafactor"}, "gradient_checkpointing": True}
         half = {**light, "weights": "float32" if self.tiny else "bfloat16"}
         backward = {"kind": "adafactor", "in_backward": True, "clip_norm": None}
-        graphs = {"cuda_graphs": not self.tiny}
+        graphs = {"cuda_graphs": not self.tiny, "ema": None}
         short = (5, 20)
         return {
             "ceilings": (10, self.ceilings),
@@ -519,6 +337,7 @@ class Benchmark:
                 ),
             ),
             "ours-8-graphs": (60, lambda: self.ours("ours-8-graphs", 8, **graphs)),
+            "small": (60, self.small),
             "graphs": (60, self.graphs),
             "sampling": (60, self.sampling),
             "resume": (60, self.resume),
@@ -528,9 +347,6 @@ class Benchmark:
 
 def main() -> None:
     """Runs all parts, or those that are named."""
-    if sys.argv[1:2] == ["--measured"]:
-        out, warm, last, batch, watch, *program = sys.argv[2:]
-        return measured(out, int(warm), int(last), int(batch), watch == "1", program)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", required=True, help="folder of results.jsonl and logs")
     parser.add_argument("--peer", help="diffusers' train_text_to_image.py")
@@ -539,7 +355,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="parts")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on a CPU")
     asked = parser.parse_args()
-    sys.path[:0] = [str(ROOT)]
+    sys.path[:0] = [str(ROOT), str(HERE)]
     benchmark = Benchmark(asked)
     parts = benchmark.parts()
     if unknown := set(asked.only) - parts.keys():

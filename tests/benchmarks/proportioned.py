@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ldm.config.schema import UNetShape, VaeShape
 from ldm.data.images import ImageTransform, to_pixels
 from ldm.demo.shapes import ShapesData
-from ldm.diffusion import NoiseProcess, scheduler_config
+from ldm.diffusion import DiscreteVP, scheduler_config
 from ldm.families.networks import initialised
 from ldm.families.unet import make_unet
 from ldm.families.vae import make_vae
@@ -95,7 +95,7 @@ def model(folder: Path, trained_on: Path) -> LatentDiffusionPipeline:
     with initialised(0, "unet"):
         unet = make_unet(UNET, VAE.latent_channels, WIDTH, LATENT)
     scheduler = DDIMScheduler(
-        **scheduler_config(NoiseProcess(), "eps"), clip_sample=False, steps_offset=1
+        **scheduler_config(DiscreteVP(), "eps"), clip_sample=False, steps_offset=1
     )
     pipe = LatentDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler)
     pipe.save_pretrained(folder)
@@ -187,7 +187,7 @@ def held_out_loss(pipe: LatentDiffusionPipeline, folder: Path, levels: int = 5) 
     times, every picture with the same noise each time this is called.
     """
     x, captions = captioned(folder)
-    process, codec = NoiseProcess(), VaeCodec(pipe.vae)
+    process, codec = DiscreteVP(), VaeCodec(pipe.vae)
     moments = codec.encode(x)
     z = codec.sample(moments, torch.zeros_like(moments.mean))
     cond = TextConditioner(pipe.tokenizer, pipe.text_encoder).encode(captions)

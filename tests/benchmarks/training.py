@@ -216,9 +216,16 @@ def peer(name: str, arguments: argparse.Namespace, flags: str, steps: int, work:
     return Program(name, arguments.peer, line, where / "result", where, environment)
 
 
-def ours(name: str, arguments: argparse.Namespace, precision: str, steps: int, work: Path):
+def ours(
+    name: str,
+    arguments: argparse.Namespace,
+    precision: str,
+    steps: int,
+    work: Path,
+    **changes: str,
+) -> Program:
     """``training/train.py``, set as the peer is."""
-    where = work / "programs" / name.replace(" ", "_")
+    where = work / "programs" / name.replace(" ", "_").replace(",", "")
     config = {
         "run": str(where / "result"),
         "model": str(work / "model"),
@@ -231,6 +238,7 @@ def ours(name: str, arguments: argparse.Namespace, precision: str, steps: int, w
         "ema": None,
         "validation": None,
         "precision": precision,
+        **changes,
     }
     if arguments.lora:
         config["lora"] = {"rank": arguments.rank}
@@ -320,7 +328,9 @@ def measure(arguments: argparse.Namespace, work: Path, proportioned) -> str:
         ours(f"ours, {precision}", arguments, precision, steps, work)
         for precision in ("float32", "bfloat16")
     ]
-    peers[0].cold = mine[0].cold = True
+    name, low = "ours, bfloat16, cached in bfloat16", {"cache_precision": "bfloat16"}
+    mine.append(ours(name, arguments, "bfloat16", steps, work, **low))
+    peers[0].cold = mine[0].cold = mine[2].cold = True
     programs = [peers[0], mine[0], *peers[1:], *mine[1:]]
     rows = []
     try:
@@ -374,7 +384,8 @@ def trained_loss(program: Program, arguments: argparse.Namespace, work: Path, pr
 
 def report(arguments, flops, times, rows, untrained, sd1) -> str:
     """The table with what it needs to be read."""
-    best = max((row for row in rows if not row.ours), key=lambda row: row.speed)
+    peers = [row for row in rows if not row.ours]
+    best = max(peers, key=lambda row: row.speed)
     kind = "LoRA" if arguments.lora else "full training"
     steps = arguments.turn * (arguments.rounds + 1)
     packages = ("torch", "diffusers", "transformers", "accelerate", "peft", "datasets")
@@ -401,18 +412,21 @@ def report(arguments, flops, times, rows, untrained, sd1) -> str:
             f"By the CPU time that a batch takes here in {precision} ({cost.step:.2f} s forward and"
             f" backward, {cost.vae:.2f} s autoencoder, {cost.text:.3f} s text): {cost.limit:.2f}x."
         )
-    cold, warm = (row for row in rows if row.ours)
-    first = next(row for row in rows if not row.ours)
-    # What starting and the first step itself take is in both.
-    fill = cold.first_step[1] - warm.first_step[1]
-    fill -= arguments.batch * (cold.processor - warm.processor)
-    fill, count = max(fill, 1e-9), arguments.pictures
+    warm = next(row for row in rows if row.ours and not row.cold)
+    lines += ["", f"Cold: nothing was cached before, of {arguments.pictures} pictures."]
+    for row in rows:
+        if row.ours and row.cold:
+            # What starting and the first step itself take is in both.
+            fill = row.first_step[1] - warm.first_step[1]
+            fill -= arguments.batch * (row.processor - warm.processor)
+            fill = max(fill, 1e-9) / arguments.pictures
+            lines.append(
+                f"{row.name}: filling the cache takes {fill:.3f} CPU s an image, once; an image of"
+                f" a first epoch, that included, costs {fill + row.processor:.3f} CPU s (the peer"
+                f" {peers[0].processor:.3f}, at its best {best.processor:.3f}), of every later one"
+                f" {row.processor:.3f}."
+            )
     lines += [
-        "",
-        f"Cold: nothing was cached before. Filling the cache with {count} pictures takes ours"
-        f" {fill:.1f} CPU s, {fill / count:.3f} an image; an image of a first epoch, that included,"
-        f" costs {fill / count + cold.processor:.3f} CPU s in float32 (the peer"
-        f" {first.processor:.3f}), of every later one {cold.processor:.3f}.",
         "",
         "Each of ours against the peer at its best: "
         + ", ".join(
