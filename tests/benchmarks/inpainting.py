@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--holes", choices=("thing", "half", "other"), default="thing")
+    parser.add_argument("--sampler", default="dpm++")
+    parser.add_argument("--eta", type=float, default=0.0, help="noise of every step of ddim")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pipe = LatentDiffusionPipeline.from_pretrained(FOLDER)
@@ -125,7 +127,8 @@ def main() -> None:
     gray = Image.new("RGB", (SIDE, SIDE), "gray")
     pairs = list(zip(given, masks, strict=True))
     rows = [given, [Image.composite(gray, picture, mask) for picture, mask in pairs]]
-    call = dict(num_inference_steps=options.steps, sampler="dpm++", batch_size=BATCH)
+    call = dict(num_inference_steps=options.steps, sampler=options.sampler, batch_size=BATCH)
+    call |= {"eta": options.eta} if options.eta else {}
 
     def pasted(made: list[Image.Image]) -> list[Image.Image]:
         return [Image.composite(*three) for three in zip(made, given, masks, strict=True)]
@@ -162,7 +165,7 @@ def main() -> None:
 
     def stock(pictures: list[Image.Image] = given) -> list[Image.Image]:
         names = "vae", "text_encoder", "tokenizer", "unet"
-        own = sampler("dpm++", pipe.scheduler.config)
+        own = sampler(options.sampler, pipe.scheduler.config)
         assert isinstance(own, SchedulerSampler)
         theirs = StableDiffusionInpaintPipeline(
             **{name: pipe.components[name] for name in names},
@@ -176,7 +179,7 @@ def main() -> None:
             part = slice(n, n + BATCH)
             made += theirs(
                 texts[part], image=pictures[part], mask_image=masks[part], strength=1.0,
-                height=SIDE, width=SIDE, num_inference_steps=options.steps,
+                height=SIDE, width=SIDE, num_inference_steps=options.steps, eta=options.eta,
                 guidance_scale=pipe.sampling_defaults.guidance_scale,
                 generator=[torch.Generator().manual_seed(n + k) for k in range(len(texts[part]))],
             ).images  # fmt: skip
