@@ -299,12 +299,11 @@ class TrainConfig(RunConfig):
         validation: None for none.
         process: the noise; what is left out is that of ``model``, else of ``DiscreteVP``.
         objective: target and weight; the target left out is that of ``model``, else eps.
-        dropout: share of activations that training leaves out of every residual layer of the U-Net;
+        dropout: share of activations left out of every residual layer of the U-Net in training;
             None: what its folder says, 0 for one of random init.
         text_dropout: share of captions dropped for classifier-free guidance: replaced by "", or
             their tokens by zeros, as the family does; a list: of each text encoder on its own.
-        cache_latents: encode every picture once; off with a random crop, unless ``images.crops``
-            says how many there are.
+        cache_latents: encode every picture once; off with a random crop but for ``images.crops``.
         cache_text: encode every caption once; off where the text encoder learns.
         cache_dtype: in which what text encoders say is cached. ``bfloat16`` takes half the disk,
             and changes nothing in a run that computes in it; in float32 it rounds to three digits.
@@ -314,18 +313,19 @@ class TrainConfig(RunConfig):
             ``bfloat16`` takes half the memory: below a LoRA it changes no bit, in a run that
             computes in it, and what text encoders say it rounds to three digits. Where all weights
             learn it is of text encoders alone; what does not learn is in ``RUN/frozen`` as it was,
-            and checkpoints and result are linked to that.
+            and checkpoints and result are linked to that. ``int8``, ``nf4``: the same, and linear
+            layers below a LoRA in 8 and 4 bits, which rounds them (bitsandbytes).
         weights: in which weights that learn are held. ``bfloat16``: those of convolutions and
             linear layers, half the memory, also of their gradient; steps are computed in float32
             and rounded at random, so that all count on average. For runs in bfloat16 of whole
             weights without ``ema``, by ``adamw``, ``adafactor``, ``muon`` or ``lion``.
-        attention: ``sdpa``, PyTorch's; ``plain`` matrix products; or ``xformers``. ``auto``:
-            ``plain`` in bfloat16 on a CPU, else ``sdpa``.
+        attention: PyTorch's ``sdpa``, ``plain`` products, or ``xformers``. ``auto``: ``plain`` in
+            bfloat16 on a CPU, else ``sdpa``.
         compile: ``blocks`` compiles the residual and transformer blocks of the network that
-            predicts, each shape when it first comes; ``off`` none. ``auto``: ``blocks`` on a CUDA
-            GPU in runs of 3,000 steps and more whose pictures are all of one shape.
-        cuda_graphs: record forward and backward once for each shape of batches, and replay them:
-            for networks whose kernels a GPU runs faster than they are launched. On one GPU.
+            predicts; ``off`` none. ``auto``: ``blocks`` on a CUDA GPU in runs of 3,000 steps and
+            more whose pictures are all of one shape.
+        cuda_graphs: replay forward and backward as recorded once for each shape of batches: for
+            networks whose kernels a GPU runs faster than they are launched. On one GPU.
         score: draw training captions at the end and count whose nearest picture is their own.
     """
 
@@ -361,7 +361,7 @@ class TrainConfig(RunConfig):
     cache_text: MayChange[bool] = True
     cache_dtype: Literal["float32", "bfloat16"] = "float32"
     cache_precision: Literal["float32", "bfloat16"] = "float32"
-    frozen: Literal["float32", "bfloat16"] = "float32"
+    frozen: Literal["float32", "bfloat16", "int8", "nf4"] = "float32"
     weights: Literal["float32", "bfloat16"] = "float32"
     attention: MayChange[Literal["auto", "sdpa", "plain", "xformers"]] = "auto"
     compile: MayChange[Literal["auto", "blocks", "off"]] = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from diffusers import AutoencoderKL
 from torch import nn
@@ -23,8 +23,10 @@ from ldm.families.teacher import student, teacher_of
 from ldm.families.text import make_tower, read_tokenizer, text_key
 from ldm.families.unclip import NORMALISER
 from ldm.families.vae import latent_side, make_vae, read_vae
+from ldm.models import lora, quantised
 from ldm.models.embedding import PICTURE_TOWER, PictureTower
 from ldm.models.half_storage import halve
+from ldm.models.quantised import Bits
 from ldm.models.tokenizer import settings_of
 from ldm.sampling import sampler
 from ldm.sampling.defaults import stated_by
@@ -99,7 +101,7 @@ def build(
             if not classes and any(config.validation.prompts):
                 raise ValueError("this model is unconditional: it reads no prompt but ''")
     adapt(model, config, meta=meta)
-    if config.frozen == "bfloat16":
+    if config.frozen != "float32":
         _halve(model, config)
     if config.weights == "bfloat16":
         _halve_learning(model, config)
@@ -130,14 +132,33 @@ def _halve(model: Model, config: TrainConfig) -> None:
     """Lets what does not learn be held in bfloat16; ``ConfigError`` where that cannot be."""
     if config.adds and config.precision != "bfloat16":
         raise ConfigError(
-            f"frozen: bfloat16: in precision {config.precision} every weight would be turned back"
-            " for the gradient: leave it out, or set precision to bfloat16"
+            f"frozen: {config.frozen}: in precision {config.precision} every weight would be turned"
+            " back for the gradient: leave it out, or set precision to bfloat16"
         )
+    if config.frozen in get_args(Bits):
+        _quantise(model, config)
     whole = {"vae", PICTURE_TOWER, NORMALISER, *(() if config.lora else config.learns)}
     whole |= set() if config.adds else {model.family.network}
     for name, network in model.networks.items():
         if name not in whole:
             halve(network)
+
+
+def _quantise(model: Model, config: TrainConfig) -> None:
+    """Lets the network that predicts be held in few bits; ``ConfigError`` where that cannot be."""
+    told = f"frozen: {config.frozen}: "
+    if config.lora is None:
+        raise ConfigError(
+            f"{told}only what lies below a LoRA is held so: give lora, or leave it out"
+        )
+    if lora.normed(model.networks[model.family.network]):
+        raise ConfigError(f"{told}DoRA takes the norm of whole weights: leave out lora.dora")
+    if not quantised.installed():
+        raise ConfigError(
+            f"{told}it needs {quantised.PACKAGE}, which is not installed: pip install"
+            f" {quantised.PACKAGE}, or set frozen to bfloat16"
+        )
+    quantised.quantise(model.networks[model.family.network], config.frozen)
 
 
 def _halve_learning(model: Model, config: TrainConfig) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Container
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ldm.models import lora
@@ -55,9 +54,8 @@ def halve(network: nn.Module, only: Container[int] | None = None) -> None:
     """
     kept = {id(p) for p in lora.weights(network).values()}
     kept.add(id(next(network.parameters())))
-    for module in network.modules():
-        if isinstance(module, LoraLayer) and module.lora_magnitude_vector:
-            kept |= {id(p) for p in module.get_base_layer().parameters()}
+    for module in lora.normed(network):
+        kept |= {id(p) for p in module.get_base_layer().parameters()}
     for module in network.modules():
         mine = {id(p) for p in module.parameters(recurse=False)}
         if only is not None and any(key not in only for key in mine):

@@ -109,6 +109,12 @@ def attach(
     assert all(p.dtype == torch.float32 for p in weights(network).values())
 
 
+def normed(network: nn.Module) -> list[LoraLayer]:
+    """The layers of ``network`` whose adapters take the norm of the whole weight (DoRA)."""
+    layers = (module for module in network.modules() if isinstance(module, LoraLayer))
+    return [layer for layer in layers if layer.lora_magnitude_vector]
+
+
 def attach_updates(network: nn.Module, updates: Updates) -> None:
     """Puts ``updates`` into ``network`` as adapters, to the bit; they alone learn from then on.
 

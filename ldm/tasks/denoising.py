@@ -135,7 +135,7 @@ class DenoisingTask(nn.Module):
         """
         self.place(device)  # a stream, or endless captions, are not cached after all
         source = self.model.stored or self.model.kept or base
-        half = self.config.frozen == "bfloat16"
+        half = self.config.frozen != "float32"
         self.resting = Resting(self.model, self.encoder.unread, source, half=half)
 
     def trained(self) -> dict[str, nn.Parameter]:

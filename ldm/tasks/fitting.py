@@ -12,6 +12,7 @@ from ldm.config.learning import Lora
 from ldm.config.schema import RunConfig, TrainConfig
 from ldm.engine.batch import split_batch
 from ldm.engine.memory import light_kinds, of_kind
+from ldm.models.quantised import installed
 from ldm.tasks.estimate import Cost, Step, held, size, trace
 
 C = TypeVar("C", bound=RunConfig)
@@ -43,6 +44,9 @@ def choices(config: C) -> Iterator[tuple[str, Callable[[C], C], bool]]:
         yield "ema.device=cpu ema.every=10", but(ema=ema), False
     if isinstance(config, TrainConfig) and config.frozen == "float32" and config.adds:
         yield "frozen=bfloat16", but(frozen="bfloat16"), True
+    if isinstance(config, TrainConfig) and config.lora and not config.lora.dora and installed():
+        for bits in {"int8": ("nf4",), "nf4": ()}.get(config.frozen, ("int8", "nf4")):
+            yield f"frozen={bits}", but(frozen=bits), True
     if config.optimizer.kind not in ("adamw8bit", "adafactor"):
         for kind in light_kinds(config):
             yield f"optimizer.kind={kind}", of(kind), False

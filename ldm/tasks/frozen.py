@@ -73,6 +73,11 @@ def cached_set(config: TrainConfig) -> CachedData | None:
     return found[0]
 
 
+def of_texts(config: TrainConfig) -> str:
+    """In which text encoders that do not learn are held."""
+    return "float32" if config.frozen == "float32" else "bfloat16"
+
+
 def refuse_other(config: TrainConfig, held: CachedData) -> None:
     """``ConfigError`` naming the first thing that ``held`` was made with and that is another in
     ``config``.
@@ -84,7 +89,7 @@ def refuse_other(config: TrainConfig, held: CachedData) -> None:
             raise ConfigError(
                 f"images.{key}: {where} made with {was!r}, and this config has {now!r}"
             )
-    if (was := made.get("frozen", "float32")) != config.frozen:
+    if (was := made.get("frozen", "float32")) != of_texts(config):
         raise ConfigError(
             f"frozen: {where} made with {was!r}, and this config has {config.frozen!r}"
         )

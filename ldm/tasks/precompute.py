@@ -43,7 +43,7 @@ from ldm.storage.disk import write_text, writing
 from ldm.storage.lock import NAME as LOCK
 from ldm.storage.lock import Lock
 from ldm.storage.tensor_cache import column_of, key_of
-from ldm.tasks.frozen import described, fingerprints, refuse_other
+from ldm.tasks.frozen import described, fingerprints, of_texts, refuse_other
 from ldm.tasks.program import collect
 
 SAMPLE = 32  # pictures and captions that a check encodes again
@@ -127,13 +127,14 @@ class Precompute:
             "pillow": PIL.__version__,
             "cache_dtype": self.config.cache_dtype,
             "cache_precision": self.config.cache_precision,
-            "frozen": self.config.frozen,
+            "frozen": of_texts(self.config),
             "prompts": reading(self.config),
         }
 
     def _halve(self) -> None:
         """What encodes is held as ``frozen`` says; what a set keeps of it is not."""
-        for tower in self.family.present(self.networks) if self.config.frozen == "bfloat16" else ():
+        half = of_texts(self.config) == "bfloat16"
+        for tower in self.family.present(self.networks) if half else ():
             halve(self.networks[tower.part])
 
     def _refuse_folder(self, made_with: dict[str, Any]) -> None:

@@ -58,8 +58,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> Path:
         raise ConfigError("score compares squares: leave out score, or images.buckets")
     if config.score and config.score.before and config.model is None:
         raise ConfigError("score.before draws from what a run starts from: give model")
-    if config.adds and config.frozen == "bfloat16" and shards.asked_for():
-        raise ConfigError("frozen: bfloat16 is not supported in shards (FSDP): leave it out")
+    if config.adds and config.frozen != "float32" and shards.asked_for():
+        raise ConfigError(
+            f"frozen: {config.frozen} is not supported in shards (FSDP): leave it out"
+        )
     held = cached_set(config)
     collection = collect(config, accelerator)
     if config.textual_inversion:

@@ -56,6 +56,8 @@ ALONE = {
     "LoRA, float32": [*_LORA, "precision=float32"],
     "LoRA, bfloat16": [*_LORA, *BFLOAT16],
     "LoRA, bfloat16, frozen bfloat16": [*_LORA, *BFLOAT16, "frozen=bfloat16"],
+    "LoRA, bfloat16, frozen int8": [*_LORA, *BFLOAT16, "frozen=int8"],
+    "LoRA, bfloat16, frozen nf4": [*_LORA, *BFLOAT16, "frozen=nf4"],
 }  # fmt: skip
 
 
