@@ -292,7 +292,7 @@ class TrainConfig(RunConfig):
             hints beside the pictures (``data.hints``, ``data.hint_column``).
         distil: a teacher makes what is learnt; None: the data does.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
-            them: less memory, more time, the same gradients.
+            them: less memory, more time, the same gradients. A number n: of every n-th block.
         optimizer: its kind, and the schedule of its learning rate.
         ema: None trains without; several half-lives are several averages, of which held-out loss
             chooses.
@@ -347,7 +347,7 @@ class TrainConfig(RunConfig):
     textual_inversion: TextualInversion | None = None
     controlnet: ControlNet | None = None
     distil: AnyDistil | None = None
-    gradient_checkpointing: MayChange[bool] = False
+    gradient_checkpointing: MayChange[bool | Annotated[int, Field(ge=2, le=64)]] = False
     optimizer: TextToImageOptimizer = field(default_factory=TextToImageOptimizer)
     ema: TextToImageEma | None = field(default_factory=TextToImageEma)
     validation: MayChange[TextToImageValidation | None] = field(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ldm.config.learning import CONTROLNET, PARTS, part_of
 from ldm.config.schema import TrainConfig
@@ -136,13 +138,27 @@ def learn(model: Model, config: TrainConfig) -> None:
     if config.gradient_checkpointing:
         for network in (model.network, model.networks.get(CONTROLNET)):
             if network is not None:
-                network.enable_gradient_checkpointing()
+                network.enable_gradient_checkpointing(_one_in(int(config.gradient_checkpointing)))
         for part in set(learns(config, model)) - {model.family.network, CONTROLNET}:
             # transformers calls it by the second name, and later by the first.
             for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
                 if enable := getattr(model.networks[part], name, None):
                     enable({"use_reentrant": False})
                     break
+
+
+def _one_in(every: int) -> Callable[..., Any]:
+    """What a network of diffusers calls its blocks by: the first of ``every`` so many computes its
+    activations again in the backward pass, the others keep them.
+    """
+    order: dict[int, int] = {}
+
+    def call(block: Callable[..., Any], *inputs: Any) -> Any:
+        if order.setdefault(id(block), len(order)) % every:
+            return block(*inputs)
+        return checkpoint(block.__call__, *inputs, use_reentrant=False)
+
+    return call
 
 
 def _unheard(model: Model, part: str) -> tuple[str, ...]:

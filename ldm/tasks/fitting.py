@@ -35,7 +35,7 @@ def choices(config: C) -> Iterator[tuple[str, Callable[[C], C], bool]]:
     def of(kind: str) -> Callable[[C], C]:
         return lambda config: replace(config, optimizer=of_kind(config.optimizer, kind))
 
-    if isinstance(config, TrainConfig) and not config.gradient_checkpointing:
+    if isinstance(config, TrainConfig) and config.gradient_checkpointing is not True:
         yield "gradient_checkpointing=true", but(gradient_checkpointing=True), True
     if split_batch(config, 1)[1] > 1 and not config.optimizer.in_backward:
         yield "micro_batch_size=1", but(micro_batch_size=1), True
