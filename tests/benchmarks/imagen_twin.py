@@ -12,10 +12,11 @@
                  one that was trained without augmentation; the same of true pictures made as small
     levels       the same, and KID to true pictures, where the super-resolution is told that the
                  base's pictures are noised at some levels of 1,000, and they are
-    thresholds   of the base at a high guidance: share of channels at 0 or 255, KID, and
-                 what is read, without a threshold, with a static and with a dynamic one
+    thresholds   of the base by guidance: share of channels at 0 or 255, KID, CLIP score, and what
+                 is read, without a threshold, with a static and with a dynamic one
+    sizes        KID, CLIP score and what is read by guidance, of the base and of others (--others)
 
-KID is of 16 x 16 pixels; intervals are of 95 %.
+KID is of 16 x 16 pixels, the CLIP that of assets/ldm-small; intervals are of 95 %.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from ldm.data.images import to_image
 from ldm.demo.checker import compare, read
 from ldm.demo.scene import Scene, captions, render
 from ldm.demo.shape_suites import scenes
-from ldm.evaluation.distances import kid
+from ldm.evaluation.distances import kid, mean
 from ldm.evaluation.features import space
 from ldm.evaluation.retrieval import Proportion
 from ldm.evaluation.sheets import save, sheet
@@ -41,6 +42,7 @@ from ldm.pipeline import LatentDiffusionPipeline
 
 SMALL, SIDE = 16, 64
 FEATURES = space("pixels:16")
+SHIPPED = Path(__file__).parents[2] / "assets" / "ldm-small"
 
 
 def drawn(pipe: Any, scenes: Sequence[Scene], args: Any, **told: Any) -> Tensor:
@@ -61,12 +63,21 @@ def enlarged(pictures: Tensor) -> Tensor:
     return interpolate(pictures, SIDE, mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def tell(name: str, pictures: Tensor, scenes: Sequence[Scene], true: Tensor | None = None) -> None:
-    """The share of which everything is read right, and KID."""
+def tell(
+    name: str,
+    pictures: Tensor,
+    scenes: Sequence[Scene],
+    true: Tensor | None = None,
+    judge: Any = None,
+) -> None:
+    """The share of which everything is read right, KID, and CLIP score."""
     whole = [compare(read(x), s).whole for x, s in zip(shown(pictures), scenes, strict=True)]
     told = f"  {name}: {Proportion.of(sum(whole), len(whole))}"
     if true is not None:
         told += f", KID {kid(*(FEATURES(x * 2 - 1) for x in (pictures, true)))}"
+    if judge is not None:
+        texts = [captions(scene)[0] for scene in scenes]
+        told += f", CLIP score {mean(judge(texts, pictures * 2 - 1))}"
     print(told, flush=True)
 
 
@@ -103,21 +114,36 @@ def levels(
 
 
 def thresholds(base: Any, true: Tensor, asked: list[Scene], args: Any) -> list[Tensor]:
-    """See above; pictures by threshold, as large as the others'."""
-    print(f"thresholds, guidance {args.high:g}")
+    """See above; pictures by threshold at the highest guidance, as large as the others'."""
+    print("thresholds")
     own, rows = base.scheduler, []
+    judge = space(f"clip:{SHIPPED}").judge
     for kind in ("none", "static", "dynamic"):
         stated = Threshold.stated(kind, own.config)
         base.scheduler = own.from_config({**own.config, **stated})
-        found = drawn(base, asked, args, guidance_scale=args.high)
-        levels = (found * 255).round()
-        full = ((levels == 0) | (levels == 255)).float().flatten(1).mean(1)
-        half = 1.96 * float(full.std()) / len(full) ** 0.5
-        print(f"  {kind}: {100 * float(full.mean()):.1f} % at 0 or 255 (+- {100 * half:.1f})")
-        tell(kind, enlarged(found), asked, true)
+        for guidance in args.guidances:
+            found = drawn(base, asked, args, guidance_scale=guidance)
+            levels = (found * 255).round()
+            full = ((levels == 0) | (levels == 255)).float().flatten(1).mean(1)
+            told = f"{kind}, guidance {guidance:g}, {100 * float(full.mean()):.1f} % at 0 or 255"
+            tell(told, enlarged(found), asked, true, judge)
         rows.append(enlarged(found))
     base.scheduler = own
     return rows
+
+
+def sizes(bases: dict[str, Any], true: Tensor, asked: list[Scene], args: Any) -> None:
+    """See above."""
+    print("sizes")
+    judge = space(f"clip:{SHIPPED}").judge
+    for name, base in bases.items():
+        counts = [
+            sum(p.numel() for p in part.parameters()) for part in (base.unet, base.text_encoder)
+        ]
+        print(f"  {name}: {counts[0]:,} parameters of the U-Net, {counts[1]:,} of the text encoder")
+        for guidance in args.guidances:
+            found = drawn(base, asked, args, guidance_scale=guidance)
+            tell(f"{name}, guidance {guidance:g}", enlarged(found), asked, true, judge)
 
 
 def pixels(scenes: Sequence[Scene]) -> Tensor:
@@ -141,7 +167,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--high", type=float, default=10.0)
+    parser.add_argument("--guidances", type=float, nargs="+", default=[1, 2, 3, 5, 10])
+    parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of bases")
     parser.add_argument("--noise-level", type=int, default=100)
     parser.add_argument("--levels", type=int, nargs="+", default=[0, 50, 100, 200, 400, 700])
     parser.add_argument("--batch", type=int, default=50)
@@ -156,6 +183,8 @@ def main() -> None:
         "levels": levels(of_base, true, enlarging, asked, args),
         "thresholds": thresholds(base, true, asked, args),
     }
+    if args.others:
+        sizes({str(f): opened(f) for f in (args.base, *args.others)}, true, asked, args)
     for name, columns in found.items() if args.sheet else ():
         rows = [list(row) for row in zip(*map(shown, columns), strict=True)]
         save(sheet(rows[:16], columns=2), args.sheet.with_stem(f"{args.sheet.stem}-{name}"))
