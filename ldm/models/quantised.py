@@ -25,7 +25,7 @@ _BYTES = {"int8": (1, 0), "nf4": (1 / 2, 4 / 64)}
 """Of each weight, and of its share of what belongs to 64."""
 
 _UNIT = {"int8": 1, "nf4": 64}
-"""Inputs of which a layer has a multiple: a block of ``nf4`` is of one output."""
+"""Of which a layer has a multiple, inputs and outputs: what kernels of ``nf4`` for CPUs demand."""
 
 
 def installed() -> bool:
@@ -46,8 +46,9 @@ def quantise(network: nn.Module, bits: Bits) -> int:
     count = 0
     for module in list(network.modules()):
         for name, layer in list(module.named_children()):
-            fits = type(layer) is nn.Linear and layer.in_features % _UNIT[bits] == 0
-            if fits and id(layer.weight) not in kept:
+            if type(layer) is not nn.Linear or id(layer.weight) in kept:
+                continue
+            if not (layer.in_features % _UNIT[bits] or layer.out_features % _UNIT[bits]):
                 setattr(module, name, _held(layer, bits))
                 count += 1
     return count

@@ -45,10 +45,10 @@ def layer(low: Any, bits: str) -> tuple[nn.Linear, nn.Module, torch.Tensor]:
     """A linear layer, the same in ``bits``, and its weight as that is turned back."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        plain = nn.Linear(128, 96)
-    network = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 96))
+        plain = nn.Linear(128, 192)
+    network = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 192), nn.Linear(192, 32 + 1))
     network[1].load_state_dict(plain.state_dict())
-    assert quantise(network, bits) == 1
+    assert quantise(network, bits) == (1 if bits == "nf4" else 2)
     weight = network[1].weight
     if bits == "nf4":
         return plain, network[1], low.functional.dequantize_4bit(weight.data, weight.quant_state)
