@@ -158,7 +158,8 @@ def _quantise(model: Model, config: TrainConfig) -> None:
             f"{told}it needs {quantised.PACKAGE}, which is not installed: pip install"
             f" {quantised.PACKAGE}, or set frozen to bfloat16"
         )
-    quantised.quantise(model.networks[model.family.network], config.frozen)
+    if not quantised.quantise(model.networks[model.family.network], config.frozen):
+        raise ConfigError(f"{told}no linear layer is of a multiple of 64: set frozen to int8")
 
 
 def _halve_learning(model: Model, config: TrainConfig) -> None:

@@ -151,6 +151,7 @@ def test_memory_is_told_before_anything_is_held(tmp_path):
         ({"lora": None}, "frozen: nf4: only what lies below a LoRA is held so: give lora, or"),
         ({"lora": {"rank": 2, "dora": True}}, "frozen: nf4: DoRA takes the norm of whole weights"),
         ({"precision": "float32"}, "frozen: nf4: in precision float32 every weight would be"),
+        ({"unet": {"block_out_channels": [24]}}, "frozen: nf4: no linear layer is of a multiple"),
     ],
 )
 def test_where_it_cannot_be(tmp_path, changes, told):
