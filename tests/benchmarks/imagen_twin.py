@@ -94,7 +94,8 @@ def cascade(
     ways += [("super-resolution without augmentation", plain, 0)] if plain else []
     for name, pipe, level in ways:
         for which, pictures in (("", of_base), (" of the true ones", small)):
-            found = drawn(pipe, asked, args, image=shown(pictures), noise_level=level)
+            told = dict(noise_level=level, guidance_scale=args.guidance_enlarging)
+            found = drawn(pipe, asked, args, image=shown(pictures), **told)
             tell(name + which, found, asked)
             rows += [] if which else [found]
     return [*rows, true]
@@ -107,7 +108,8 @@ def levels(
     print("levels")
     rows = [enlarged(of_base)]
     for level in args.levels:
-        found = drawn(enlarging, asked, args, image=shown(of_base), noise_level=level)
+        told = dict(noise_level=level, guidance_scale=args.guidance_enlarging)
+        found = drawn(enlarging, asked, args, image=shown(of_base), **told)
         tell(str(level), found, asked, true)
         rows.append(found)
     return rows
@@ -166,7 +168,8 @@ def main() -> None:
     parser.add_argument("--plain", type=Path)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance-enlarging", type=float, default=1.0)
     parser.add_argument("--guidances", type=float, nargs="+", default=[1, 2, 3, 5, 10])
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of bases")
     parser.add_argument("--noise-level", type=int, default=100)

@@ -12,11 +12,11 @@ import yaml
 
 from ldm.config.loader import validate
 from ldm.config.schema import TrainConfig
-from ldm.encoding.encoder import Encoder
 from ldm.engine import precision, state
 from ldm.engine.precision import has_bfloat16, named, settled
 from ldm.errors import ConfigError
 from ldm.models import tf32
+from ldm.models.codec import VaeCodec
 from ldm.storage import checkpoint
 from programs import told
 from runs import forget, program, train, tree
@@ -260,10 +260,8 @@ def test_a_run_in_tf32_is_one_of_float32(tmp_path, command, monkeypatch, flags):
     assert asked.precision == "tf32" and precision.MIXED["tf32"] == "no"
     assert precision.DTYPES["tf32"] == torch.float32
     encoded = []
-    real = Encoder.encode_pictures.__wrapped__
-    monkeypatch.setattr(
-        Encoder, "encode_pictures", tf32.exact()(lambda *a: (encoded.append(flags()), real(*a))[1])
-    )
+    real = VaeCodec.encode
+    monkeypatch.setattr(VaeCodec, "encode", lambda *a: (encoded.append(flags()), real(*a))[1])
     few = {"duration": "1 step", "batch_size": 2, "precision": "tf32", "train": ["unet.mid*"]}
     status, output = command(tree(tmp_path / "run", **few))
     assert status == 0, output
