@@ -411,8 +411,10 @@ def test_what_goes_wrong_is_a_message(opened: Any) -> None:
         route.fulfill(json=told)
 
     page.route("**/api/info*", classes)
+    known = page.locator(".job").count()  # of the tests before, which come after a while
     page.reload()
     page.wait_for_selector("#class:visible")
+    page.wait_for_function("(n) => document.querySelectorAll('.job').length >= n", arg=known)
     assert not page.is_visible("#prompt") and not page.is_visible("#negative")
     page.select_option("#class", "dog")
     card = drawn(page, press(page))
