@@ -44,11 +44,17 @@ def reading(config: TrainConfig) -> dict[str, str | int | None] | None:
     return None if told == {"syntax": None, "windows": 1} else told
 
 
-def pictures_space(kind: str, transform: ImageTransform, shape: Shape, *made_by: object) -> str:
+def pictures_space(
+    kind: str,
+    transform: ImageTransform,
+    shape: Shape,
+    *made_by: object,
+    precision: str = "float32",
+) -> str:
     """The space of what is made ``kind`` of pictures of ``shape``, and by what it is made: all that
     a view cannot change. A flip, a crop is another entry, a bucket a space of its own.
     """
-    settings = (transform.background, PIL.__version__, "float32")
+    settings = (transform.background, PIL.__version__, precision)
     return fingerprint(kind, settings, shape, *made_by)
 
 

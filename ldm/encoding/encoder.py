@@ -85,7 +85,6 @@ class Encoder:
             )
         self.dtype = getattr(torch, config.cache_dtype)
         self._computed = getattr(torch, config.cache_precision)
-        self._told = () if self._computed == torch.float32 else (config.cache_precision,)
         self.listed = False  # captions that are too long, once and for all
         self._null: Condition | None = None
 
@@ -182,9 +181,9 @@ class Encoder:
 
     def _latents_cache(self, shape: tuple[int, int], *, whole: bool = False) -> TensorCache:
         if self.folder:
-            name = f"{shape[0]}x{shape[1]}"
-            return TensorCache(self.folder / "latents", name, whole=whole)
-        space = pictures_space("moments", self.transform, shape, *self._codec_print, *self._told)
+            return TensorCache(self.folder / "latents", f"{shape[0]}x{shape[1]}", whole=whole)
+        made_by, precision = self._codec_print, self.config.cache_precision
+        space = pictures_space("moments", self.transform, shape, *made_by, precision=precision)
         return TensorCache(cache_root() / "latents", space)
 
     def _text_cache(self, name: str, *, whole: bool = False) -> TensorCache:
@@ -192,7 +191,8 @@ class Encoder:
             return TensorCache(self.folder, text_key(name), whole=whole)
         tower = self.conditioner.towers[name]
         read = () if tower.layer is None else (tower.layer, tower.pooled)
-        how = (tower.text_encoder, *read, self.config.cache_dtype, *self._told)
+        low = {self.config.cache_precision} - {"float32"}  # which older caches do not name
+        how = (tower.text_encoder, *read, self.config.cache_dtype, *low)
         return TensorCache(cache_root() / "text", fingerprint("tokens", *tower.printed, *how))
 
     @cached_property

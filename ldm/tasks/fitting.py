@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from ldm.config.learning import Lora
 from ldm.config.schema import RunConfig, TrainConfig
 from ldm.engine.batch import split_batch
 from ldm.engine.memory import light_kinds, of_kind
-from ldm.models.quantised import installed
+from ldm.models.quantised import Bits, installed
 from ldm.tasks.estimate import Cost, Step, held, size, trace
 
 C = TypeVar("C", bound=RunConfig)
@@ -42,11 +42,12 @@ def choices(config: C) -> Iterator[tuple[str, Callable[[C], C], bool]]:
     if config.ema is not None and config.ema.device is None:
         ema = replace(config.ema, device="cpu", every=10)
         yield "ema.device=cpu ema.every=10", but(ema=ema), False
-    if isinstance(config, TrainConfig) and config.frozen == "float32" and config.adds:
-        yield "frozen=bfloat16", but(frozen="bfloat16"), True
-    if isinstance(config, TrainConfig) and config.lora and not config.lora.dora and installed():
-        for bits in {"int8": ("nf4",), "nf4": ()}.get(config.frozen, ("int8", "nf4")):
-            yield f"frozen={bits}", but(frozen=bits), True
+    if isinstance(config, TrainConfig) and config.adds and config.precision == "bfloat16":
+        dtypes = ["float32", "bfloat16"]
+        if config.lora and config.lora.dora is False and installed():  # None: as its file says
+            dtypes += get_args(Bits)
+        for dtype in dtypes[dtypes.index(config.frozen) + 1 :] if config.frozen in dtypes else ():
+            yield f"frozen={dtype}", but(frozen=dtype), True
     if config.optimizer.kind not in ("adamw8bit", "adafactor"):
         for kind in light_kinds(config):
             yield f"optimizer.kind={kind}", of(kind), False

@@ -142,6 +142,10 @@ def test_memory_is_told_before_anything_is_held(tmp_path):
     assert costs["nf4"].product == pytest.approx(costs["bfloat16"].product, rel=0.01)
     offered = [text for text, *_ in choices(config(tmp_path / "none"))]
     assert {"frozen=bfloat16", "frozen=int8", "frozen=nf4"} <= {*offered}
+    whole = config(tmp_path / "none", precision="float32")  # which refuses all of them
+    assert not any("frozen=" in text for text, *_ in choices(whole))
+    lower = [text for text, *_ in choices(config(tmp_path / "none", frozen="int8"))]
+    assert [text for text in lower if "frozen=" in text] == ["frozen=nf4"]
 
 
 @pytest.mark.usefixtures("_installed")
