@@ -117,7 +117,6 @@ class Benchmark:
 
     def config(self, name: str, batch: int, **changes: Any) -> str:
         """A file; a run as the peer's is, with ``changes``."""
-        import yaml
 
         settings = {
             "run": str(self.work / name),
@@ -134,6 +133,12 @@ class Benchmark:
             "precision": "float32" if self.tiny else "bfloat16",
             **changes,
         }
+        return self.written(name, settings)
+
+    def written(self, name: str, settings: dict[str, Any]) -> str:
+        """The file of a config."""
+        import yaml
+
         file = self.work / f"{name}.yaml"
         file.write_text(yaml.safe_dump(settings))
         return str(file)
@@ -237,9 +242,8 @@ class Benchmark:
         }
         if self.tiny:
             settings |= {"data": {**shapes, "count": 64}, "batch_size": 8, "precision": "float32"}
-        file = self.work / "small.yaml"
-        file.write_text(yaml.safe_dump(settings))
-        line = [str(ROOT / "training" / "train.py"), "--config", str(file)]
+        program = str(ROOT / "training" / "train.py")
+        line = [program, "--config", self.written("small", settings)]
         self.program("small", line, settings["batch_size"], (2, 4) if self.tiny else (100, 400))
 
     def variants(self) -> None:

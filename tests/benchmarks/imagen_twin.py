@@ -63,6 +63,14 @@ def enlarged(pictures: Tensor) -> Tensor:
     return interpolate(pictures, SIDE, mode="bilinear", antialias=True).clamp(0, 1)
 
 
+def made_large(
+    pipe: Any, pictures: Tensor, scenes: Sequence[Scene], level: int, args: Any
+) -> Tensor:
+    """By a super-resolution that is told so much noise."""
+    told = dict(noise_level=level, guidance_scale=args.guidance_enlarging)
+    return drawn(pipe, scenes, args, image=shown(pictures), **told)
+
+
 def tell(
     name: str,
     pictures: Tensor,
@@ -94,8 +102,7 @@ def cascade(
     ways += [("super-resolution without augmentation", plain, 0)] if plain else []
     for name, pipe, level in ways:
         for which, pictures in (("", of_base), (" of the true ones", small)):
-            told = dict(noise_level=level, guidance_scale=args.guidance_enlarging)
-            found = drawn(pipe, asked, args, image=shown(pictures), **told)
+            found = made_large(pipe, pictures, asked, level, args)
             tell(name + which, found, asked)
             rows += [] if which else [found]
     return [*rows, true]
@@ -108,8 +115,7 @@ def levels(
     print("levels")
     rows = [enlarged(of_base)]
     for level in args.levels:
-        told = dict(noise_level=level, guidance_scale=args.guidance_enlarging)
-        found = drawn(enlarging, asked, args, image=shown(of_base), **told)
+        found = made_large(enlarging, of_base, asked, level, args)
         tell(str(level), found, asked, true)
         rows.append(found)
     return rows
