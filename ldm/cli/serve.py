@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ldm.cli.failure import at_hand, fail, there
+from ldm.threads import share_memory
 
 KEY = "LDM_SERVE_KEY"
 """The key's place in the environment."""
@@ -116,6 +117,7 @@ def serve(
     if manage and runs is None and not data:
         fail("--manage goes with --runs or --data, which it lets the pages change")
     paths = [at_hand(path, "--model ", file=True) for path in model or []]
+    share_memory()
     try:
         import diffusers
         import transformers

@@ -313,7 +313,8 @@ def memory(model: Path, folder: Path, asked: argparse.Namespace) -> None:
     side = ask(f"{server.url}/api/info").json["model"]["width"]
     print(f"at first: {server.memory():.0f} MB")
     for first in range(0, asked.requests, 100):
-        kinds = [each | {"steps": 2, "sampler": "ddim"} for each in mixed(100, side, False)]
+        many = equal(100) if asked.equal else mixed(100, side, False)
+        kinds = [each | {"steps": 2, "sampler": "ddim"} for each in many]
         requests = [each | {"seed": first + n} for n, each in enumerate(kinds)]
         lost = sum(file is None for _, file in together(server.url, requests, 16))
         print(f"after {first + 100} pictures: {server.memory():.0f} MB, {lost} lost", flush=True)
@@ -332,7 +333,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="exact: of the server")
-    parser.add_argument("--equal", action="store_true", help="load: alike but for their seeds")
+    parser.add_argument("--equal", action="store_true", help="load, memory: alike but for seeds")
     asked = parser.parse_args()
     asked.requests = asked.requests or usual.get(asked.what)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """The application on a port, until a signal ends it."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            # Half a million objects of libraries stay as long as the process: a full collection,
+            # which waits for a quarter as many, would come hours late for the tensors of pictures.
+            gc.collect()
+            gc.freeze()
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
