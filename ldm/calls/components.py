@@ -16,6 +16,7 @@ from ldm.diffusion import Condition, Denoiser
 from ldm.families import Family, FamilyDenoiser, family_of
 from ldm.guidance import Threshold
 from ldm.models.codec import Codec
+from ldm.models.compiled import compile_blocks
 from ldm.models.conditioner import Conditioner
 from ldm.models.control import Strength
 from ldm.models.lora import scaled
@@ -66,6 +67,13 @@ class Components:
     def network(self) -> Any:
         """The network that predicts."""
         return getattr(self, self.family.network)
+
+    def compile(self) -> int:
+        """Compiles the residual and transformer blocks of the network that predicts, in place, each
+        when it is first called with a shape (``torch.compile``, regional); returns how many they
+        are. Names and what is saved do not change; results do, by rounding.
+        """
+        return compile_blocks(self.network)
 
     @property
     def codec(self) -> Codec:

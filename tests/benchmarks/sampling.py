@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "assets" / "ldm-small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, nargs="*", default=())
+    parser.add_argument("--compile", action="store_true", help="ours: pipe.compile() before")
     parser.add_argument("--profile", nargs="*", default=(), help="samplers; own: the folder's")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,6 +113,10 @@ def main() -> None:
             profile.runcall(call, pipe, None if name == "own" else name, 8, 200)
             print(name, type(pipe).__name__)
             pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+    if arguments.compile:
+        print(f"{ours.compile()} blocks are compiled as they are first called", flush=True)
+        for batch in arguments.pictures:
+            call(ours, None, batch, 2)
     for batch in arguments.pictures:
         ratios, seconds = [], []
         for _ in range(arguments.rounds):

@@ -86,9 +86,9 @@ def mixed(count: int, side: int, loras: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def equal(count: int) -> list[dict[str, Any]]:
+def equal(count: int, steps: int = 8) -> list[dict[str, Any]]:
     """Requests that differ in their seeds."""
-    usual = {"prompt": "a red apple", "steps": 8, "guidance": 3.0, "sampler": "ddim"}
+    usual = {"prompt": "a red apple", "steps": steps, "guidance": 3.0, "sampler": "ddim"}
     return [usual | {"seed": number} for number in range(count)]
 
 
@@ -222,7 +222,7 @@ def load(model: Path, folder: Path, asked: argparse.Namespace) -> None:
     server = Server(model, folder / "out", "--queue", 1_000_000)
     print(server.ready())
     side = ask(f"{server.url}/api/info").json["model"]["width"]
-    requests = equal(asked.requests) if asked.equal else mixed(asked.requests, side, False)
+    requests = equal(asked.requests, asked.steps) if asked.equal else mixed(asked.requests, side, False)
     for each in requests[:2]:
         drawn(server.url, each)
     cpu, times, lost, other = [0.0, 0.0], [], 0, 0
@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--threads", type=int, nargs="+", default=[1], help="exact: of the server")
     parser.add_argument("--equal", action="store_true", help="load, memory: alike but for seeds")
+    parser.add_argument("--steps", type=int, default=8, help="load --equal: of each")
     asked = parser.parse_args()
     asked.requests = asked.requests or usual.get(asked.what)
     with tempfile.TemporaryDirectory() as folder:
