@@ -222,7 +222,9 @@ def load(model: Path, folder: Path, asked: argparse.Namespace) -> None:
     server = Server(model, folder / "out", "--queue", 1_000_000)
     print(server.ready())
     side = ask(f"{server.url}/api/info").json["model"]["width"]
-    requests = equal(asked.requests, asked.steps) if asked.equal else mixed(asked.requests, side, False)
+    requests = (
+        equal(asked.requests, asked.steps) if asked.equal else mixed(asked.requests, side, False)
+    )
     for each in requests[:2]:
         drawn(server.url, each)
     cpu, times, lost, other = [0.0, 0.0], [], 0, 0
