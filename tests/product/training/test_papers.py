@@ -32,6 +32,7 @@ TEACHERS = {
     "consistency_models": ["edm"],
     "progressive_distillation": ["ddpm", "process={kind: cosine}", "objective.target=v"],
 }
+READS = {"imagen_sr": "imagen_base"}  # whose text encoder
 QUICK = [
     "duration=2 steps", "batch_size=2", "cache_latents=false", "validation=null", "score=null",
     "optimizer.warmup=0 steps", "images.size=16",
@@ -69,7 +70,18 @@ def test_the_header_states_paper_equations_figure_and_command(file):
 def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # where assets are
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
-    config = load(TrainConfig, file, [])
+    taken = []
+    if file.stem in READS:
+        other = FOLDER / f"{READS[file.stem]}.yaml"
+        asked = [
+            f"run={tmp_path / 'before'}",
+            f"data={{path: {digits}}}",
+            "unet.block_out_channels=[32, 32, 32]",
+        ]
+        before = load(TrainConfig, other, [*QUICK, *asked, "unet.attention_head_dim=4"])
+        taken = [f"text={text_to_image.train(before, accelerator())}"]
+        assert load(TrainConfig, file, []).text == f"runs/papers/{other.stem}/final"
+    config = load(TrainConfig, file, taken)
     whole = build(config, [], meta=True)  # as a dry run does
     told = re.search(r"(?:U-Net|MM-DiT|prior) of ([\d.]+) M parameters", file.read_text())
     assert told and float(told[1]) == round(parameters(whole.network) / 1e6, 1)
@@ -80,7 +92,7 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
         narrow = [f"unet.block_out_channels={widths}", "unet.attention_head_dim=4"]
     elif config.transformer is not None:
         narrow = ["transformer.layers=1", "transformer.head_dim=8"]
-    overrides = [*QUICK, f"run={tmp_path / 'run'}", f"data={{path: {digits}}}", *narrow]
+    overrides = [*QUICK, f"run={tmp_path / 'run'}", f"data={{path: {digits}}}", *narrow, *taken]
     small = load(TrainConfig, file, overrides)
     assert process_and_objective(small)[0] == whole.process
     final = text_to_image.train(small, accelerator())
