@@ -133,7 +133,10 @@ def run(
     if command.dry_run:
         program.report(step, command.memory)
     else:
-        train(program.config, program.accelerator(sharded=sharded))
+        accelerator = program.accelerator(sharded=sharded)
+        train(program.config, accelerator)
+        # Threads of its process groups may otherwise outlive the interpreter, which aborts then.
+        accelerator.end_training()
 
 
 class Program(Generic[C]):
