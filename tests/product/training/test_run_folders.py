@@ -81,7 +81,8 @@ def test_a_run_folder_that_goes_away_while_it_is_saved(command, monkeypatch, tmp
     run, real = tmp_path / "run", checkpoint.write_folder
 
     def write_folder(folder, write):
-        real(folder, lambda staging: (shutil.rmtree(run), write(staging)))
+        # At once: while it is emptied, the step beside may write into it.
+        real(folder, lambda staging: (run.rename(tmp_path / "gone"), write(staging)))
 
     monkeypatch.setattr(checkpoint, "write_folder", write_folder)
     message = told(*command(tree(run, **SETTINGS)))
