@@ -132,6 +132,8 @@ class Watch:
         self._rounds, self._lost = 0, False
         self._parent: int | None = None
         self._hurry = threading.Event()
+        self._exchanger: threading.Thread | None = None
+        self._ended = False
 
     def start(self, rank: int, world: int) -> None:
         """Watches the other processes and the launcher, as far as there are any.
@@ -151,8 +153,9 @@ class Watch:
 
             store = distributed.distributed_c10d._get_default_store()
             self._store = distributed.PrefixStore("ldm watch", store.clone())
-            threading.Thread(target=self._exchange, args=(world,), daemon=True).start()
-            atexit.register(self.leave, "done")
+            self._exchanger = threading.Thread(target=self._exchange, args=(world,), daemon=True)
+            self._exchanger.start()
+            atexit.register(self._end_exchange)
         if world > 1 or self._parent is not None:
             threading.Thread(target=self._judge, daemon=True).start()
 
@@ -185,6 +188,16 @@ class Watch:
             if over == "done" and not self._keeps_store():
                 self._hurry.set()
 
+    def _end_exchange(self) -> None:
+        """Leaves, and waits for the thread that asks the store: one that the interpreter stops in
+        the middle of that aborts the process.
+        """
+        self.leave("done")
+        self._ended = True
+        self._hurry.set()
+        if self._exchanger is not None:
+            self._exchanger.join(5 * self.interval)
+
     def _keeps_store(self) -> bool:
         """Whether the store ends with this process: that of torchrun is its agent's."""
         return self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -210,7 +223,7 @@ class Watch:
     def _exchange(self, world: int) -> None:
         keys = [str(rank) for rank in range(world)]
         try:
-            while True:
+            while not self._ended:
                 self.word.beats += 1
                 self._store.set(keys[self.rank], self.word.sent())
                 if self._words or self._store.check(keys):

@@ -116,6 +116,17 @@ def test_who_ends_without_waiting_for_the_others(monkeypatch, over, rank, agent,
     assert not thread.is_alive()
 
 
+def test_nothing_asks_the_store_when_the_process_has_left():
+    """A thread that the interpreter stops inside of the store's code aborts the process."""
+    leaving = watch.Watch()
+    leaving.interval, leaving._store = 0.2, distributed.HashStore()
+    thread = threading.Thread(target=leaving._exchange, args=(1,), daemon=True)
+    leaving._exchanger = thread
+    thread.start()
+    leaving._end_exchange()
+    assert json.loads(leaving._store.get("0"))["over"] == "done" and not thread.is_alive()
+
+
 def test_a_launcher_that_has_ended_stops_the_run(monkeypatch):
     """``accelerate launch`` does not hand SIGTERM on to a single process."""
     reader, writer = os.pipe()
