@@ -135,7 +135,7 @@ def run(
     else:
         accelerator = program.accelerator(sharded=sharded)
         train(program.config, accelerator)
-        # Threads of its process groups may otherwise outlive the interpreter, which aborts then.
+        # Ends the process groups, which NCCL warns of otherwise.
         accelerator.end_training()
 
 
