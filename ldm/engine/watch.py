@@ -132,7 +132,6 @@ class Watch:
         self._rounds, self._lost = 0, False
         self._parent: int | None = None
         self._hurry = threading.Event()
-        self._exchanger: threading.Thread | None = None
         self._ended = False
 
     def start(self, rank: int, world: int) -> None:
@@ -153,9 +152,9 @@ class Watch:
 
             store = distributed.distributed_c10d._get_default_store()
             self._store = distributed.PrefixStore("ldm watch", store.clone())
-            self._exchanger = threading.Thread(target=self._exchange, args=(world,), daemon=True)
-            self._exchanger.start()
-            atexit.register(self._end_exchange)
+            thread = threading.Thread(target=self._exchange, args=(world,), daemon=True)
+            thread.start()
+            atexit.register(self._leave_with, thread)
         if world > 1 or self._parent is not None:
             threading.Thread(target=self._judge, daemon=True).start()
 
@@ -188,15 +187,14 @@ class Watch:
             if over == "done" and not self._keeps_store():
                 self._hurry.set()
 
-    def _end_exchange(self) -> None:
-        """Leaves, and waits for the thread that asks the store: one that the interpreter stops in
-        the middle of that aborts the process.
+    def _leave_with(self, thread: threading.Thread) -> None:
+        """Leaves, and waits for the ``thread`` that asks the store: one that the interpreter stops
+        in the middle of that aborts the process.
         """
         self.leave("done")
         self._ended = True
         self._hurry.set()
-        if self._exchanger is not None:
-            self._exchanger.join(5 * self.interval)
+        thread.join(5 * self.interval)
 
     def _keeps_store(self) -> bool:
         """Whether the store ends with this process: that of torchrun is its agent's."""

@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--guidances", type=float, nargs="+", default=[1, 2, 3, 5, 10])
     parser.add_argument("--others", type=Path, nargs="*", default=[], help="folders of bases")
     parser.add_argument("--noise-level", type=int, default=100)
-    parser.add_argument("--levels", type=int, nargs="+", default=[0, 50, 100, 200, 400, 700])
+    parser.add_argument("--levels", type=int, nargs="+", default=[0, 50, 100, 150, 200, 300])
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--sheet", type=Path, help="pictures: PATH's name, then what they are of")
     args = parser.parse_args()

@@ -86,6 +86,11 @@ def mixed(count: int, side: int, loras: bool = True) -> list[dict[str, Any]]:
     return found
 
 
+def chosen(asked: argparse.Namespace, count: int, side: int) -> list[dict[str, Any]]:
+    """Of all kinds, or alike, as the command line says."""
+    return equal(count, asked.steps) if asked.equal else mixed(count, side, False)
+
+
 def equal(count: int, steps: int = 8) -> list[dict[str, Any]]:
     """Requests that differ in their seeds."""
     usual = {"prompt": "a red apple", "steps": steps, "guidance": 3.0, "sampler": "ddim"}
@@ -222,9 +227,7 @@ def load(model: Path, folder: Path, asked: argparse.Namespace) -> None:
     server = Server(model, folder / "out", "--queue", 1_000_000)
     print(server.ready())
     side = ask(f"{server.url}/api/info").json["model"]["width"]
-    requests = (
-        equal(asked.requests, asked.steps) if asked.equal else mixed(asked.requests, side, False)
-    )
+    requests = chosen(asked, asked.requests, side)
     for each in requests[:2]:
         drawn(server.url, each)
     cpu, times, lost, other = [0.0, 0.0], [], 0, 0
@@ -315,8 +318,7 @@ def memory(model: Path, folder: Path, asked: argparse.Namespace) -> None:
     side = ask(f"{server.url}/api/info").json["model"]["width"]
     print(f"at first: {server.memory():.0f} MB")
     for first in range(0, asked.requests, 100):
-        many = equal(100) if asked.equal else mixed(100, side, False)
-        kinds = [each | {"steps": 2, "sampler": "ddim"} for each in many]
+        kinds = [each | {"steps": 2, "sampler": "ddim"} for each in chosen(asked, 100, side)]
         requests = [each | {"seed": first + n} for n, each in enumerate(kinds)]
         lost = sum(file is None for _, file in together(server.url, requests, 16))
         print(f"after {first + 100} pictures: {server.memory():.0f} MB, {lost} lost", flush=True)

@@ -121,9 +121,8 @@ def test_nothing_asks_the_store_when_the_process_has_left():
     leaving = watch.Watch()
     leaving.interval, leaving._store = 0.2, distributed.HashStore()
     thread = threading.Thread(target=leaving._exchange, args=(1,), daemon=True)
-    leaving._exchanger = thread
     thread.start()
-    leaving._end_exchange()
+    leaving._leave_with(thread)
     assert json.loads(leaving._store.get("0"))["over"] == "done" and not thread.is_alive()
 
 

@@ -23,7 +23,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             # Half a million objects of libraries stay as long as the process: a full collection,
-            # which waits for a quarter as many, would come hours late for the tensors of pictures.
+            # which waits for a quarter as many, would come late for the tensors of pictures.
             gc.collect()
             gc.freeze()
             self._ready()

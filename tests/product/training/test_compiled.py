@@ -24,10 +24,8 @@ def losses(run) -> list[float]:
     "lora",
     [pytest.param(None, id="full"), pytest.param({"rank": 2}, id="lora", marks=pytest.mark.slow)],
 )
-def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch, lora):
-    """With the backend that runs what was traced as it is; another would round otherwise."""
-    calls, stance = [], []
-    monkeypatch.setattr(compiled, "BACKEND", lambda graph, _: (calls.append(1), graph.forward)[1])
+def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch, traced, lora):
+    stance = []
     real = torch.compiler.set_stance
     monkeypatch.setattr(torch.compiler, "set_stance", lambda s: (stance.append(s), real(s))[1])
     settings = {
@@ -36,7 +34,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path, monkeypatch, lora):
     }  # fmt: skip
     for way in ("off", "blocks"):
         train(tmp_path / way / "run", **settings, compile=way)
-        assert bool(calls) == bool(stance) == (way == "blocks")
+        assert bool(traced) == bool(stance) == (way == "blocks")
     found = [tmp_path / way / "run" for way in ("off", "blocks")]
     assert losses(found[0]) == losses(found[1]) and len(losses(found[0])) == 3
     for folder in ("final", "checkpoints/images-000000000016"):  # written beside the second step
