@@ -7,8 +7,10 @@ reads what was drawn. ``--holes half`` covers one of its four halves alone, whic
 left of it; ``--holes other`` covers a thing of another colour and shape, so that the caption asks
 for something else than what is hidden. A row of the picture is one way: the scene, what is known of
 it, replacement at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``,
-stock's pipeline on the same U-Net and sampler (what it called legacy inpainting), told the picture
-as it is, and without what is in the hole. All set out from noise alone. What an encoder makes of
+stock's pipeline on the same U-Net and sampler, told the picture as it is, and without what is in
+the hole, and both of its ``StableDiffusionInpaintPipelineLegacy``, which noises what is known to
+the level of the step before (``--stock legacy``: these two alone). All set out from noise alone.
+What an encoder makes of
 cells beside a hole says something of what is in it: stock that is told the picture as it is knows
 of the answer. PSNR in the hole is of pictures with the input outside of it, that of the whole
 picture of what each way gives back, which of stock's pipeline is the decoder's outside as well.
@@ -26,6 +28,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from diffusers import StableDiffusionInpaintPipeline
+from diffusers.pipelines.deprecated.stable_diffusion_variants.pipeline_stable_diffusion_inpaint_legacy import (  # noqa: E501
+    StableDiffusionInpaintPipelineLegacy,
+)
 from PIL import Image, ImageChops
 
 from ldm.demo.checker import compare, read
@@ -112,6 +117,7 @@ def main() -> None:
     parser.add_argument("--holes", choices=("thing", "half", "other"), default="thing")
     parser.add_argument("--sampler", default="dpm++")
     parser.add_argument("--eta", type=float, default=0.0, help="noise of every step of ddim")
+    parser.add_argument("--stock", choices=("all", "legacy"), default="all")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pipe = LatentDiffusionPipeline.from_pretrained(FOLDER)
@@ -156,39 +162,63 @@ def main() -> None:
             made += pipe(texts[part], seed=seeds, guidance=guidance, **call).images
         return made
 
-    def stock_blind() -> list[Image.Image]:
-        """Told what ours sees: the nearest that is known in place of what is in the hole."""
-        known = []
+    def known() -> list[Image.Image]:
+        """What ours sees: the nearest that is known in place of what is in the hole."""
+        seen = []
         for picture, mask in pairs:
             pixels, drawn = (torch.from_numpy(np.array(one)).float() for one in (picture, mask))
-            seen = filled(pixels.movedim(2, 0)[None], drawn[None, None])[0].movedim(0, 2)
-            known.append(Image.fromarray(seen.byte().numpy()))
-        return stock(known)
+            here = filled(pixels.movedim(2, 0)[None], drawn[None, None])[0].movedim(0, 2)
+            seen.append(Image.fromarray(here.byte().numpy()))
+        return seen
 
-    def stock(pictures: list[Image.Image] = given) -> list[Image.Image]:
+    def opened(kind: Any) -> Any:
+        """A pipeline of stock's, of the same parts."""
         names = "vae", "text_encoder", "tokenizer", "unet"
         own = sampler(options.sampler, pipe.scheduler.config)
         assert isinstance(own, SchedulerSampler)
-        theirs = StableDiffusionInpaintPipeline(
+        theirs = kind(
             **{name: pipe.components[name] for name in names},
             scheduler=own.scheduler.from_config(own.config),
             **dict.fromkeys(("safety_checker", "feature_extractor")),
             requires_safety_checker=False,
         )
         theirs.set_progress_bar_config(disable=True)
-        made = []
+        return theirs
+
+    asked_of_stock = dict(
+        strength=1.0, num_inference_steps=options.steps, eta=options.eta,
+        guidance_scale=pipe.sampling_defaults.guidance_scale,
+    )  # fmt: skip
+
+    def stock(pictures: list[Image.Image] = given) -> list[Image.Image]:
+        theirs, made = opened(StableDiffusionInpaintPipeline), []
         for n in range(0, len(asked), BATCH):
             part = slice(n, n + BATCH)
             made += theirs(
-                texts[part], image=pictures[part], mask_image=masks[part], strength=1.0,
-                height=SIDE, width=SIDE, num_inference_steps=options.steps, eta=options.eta,
-                guidance_scale=pipe.sampling_defaults.guidance_scale,
+                texts[part], image=pictures[part], mask_image=masks[part], height=SIDE, width=SIDE,
                 generator=[torch.Generator().manual_seed(n + k) for k in range(len(texts[part]))],
+                **asked_of_stock,
             ).images  # fmt: skip
         return made
 
+    def stock_blind() -> list[Image.Image]:
+        return stock(known())
+
+    def legacy(pictures: list[Image.Image] = given) -> list[Image.Image]:
+        """One at a time, as it takes them."""
+        theirs, made = opened(StableDiffusionInpaintPipelineLegacy), []
+        for n, (text, picture, mask) in enumerate(zip(texts, pictures, masks, strict=True)):
+            generator = torch.Generator().manual_seed(n)
+            told = dict(image=picture, mask_image=mask, generator=generator, **asked_of_stock)
+            made += theirs(text, **told).images
+        return made
+
+    def legacy_blind() -> list[Image.Image]:
+        return legacy(known())
+
     ours = torch.zeros(0)
-    for draw in (replaced, text_alone, inverse, stock, stock_blind):
+    others = (text_alone, inverse, stock, stock_blind) if options.stock == "all" else ()
+    for draw in (replaced, *others, legacy, legacy_blind):
         begun = time.process_time()
         made = draw()
         rows.append(pasted(made))
