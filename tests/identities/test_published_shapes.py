@@ -13,7 +13,9 @@ from torch import nn
 
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
+from ldm.config.shapes import UNetShape
 from ldm.families.build import build, parameters
+from ldm.families.unet import make_unet
 from ldm.formats.single import text
 from ldm.formats.single.families import kind_of, placed
 from ldm.formats.single.place import grouped, to_file
@@ -101,6 +103,29 @@ def test_parameters_of_unclip(name):
     model = build(config, [], meta=True)
     found = {part: parameters(network) for part, network in model.networks.items()}
     assert found == UNCLIP[name] and list(found)[0] == next(iter(UNCLIP[name]))
+
+
+def test_parameters_of_karlo_s_decoder():
+    """No family has it: Stable unCLIP's folders have no place for it, and the pipeline that had is
+    deprecated in diffusers.
+    """
+    shape = UNetShape(
+        block_out_channels=(320, 640, 960, 1280), layers_per_block=3, attention_head_dim=64,
+        scale_shift=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = make_unet(
+            shape,
+            3,
+            1536,
+            64,
+            learned_variance=True,
+            down_block_types=("ResnetDownsampleBlock2D", *["SimpleCrossAttnDownBlock2D"] * 3),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=(*["SimpleCrossAttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"),
+            class_embed_type="identity",
+        )
+    assert parameters(network) == 885_439_686
 
 
 def shapes(network: nn.Module) -> dict[str, torch.Size]:
