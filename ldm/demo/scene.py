@@ -237,6 +237,28 @@ def contraries(scene: Scene) -> tuple[Scene, ...]:
     return tuple(other for other in others if scene.held_out or not other.held_out)
 
 
+def alterations(scene: Scene) -> tuple[Scene, ...]:
+    """The scene of one thing with another shape, place, colour or size of it, as many of each as
+    there are; none of other scenes. A scene that is trained on gets none with a held-out pair.
+    """
+    if scene.position is None:
+        return ()
+    (thing,) = scene.things
+    named = {
+        "shape": get_args(Shape),
+        "colour": contrasting(scene.background),
+        "size": get_args(Size),
+    }
+    others = [
+        replace(scene, things=(replace(thing, **{name: value}),))
+        for name, values in named.items()
+        for value in values
+        if value != getattr(thing, name)
+    ]
+    others += [replace(scene, position=p) for p in get_args(Position) if p != scene.position]
+    return tuple(other for other in others if scene.held_out or not other.held_out)
+
+
 def _towards(relation: Relation, bare: bool) -> str:
     return relation if bare or relation in ("above", "below") else f"to the {relation}"
 

@@ -35,6 +35,7 @@ from ldm.demo.scene import (
     Shape,
     Size,
     Thing,
+    alterations,
     captions,
     contraries,
     contrasting,
@@ -64,6 +65,8 @@ class ShapesData(Drawn):
         hold_out: off, the same pictures are all trained on.
         scenes: one thing somewhere, two in a relation, two to five alike: each as often as it is
             named here.
+        contraries: of which scenes a training with contraries is told texts that are false of them:
+            of ``two`` things what is exchanged, of ``one`` another shape, place, colour or size.
         weight: share of the draws against other sources'; None: its number of pictures.
     """
 
@@ -74,6 +77,7 @@ class ShapesData(Drawn):
     width: Side | None = None
     hold_out: bool = True
     scenes: tuple[Kind, ...] = get_args(Kind)
+    contraries: tuple[Literal["one", "two"], ...] = ("two",)
     weight: Weight | None = None
 
     def __post_init__(self) -> None:
@@ -107,9 +111,15 @@ class ShapesData(Drawn):
         return _scene(stream(self.seed, "shapes", index), self.scenes)
 
     def contrary(self, index: int, draw: np.random.Generator) -> str | None:
-        """A caption of one of ``contraries``, worded as the caption of the same draw."""
+        """A caption of a scene that is another (``contraries`` of ``ldm.demo.scene``, and
+        ``alterations``), worded as the caption of the same draw.
+        """
         form = int(draw.integers(len(self.examples[index].captions)))
-        others = contraries(self.spec(index))
+        scene, others = self.spec(index), tuple[Scene, ...]()
+        if "two" in self.contraries:
+            others += contraries(scene)
+        if "one" in self.contraries:  # in the centre, medium and on white fewer words say it all
+            others += tuple(x for x in alterations(scene) if len(captions(x)) > form)
         return captions(others[int(draw.integers(len(others)))])[form] if others else None
 
     def load(self, index: int) -> Image.Image:

@@ -31,6 +31,8 @@ class ClipSize:
         patch: side of a patch in pixels; divides ``size``.
         size: side of the pictures in pixels.
         projection: dimensions of the common space.
+        position_std: standard deviation of the position embeddings of the picture tower at random
+            init: 0.02 in transformers, ``vision_width ** -0.5`` in OpenAI's CLIP.
     """
 
     text_width: int = 256
@@ -42,10 +44,13 @@ class ClipSize:
     patch: int = 8
     size: int = 64
     projection: int = 256
+    position_std: float = 0.02
 
     def __post_init__(self) -> None:
+        if not 0 < self.position_std <= 1:
+            raise ValueError(f"position_std={self.position_std} must lie in (0, 1]")
         for name, value in vars(self).items():
-            if not 1 <= value <= _MOST:
+            if name != "position_std" and not 1 <= value <= _MOST:
                 raise ValueError(f"{name}={value} must lie in 1..{_MOST}")
         for whole, part in (
             ("text_width", "text_heads"),
@@ -91,9 +96,15 @@ class ClipSize:
 
     def build(self, tokenizer: CLIPTokenizer, seed: int) -> Clip:
         """A randomly initialised CLIP, float32, on the CPU; the global generator is left alone."""
+        return self._initialised(self.config(tokenizer), seed)
+
+    def _initialised(self, config: CLIPConfig, seed: int) -> Clip:
         from ldm.models.clip import Clip, initialised
 
-        return Clip(initialised(self.config(tokenizer), seed))
+        model = initialised(config, seed)
+        positions = model.vision_model.embeddings.position_embedding.weight
+        positions.data *= self.position_std / config.vision_config.initializer_range
+        return Clip(model)
 
     def meeting(self, text_model: nn.Module, seed: int, channels: int = 3) -> Clip:
         """``text_model``, which does not learn any more, and randomly initialised a picture tower
@@ -102,17 +113,15 @@ class ClipSize:
         """
         from transformers import CLIPConfig
 
-        from ldm.models.clip import Clip, initialised
-
         config = CLIPConfig(
             text_config=text_model.config.to_dict() | {"projection_dim": self.projection},
             vision_config=self._vision() | {"num_channels": channels},
             projection_dim=self.projection,
         )
-        model = initialised(config, seed)
-        model.text_model.load_state_dict(text_model.state_dict())
-        model.text_model.requires_grad_(False)
-        return Clip(model)
+        clip = self._initialised(config, seed)
+        clip.model.text_model.load_state_dict(text_model.state_dict())
+        clip.model.text_model.requires_grad_(False)
+        return clip
 
     def beside(self, known: Clip, channels: int, seed: int) -> Clip:
         """The text side of ``known``, which does not learn any more, and a randomly initialised

@@ -1,6 +1,7 @@
 """A trained CLIP leaves as folders that stock transformers and older readers load silently."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,16 @@ def test_initialisation_is_a_function_of_the_seed(tokenizer: CLIPTokenizer) -> N
     assert all(torch.equal(one[name], same[name]) for name in one)
     name = "model.text_model.embeddings.token_embedding.weight"
     assert not torch.equal(one[name], other[name])
+
+
+def test_position_embeddings_begin_as_wide_as_is_said(tokenizer: CLIPTokenizer) -> None:
+    usual = SIZE.build(tokenizer, seed=3).state_dict()
+    wide = replace(SIZE, position_std=0.1).build(tokenizer, seed=3).state_dict()
+    (moved,) = [name for name in usual if not torch.equal(usual[name], wide[name])]
+    assert moved == "model.vision_model.embeddings.position_embedding.weight"
+    assert torch.allclose(wide[moved], 5 * usual[moved])
+    with pytest.raises(ValueError, match=r"position_std=0 must lie in \(0, 1\]"):
+        ClipSize(position_std=0)
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:

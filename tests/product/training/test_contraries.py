@@ -15,7 +15,7 @@ from ldm.data.fixed_captions import FixedCaptions
 from ldm.data.images import ImageTransform
 from ldm.data.source import Contrary
 from ldm.demo.checker import compare, read
-from ldm.demo.scene import captions, contraries, is_held_out, render
+from ldm.demo.scene import alterations, captions, contraries, is_held_out, render
 from ldm.demo.shapes import ShapesData
 from ldm.diffusion import stream
 from ldm.errors import ConfigError, DataError
@@ -78,6 +78,24 @@ def test_a_source_draws_them_as_it_draws_the_caption() -> None:
     assert len(forms) >= 4
     assert ShapesData(scenes=("one",)).contrary(0, stream(0, "caption", 0)) is None
     assert FixedCaptions(TWO, ["a <thing>"]).contrary(0, stream(0, "caption", 0)) is None
+
+
+def test_alterations_are_false_of_the_picture() -> None:
+    """One thing with another shape, place, colour or size."""
+    one = ShapesData(count=40, scenes=("one",), contraries=("one",), size=64)
+    for index in range(one.count):
+        scene, others = one.spec(index), alterations(one.spec(index))
+        seen = read(render(scene, 64))
+        assert compare(seen, scene).whole
+        assert not any(compare(seen, other).whole for other in others)
+        assert sum(other.position != scene.position for other in others) == 8
+        assert scene.held_out or not any(other.held_out for other in others)
+        told = one.caption(index, stream(0, "caption", index))
+        false = one.contrary(index, stream(0, "caption", index))
+        assert false is not None and false != told and false not in captions(scene)
+    assert not any(map(alterations, SCENES))
+    both = ShapesData(count=1, scenes=("two",), contraries=("one",))
+    assert both.contrary(0, stream(0, "caption", 0)) is None
 
 
 def config(run: Path, **changes: Any) -> ClipConfig:
