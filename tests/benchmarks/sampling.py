@@ -62,6 +62,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, nargs="*", default=())
     parser.add_argument("--compile", action="store_true", help="ours: pipe.compile() before")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of both"
+    )
     parser.add_argument("--profile", nargs="*", default=(), help="samplers; own: the folder's")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,6 +77,7 @@ def main() -> None:
     schedulers[None] = stock.scheduler
     for pipe in (ours, stock):
         pipe.set_progress_bar_config(disable=True)
+        pipe.to(getattr(torch, arguments.dtype))
 
     def call(pipe, name: str | None, batch: int, steps: int, output: str = "latent"):
         told = {"sampler": name} if pipe is ours and name else {}

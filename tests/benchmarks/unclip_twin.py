@@ -18,6 +18,10 @@ from.
     priors          of unseen captions: cosine to the embedding of their picture, and what is read
                     of pictures that are drawn of the embedding alone: of the prior's, of the
                     text's own in its place, of the regression's, of the true one
+    binding         of unseen captions of two things ("a large red circle left of a small blue
+                    square"), the share of which each thing has its colour and shape: of the
+                    prior's embedding, of the true one, and by a model that reads the tokens of the
+                    text (--reading), as GLIDE and Imagen do
 
 Intervals are of 95 %.
 """
@@ -206,6 +210,28 @@ def priors(pipe: Any, prior: Any, regression: Any, args: Any) -> list[list[Image
     return [list(row) for row in zip(*rows, pictures, strict=True)]
 
 
+def binding(pipe: Any, prior: Any, reading: Any, args: Any) -> list[list[Image.Image]]:
+    """See above; rows of true, of the prior, of the true embedding, and by tokens."""
+    print("binding")
+    asked = scenes(args.count, held_out=False, kinds=("two",))
+    texts = [captions(scene)[0] for scene in asked]
+    source = [render(scene, SIDE) for scene in asked]
+    found = {
+        "the prior": drawn(pipe, prior(texts, seed=0, batch_size=args.batch).images, args),
+        "the true embedding": drawn(pipe, pipe.embed(source), args),
+    }
+    if reading is not None:
+        steps, scale = args.steps, reading.sampling_defaults.guidance_scale
+        how = dict(num_inference_steps=steps, guidance_scale=scale, sampler="ddim")
+        found["by tokens"] = reading(texts, seed=0, batch_size=args.batch, **how).images
+    for name, pictures in found.items():
+        read_as = verdicts(pictures, asked)
+        tell(f"{name}, colours", [v.colours == v.things for v in read_as])
+        tell(f"{name}, shapes", [v.shapes == v.things for v in read_as])
+        tell(f"{name}, each thing its own", [v.binding for v in read_as])
+    return [list(row) for row in zip(source, *found.values(), strict=True)]
+
+
 def opened(folder: Path, device: str) -> Any:
     """The pipeline of ``folder``."""
     pipe = LatentDiffusionPipeline.from_pretrained(folder).to(device)
@@ -219,6 +245,7 @@ def main() -> None:
     parser.add_argument("decoder", type=Path)
     parser.add_argument("--prior", type=Path)
     parser.add_argument("--regression", type=Path)
+    parser.add_argument("--reading", type=Path, help="a model that reads tokens")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--diffs", type=int, default=100)
@@ -237,6 +264,8 @@ def main() -> None:
         regression = args.regression and opened(args.regression, args.device)
         found["diffs"] = diffs(pipe, prior, args)
         found["priors"] = priors(pipe, prior, regression, args)
+        reading = args.reading and opened(args.reading, args.device)
+        found["binding"] = binding(pipe, prior, reading, args)
     for name, rows in found.items() if args.sheet else ():
         save(sheet(rows[:16], columns=2), args.sheet.with_stem(f"{args.sheet.stem}-{name}"))
 
