@@ -27,6 +27,7 @@ from ldm.engine.watch import WATCH, leave_note
 from ldm.errors import ConfigError, DataError, UserError
 from ldm.formats.at_hand import autoencoder_of, folder_of
 from ldm.progress import listen, main_process
+from ldm.tasks.gpus import Gpu, known
 from ldm.threads import wait_asleep
 
 C = TypeVar("C", bound=RunConfig)
@@ -75,11 +76,18 @@ class Command(Generic[C]):
             help="of a GPU: a dry run tells whether it fits, and with which settings it would",
         )
         parser.add_argument(
+            "--gpu",
+            type=_gpu,
+            metavar="NAME",
+            help="the same by its name (RTX 4090, A100, ...), and how fast it can be at most",
+        )
+        parser.add_argument(
             "overrides", nargs="*", metavar="a.b=c", help="change keys of the config"
         )
         arguments = parser.parse_intermixed_args()  # keys before and after options
-        if arguments.memory and not arguments.dry_run:
-            parser.error("--memory goes with --dry-run")
+        for option in ("memory", "gpu"):
+            if getattr(arguments, option) and not arguments.dry_run:
+                parser.error(f"--{option} goes with --dry-run")
         REQUESTS.listen()
         self.config: C = _at_hand(load(schema, arguments.config, arguments.overrides))
         check_folder(Path(self.config.run))
@@ -89,7 +97,9 @@ class Command(Generic[C]):
         for line in costly(self.config) if main_process() else ():
             log.warning(line)
         self.dry_run: bool = arguments.dry_run
-        self.memory: int | None = arguments.memory
+        self.gpu: Gpu | None = arguments.gpu
+        named = self.gpu and self.gpu.memory * 10**9
+        self.memory: int | None = arguments.memory or named
         _refuse_missing(self.config, data=not self.dry_run)
 
 
@@ -100,6 +110,13 @@ def _bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 24GB")
     base = 1024 if "i" in found[2] else 1000
     return round(float(found[1]) * base ** (2 + "MGT".index(found[2][0])))
+
+
+def _gpu(text: str) -> Gpu:
+    try:
+        return known(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _at_hand(config: C) -> C:

@@ -1,10 +1,11 @@
 """What a run will cost, before any of it: memory, disk, arithmetic, time.
 
 One optimiser step is traced over tensors without data (``FakeTensorMode``), as a CPU would compute
-it: which tensors live at once, the FLOPs of matrix work, the bytes read and written.
+it: which tensors live at once, the FLOPs of matrix work, what all else reads and writes, and how
+many operations there are.
 
     memory = parameters + average + moments + peak of a step (gradients, activations, temporaries)
-    time   = (FLOPs / rate + bytes / bandwidth) / efficiency
+    time   = FLOPs / rate + 3.7 traffic / bandwidth + 5 us operations
 
 rate and bandwidth are those of the device at hand, measured in less than a second.
 """
@@ -28,22 +29,18 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from ldm.config.loader import images
 from ldm.config.schema import RunConfig
 from ldm.engine import optimizer_state, pieces
-from ldm.engine.precision import DTYPES, compute_in, device_at_hand, has_bfloat16, named
+from ldm.engine.precision import DTYPES, compute_in, device_at_hand, named
 from ldm.engine.task import Task
+from ldm.tasks.gpus import Gpu
 
-EFFICIENCY = {
-    True: {torch.float32: 0.62, torch.bfloat16: 0.36, torch.float16: 0.36},
-    False: {torch.float32: 0.71, torch.bfloat16: 0.71, torch.float16: 0.71},
-}
-"""Share of the modelled speed that training steps of small text-to-image models reach, on devices
-that have bfloat16 in hardware and on those that have not.
+SLOWER = 3.7
+"""How many times longer an operation takes than to read and write what it does."""
+OVERHEAD = 5e-6
+"""Seconds that an operation, or a view, takes beside: of Python, autograd and torch.
 
-Without: measured in float32 on a CPU with AVX2 alone by tests/benchmarks/estimate.py, 0.76 for
-quickstart (16 images at a time), 0.67 for lora and 0.71 for finetune (8): the mean, and memory 0.71
-to 0.86 times what was used. Its other precisions were not measured. With: 0.9 and 0.6, as measured
-on a CPU with AMX while look-ups counted as traffic, times what of quickstart's time in the model is
-left without them (0.69 and 0.60, at 20 GB/s and 200 and 500 GFLOP/s); in bfloat16 casts and the
-backward pass cost more than the rates say. No GPU has been measured."""
+Both, and that matrix work reaches the rates of large products, were fitted to 15 settings on a CPU
+with AVX-512 bf16 (tests/benchmarks/README.md), of which the time is told within 0.81 and 1.15 times
+what was measured. No GPU has been."""
 _PROBE = 0.25  # seconds for each of the three rates
 
 
@@ -83,7 +80,9 @@ class Cost:
         checkpoint: one on disk.
         convolution: FLOPs of an optimiser step in convolutions.
         product: FLOPs in matrix products and attention.
-        traffic: read and written in a step by everything that is computed.
+        traffic: read and written in a step by all that is not matrix work, as float32: a CPU
+            computes in it whatever is stored.
+        operations: of torch in a step, views among them.
     """
 
     frozen: int
@@ -96,6 +95,7 @@ class Cost:
     convolution: int
     product: int
     traffic: int
+    operations: int = 0
     host: int = 0
 
     @property
@@ -182,6 +182,7 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
         convolution=parts * convolution,
         product=parts * (live.flops.total() - convolution),
         traffic=rest.traffic + parts * live.traffic,
+        operations=parts * live.operations,
     )
 
 
@@ -214,15 +215,15 @@ _FLOPS: dict[Any, Callable[..., int]] = {
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of storages that are alive, beside those of ``known``, bytes that went through, and
-    FLOPs by operation. (``FlopCounterMode`` of torch hooks every module, and its hooks keep
-    activations that checkpointing would have let go.)
+    """Bytes of storages that are alive, beside those of ``known``, bytes that went through what is
+    no matrix work, operations, and FLOPs by kind. (``FlopCounterMode`` of torch hooks every module,
+    and its hooks keep activations that checkpointing would have let go.)
     """
 
     def __init__(self, known: set[nn.Parameter]) -> None:
         super().__init__()
         self.sizes = {p.untyped_storage()._cdata: 0 for p in known}
-        self.now = self.peak = self.traffic = 0
+        self.now = self.peak = self.traffic = self.operations = 0
         self.flops = Counter[Any]()
 
     def _freed(self, key: int) -> None:
@@ -233,7 +234,9 @@ class _Live(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # two of three calls; nothing is computed
             return args[0].fake_device
         out = func(*args, **(kwargs or {}))
-        if count := _FLOPS.get(func.overloadpacket):
+        self.operations += 1
+        count = _FLOPS.get(func.overloadpacket)
+        if count:
             self.flops[func.overloadpacket] += count(*args, **(kwargs or {}), out_val=out)
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         for tensor in made:
@@ -244,9 +247,9 @@ class _Live(TorchDispatchMode):
                 self.now += self.sizes[key]
                 weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.now)
-        if made and not func.is_view:  # what makes none, or a view, reads nothing
+        if made and not func.is_view and not count:  # what makes none, or a view, reads nothing
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            self.traffic += sum(x.numel() * x.element_size() for x in [*made, *given])
+            self.traffic += 4 * sum(x.numel() for x in [*made, *given])
         return out
 
 
@@ -255,15 +258,12 @@ class _Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOPs a second of convolutions and of products, bytes a second, of which device, and the
-    share of all that a step reaches there.
-    """
+    """FLOPs a second of convolutions and of products, bytes a second, and of which device."""
 
     convolution: float
     product: float
     bandwidth: float
     device: str
-    efficiency: float
 
 
 def measure(precision: str) -> Rates:
@@ -284,8 +284,7 @@ def measure(precision: str) -> Rates:
         product = _rounds(lambda: a @ b, device) * 2 * a.numel() * width
         line = torch.ones(2**27 if large else 2**22, device=device)
         bandwidth = _rounds(lambda: line + 1, device) * 2 * line.nbytes
-    efficiency = EFFICIENCY[has_bfloat16(device)][dtype]
-    return Rates(convolution, product, bandwidth, named(device), efficiency)
+    return Rates(convolution, product, bandwidth, named(device))
 
 
 def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
@@ -306,7 +305,7 @@ def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
 def seconds(cost: Cost, rates: Rates) -> float:
     """Of one optimiser step on one process of that device."""
     work = cost.convolution / rates.convolution + cost.product / rates.product
-    return (work + cost.traffic / rates.bandwidth) / rates.efficiency
+    return work + SLOWER * cost.traffic / rates.bandwidth + OVERHEAD * cost.operations
 
 
 # -- what is printed --
@@ -370,6 +369,16 @@ def lines(
     if data:
         run = images(config.duration, config.batch_size, data[0])
         yield "time", duration(run / speed), f"for {run:,} images, without validation and caching"
+
+
+def most(precision: str, cost: Cost, share: int, gpu: Gpu) -> tuple[str, str, str]:
+    """Name, value and what it says of the speed that ``gpu`` cannot exceed."""
+    there = gpu.precision(precision)
+    rate = gpu.rate(there)
+    speed = share * rate / (cost.convolution + cost.product)
+    told = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+    how = f"did it nothing but matrix work at the {rate / 1e12:,.3g} TFLOP/s of its data sheet"
+    return "at most", f"{told} images/s", f"{gpu.name} in {there}, {how}"
 
 
 def size(count: float) -> str:

@@ -34,7 +34,7 @@ from ldm.storage.cache_root import cache_root
 from ldm.storage.disk import writing
 from ldm.tasks import fitting
 from ldm.tasks.command import Command, one_line
-from ldm.tasks.estimate import Step, lines, trace
+from ldm.tasks.estimate import Step, lines, most, trace
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def run(
     """
     program = Program(command)
     if command.dry_run:
-        program.report(step, command.memory)
+        program.report(step, command)
     else:
         accelerator = program.accelerator(sharded=sharded)
         train(program.config, accelerator)
@@ -181,7 +181,7 @@ class Program(Generic[C]):
         )
         return accelerator
 
-    def report(self, make: Callable[[C], Step], memory: int | None) -> None:
+    def report(self, make: Callable[[C], Step], command: Command[C]) -> None:
         """Prints the resolved config, parameter counts, the lengths in images, what it costs, and
         what other settings would.
 
@@ -189,8 +189,8 @@ class Program(Generic[C]):
 
         Args:
             make: makes what a step computes.
-            memory: bytes that it has to fit into; None: those of the GPU at hand, and where it
-                fits into them what takes long to count is not told.
+            command: names bytes that it has to fit into, or a GPU; neither: those of the GPU at
+                hand, and where it fits into them what takes long to count is not told.
         """
         config, step = self.config, make(self.config)
         print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
@@ -203,8 +203,10 @@ class Program(Generic[C]):
             torch.set_num_threads(os.cpu_count() or 1)
         share, micro = split_batch(config, 1)
         cost = trace(config, step, micro, share // micro)
-        told = lines(config, step, cost, (share, micro), data)
-        there = memory_of(device_at_hand())
+        told = [*lines(config, step, cost, (share, micro), data)]
+        if command.gpu is not None:
+            told.append(most(command.config.precision, cost, share, command.gpu))
+        memory, there = command.memory, memory_of(device_at_hand())
         if memory is None and there is not None and cost.memory > there:
             memory = there
         for name, value, counted in (*told, *fitting.lines(config, step, make, cost, memory)):

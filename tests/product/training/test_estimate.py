@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,19 @@ from ldm.config.loader import load, validate
 from ldm.config.schema import TrainConfig
 from ldm.tasks import estimate
 from ldm.tasks.denoising import DenoisingTask
-from ldm.tasks.estimate import Step, _Live, held, measure, seconds, size, trace
+from ldm.tasks.estimate import (
+    Cost,
+    Rates,
+    Step,
+    _Live,
+    held,
+    measure,
+    most,
+    seconds,
+    size,
+    trace,
+)
+from ldm.tasks.gpus import known
 from ldm.tasks.text_to_image import step
 from runs import ROOT, train, tree
 
@@ -72,6 +85,45 @@ def test_asking_a_tensor_for_its_device_moves_no_bytes():
         for _ in range(5):
             torch.ops.prim.device.default(y)
         assert live.traffic - made == 3 * 4000
+
+
+def test_all_but_matrix_work_moves_float32_and_every_operation_takes_a_moment():
+    with FakeTensorMode(), _Live(set()) as live:
+        x = torch.empty(10, 10, dtype=torch.bfloat16)
+        made, begun = live.traffic, live.operations
+        torch.ops.aten.mm(x, x)
+        torch.ops.aten.t(x)
+        assert live.traffic == made and live.operations == begun + 2
+        torch.ops.aten.mul.Tensor(x, x)
+        assert live.traffic - made == 3 * 400 and live.operations == begun + 3
+    zeros = dict.fromkeys([field.name for field in fields(Cost)], 0)
+    cost = Cost(**zeros | dict(convolution=6, product=8, traffic=100, operations=10**6))
+    assert seconds(cost, Rates(2.0, 4.0, 37.0, "")) == pytest.approx(3 + 2 + 10 + 5)
+
+
+def test_a_gpu_is_known_by_its_name_and_cannot_exceed_its_data_sheet():
+    assert known("NVIDIA GeForce RTX-4090") is known("rtx4090") and known("a100 80gb").memory == 80
+    with pytest.raises(ValueError, match="'A101' is none of T4, A10, .*: give --memory"):
+        known("A101")
+    zeros = dict.fromkeys([field.name for field in fields(Cost)], 0)
+    cost = Cost(**zeros | dict(convolution=10**12, product=3 * 10**12))
+    told = {
+        (name, asked): most(asked, cost, 8, known(name))[1]
+        for name in ("T4", "A100")
+        for asked in ("auto", "bfloat16", "float16", "tf32", "float32")
+    }
+    assert told == {  # 8 images of 0.5 TFLOP each
+        ("T4", "auto"): "16.2 images/s",
+        ("T4", "bfloat16"): "16.2 images/s",
+        ("T4", "float16"): "130 images/s",
+        ("T4", "tf32"): "16.2 images/s",
+        ("T4", "float32"): "16.2 images/s",
+        ("A100", "auto"): "624 images/s",
+        ("A100", "bfloat16"): "624 images/s",
+        ("A100", "float16"): "624 images/s",
+        ("A100", "tf32"): "312 images/s",
+        ("A100", "float32"): "39 images/s",
+    }
 
 
 def test_accumulation_repeats_the_work_and_keeps_the_gradients(tmp_path):
@@ -222,7 +274,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(estimate, "_PROBE", 0.01)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    memory = [] if there else ["--memory", "1TB"]
+    memory = ["--gpu", "a100"] if there else ["--memory", "1TB"]
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), "--dry-run", *memory])
     try:
         program("train").main()
@@ -233,6 +285,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
     assert LINES.findall(printed) == (every if there else every[:-1])
     assert "nan" not in printed and "inf" not in printed
     assert ("of 1 TB" in printed) is not there and "with: " in printed
+    assert ("it fits" in printed and "of 40 GB" in printed and "at most: " in printed) is there
 
 
 @pytest.mark.slow
@@ -240,7 +293,8 @@ def test_stable_diffusion_1():
     """U-Net 803 GFLOP forward and three times that with its gradient, VAE 1,117, CLIP 13."""
     begin = time.perf_counter()
     file = ROOT / "configs" / "stable_diffusion_1.yaml"
-    settings = load(TrainConfig, file, ["batch_size=8", "micro_batch_size=8"])
+    whole = ["batch_size=8", "micro_batch_size=8", "precision=float32"]
+    settings = load(TrainConfig, file, whole)
     cost = trace(settings, step(settings), 8, 1)
     image = (cost.convolution + cost.product) / 8e9
     assert abs(image / (3 * 803 + 1117 + 13) - 1) < 0.03
