@@ -29,7 +29,7 @@ class ClipConfig(RunConfig):
         max_length: tokens of a text, start and end included; the same.
         contraries: weight of a second softmax, of a picture's caption against a text in nearly the
             same words that is false of it (NegCLIP: Yuksekgonul et al. 2023), where the source
-            knows one (``shapes``: of two things); the mean over all pictures, 0 without one.
+            knows one (``shapes``: ``contrary_scenes``); the mean over all pictures, 0 without one.
     """
 
     clip: ClipSize = field(default_factory=ClipSize)

@@ -158,7 +158,15 @@ def _with_article(noun: str) -> str:
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Ways to say ``scene``, the first with everything named; only defaults are ever left out.
+    """Ways to say ``scene``, the first with everything named, each once; only defaults are ever
+    left out.
+    """
+    return tuple(dict.fromkeys(wordings(scene)))
+
+
+def wordings(scene: Scene) -> tuple[str, ...]:
+    """``scene`` in every form of words that scenes of its kind have; where defaults are left out
+    two may be the same.
 
     Of two things the left or upper one is named first in about 70 %. Were both ways as frequent,
     neither the relation nor which thing is named first would say anything on its own of who is
@@ -189,7 +197,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
             return " and ".join(told)
 
         bare = related(upper, forwards, lower, bare=True)
-        return tuple(dict.fromkeys((
+        return (
             f"{related(first, scene.relation, second, bare=False)}{on}",
             f"{related(second, reverse, first, bare=False)}{on}",
             f"{bare}{on_or_white}",
@@ -197,26 +205,26 @@ def captions(scene: Scene) -> tuple[str, ...]:
             f"{_with_article(ground)} with {bare}",
             f"{placed(bare=False)}{on}",
             f"{placed(bare=True)}{on_or_white}",
-        )))  # fmt: skip
+        )  # fmt: skip
     if scene.position is not None:
         full, bare = (_with_article(_noun(first, bare=bare)) for bare in (False, True))
         where = "" if scene.position == "in the centre" else f" {scene.position}"
-        return tuple(dict.fromkeys((
+        return (
             f"{full} {scene.position}{on}",
             f"{bare}{where}{on_or_white}",
             f"one {_noun(first, bare=True)}{where}{on_or_white}",
             f"{_with_article(ground)} with {bare} {scene.position}",
             f"{full}{where}, {ground}",
-        )))  # fmt: skip
+        )  # fmt: skip
     number = len(scene.things)
     full, bare = (_noun(first, bare=bare, number=number) for bare in (False, True))
-    return tuple(dict.fromkeys((
+    return (
         f"{_NUMBERS[number]} {full}{on}",
         f"{_NUMBERS[number]} {bare}{on_or_white}",
         f"{number} {bare}{on_or_white}",
         f"{_with_article(ground)} with {_NUMBERS[number]} {bare}",
         f"{_NUMBERS[number]} {full}, {ground}",
-    )))  # fmt: skip
+    )  # fmt: skip
 
 
 def contraries(scene: Scene) -> tuple[Scene, ...]:
@@ -238,8 +246,9 @@ def contraries(scene: Scene) -> tuple[Scene, ...]:
 
 
 def alterations(scene: Scene) -> tuple[Scene, ...]:
-    """The scene of one thing with another shape, place, colour or size of it, as many of each as
-    there are; none of other scenes. A scene that is trained on gets none with a held-out pair.
+    """The scene of one thing with any other shape, place, colour or size of it, so that one that is
+    drawn of them has another size in 7 % alone; none of other scenes. A scene that is trained on
+    gets none with a held-out pair.
     """
     if scene.position is None:
         return ()

@@ -42,6 +42,7 @@ from ldm.demo.scene import (
     is_held_out,
     middle,
     render,
+    wordings,
 )
 from ldm.diffusion import stream
 from ldm.errors import DataError
@@ -65,8 +66,9 @@ class ShapesData(Drawn):
         hold_out: off, the same pictures are all trained on.
         scenes: one thing somewhere, two in a relation, two to five alike: each as often as it is
             named here.
-        contraries: of which scenes a training with contraries is told texts that are false of them:
-            of ``two`` things what is exchanged, of ``one`` another shape, place, colour or size.
+        contrary_scenes: of which scenes a training with contraries is told texts that are false of
+            them, where a default that is left out is meant: of ``two`` things with something
+            exchanged, of ``one`` with another shape, place, colour or size.
         weight: share of the draws against other sources'; None: its number of pictures.
     """
 
@@ -77,7 +79,7 @@ class ShapesData(Drawn):
     width: Side | None = None
     hold_out: bool = True
     scenes: tuple[Kind, ...] = get_args(Kind)
-    contraries: tuple[Literal["one", "two"], ...] = ("two",)
+    contrary_scenes: tuple[Literal["one", "two"], ...] = ("two",)
     weight: Weight | None = None
 
     def __post_init__(self) -> None:
@@ -114,13 +116,16 @@ class ShapesData(Drawn):
         """A caption of a scene that is another (``contraries`` of ``ldm.demo.scene``, and
         ``alterations``), worded as the caption of the same draw.
         """
-        form = int(draw.integers(len(self.examples[index].captions)))
+        forms = self.examples[index].captions
+        said = forms[int(draw.integers(len(forms)))]
         scene, others = self.spec(index), tuple[Scene, ...]()
-        if "two" in self.contraries:
+        if "two" in self.contrary_scenes:
             others += contraries(scene)
-        if "one" in self.contraries:  # in the centre, medium and on white fewer words say it all
-            others += tuple(x for x in alterations(scene) if len(captions(x)) > form)
-        return captions(others[int(draw.integers(len(others)))])[form] if others else None
+        if "one" in self.contrary_scenes:
+            others += alterations(scene)
+        if not others:
+            return None
+        return wordings(others[int(draw.integers(len(others)))])[wordings(scene).index(said)]
 
     def load(self, index: int) -> Image.Image:
         """RGB picture, ``size`` high and ``width`` wide."""

@@ -31,7 +31,6 @@ from ldm.config.clip import ClipConfig
 from ldm.data.collection import Collection
 from ldm.data.images import to_pixels
 from ldm.data.items import Item, Items, evenly_spaced
-from ldm.data.source import Contrary
 from ldm.diffusion import stream
 from ldm.encoding import long_captions
 from ldm.engine.batch import split_batch
@@ -74,10 +73,11 @@ def train(config: ClipConfig, accelerator: Accelerator) -> Path:
             "images.flip: of a mirrored picture a contrary may be true: leave out one of the two"
         )
     collection = collect(config, accelerator)
-    if config.contraries and not any(isinstance(source, Contrary) for source in collection.sources):
+    some = evenly_spaced(collection.train, 256) if config.contraries else ()
+    if some and all(item.contrary(stream(0, "caption", n)) is None for n, item in enumerate(some)):
         raise ConfigError(
-            "contraries: no source of data knows texts that are false of its pictures (shapes"
-            " does): leave it out"
+            f"contraries: of {len(some)} pictures no source knows a text that is false of them"
+            " (shapes does, of its contrary_scenes): leave it out"
         )
     if noised is not None:
         clip, tokenizer = _beside(config, noised)
