@@ -1,21 +1,19 @@
-"""What a run will cost, before any of it: memory, disk, arithmetic, time.
+"""What a run will cost, before any of it: memory, matrix work, what else is read and written.
 
 One optimiser step is traced over tensors without data (``FakeTensorMode``), as a CPU would compute
 it: which tensors live at once, the FLOPs of matrix work, what all else reads and writes, and how
 many operations there are.
 
     memory = parameters + average + moments + peak of a step (gradients, activations, temporaries)
-    time   = FLOPs / rate + 3.7 traffic / bandwidth + 5 us operations
 
-rate and bandwidth are those of the device at hand, measured in less than a second.
+How long it takes and how that is told: ``ldm.tasks.costs``.
 """
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,22 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from ldm.config.loader import images
 from ldm.config.schema import RunConfig
 from ldm.engine import optimizer_state, pieces
-from ldm.engine.precision import DTYPES, compute_in, device_at_hand, named
+from ldm.engine.precision import DTYPES
 from ldm.engine.task import Task
-from ldm.tasks.gpus import Gpu
-
-SLOWER = 3.7
-"""How many times longer an operation takes than to read and write what it does."""
-OVERHEAD = 5e-6
-"""Seconds that an operation, or a view, takes beside: of Python, autograd and torch.
-
-Both, and that matrix work reaches the rates of large products, were fitted to 15 settings on a CPU
-with AVX-512 bf16 (tests/benchmarks/README.md), of which the time is told within 0.81 and 1.15 times
-what was measured. No GPU has been."""
-_PROBE = 0.25  # seconds for each of the three rates
 
 
 @dataclass(frozen=True)
@@ -80,9 +66,9 @@ class Cost:
         checkpoint: one on disk.
         convolution: FLOPs of an optimiser step in convolutions.
         product: FLOPs in matrix products and attention.
-        traffic: read and written in a step by all that is not matrix work, as float32: a CPU
-            computes in it whatever is stored.
-        operations: of torch in a step, views among them.
+        traffic: read and written by all of forward and backward that is not matrix work, as
+            float32, which a CPU computes in whatever is stored; and by the optimiser, as stored.
+        operations: of torch in forward and backward, views among them.
     """
 
     frozen: int
@@ -167,6 +153,7 @@ def trace(config: RunConfig, step: Step, micro: int, parts: int) -> Cost:
                     parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
                 if config.optimizer.in_backward:
                     parameter.register_post_accumulate_grad_hook(_let_go)
+            live.traffic = live.operations = 0  # gradients are there already
             dtype = DTYPES[config.precision]
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 batch = {n: torch.empty(x.shape, dtype=x.dtype) for n, x in example.items()}
@@ -214,6 +201,17 @@ _FLOPS: dict[Any, Callable[..., int]] = {
 }
 
 
+# They move nothing: what is there seen otherwise, and what is not yet there.
+_IN_PLACE = {
+    torch.ops.aten._unsafe_view,
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+}
+
+
 class _Live(TorchDispatchMode):
     """Bytes of storages that are alive, beside those of ``known``, bytes that went through what is
     no matrix work, operations, and FLOPs by kind. (``FlopCounterMode`` of torch hooks every module,
@@ -247,152 +245,8 @@ class _Live(TorchDispatchMode):
                 self.now += self.sizes[key]
                 weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.now)
-        if made and not func.is_view and not count:  # what makes none, or a view, reads nothing
+        moves = not (func.is_view or func.overloadpacket in _IN_PLACE or count)
+        if made and moves:
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.traffic += 4 * sum(x.numel() for x in [*made, *given])
         return out
-
-
-# -- the device at hand --
-
-
-@dataclass(frozen=True)
-class Rates:
-    """FLOPs a second of convolutions and of products, bytes a second, and of which device."""
-
-    convolution: float
-    product: float
-    bandwidth: float
-    device: str
-
-
-def measure(precision: str) -> Rates:
-    """The rates of this machine's GPU, or else its CPU, in the precision of the run."""
-    device = device_at_hand()
-    compute_in(precision)
-    dtype = DTYPES[precision]
-    large = device.type == "cuda"
-    with torch.no_grad():
-        channels, side, n = (320, 64, 16) if large else (128, 16, 16)
-        x = torch.ones(n, channels, side, side, dtype=dtype, device=device)
-        kernel = torch.ones(channels, channels, 3, 3, dtype=dtype, device=device)
-        rounds = _rounds(lambda: nn.functional.conv2d(x, kernel, padding=1), device)
-        convolution = rounds * 2 * x.numel() * channels * 9
-        width, rows = (4096, 8192) if large else (512, 2048)
-        a = torch.ones(rows, width, dtype=dtype, device=device)
-        b = torch.ones(width, width, dtype=dtype, device=device)
-        product = _rounds(lambda: a @ b, device) * 2 * a.numel() * width
-        line = torch.ones(2**27 if large else 2**22, device=device)
-        bandwidth = _rounds(lambda: line + 1, device) * 2 * line.nbytes
-    return Rates(convolution, product, bandwidth, named(device))
-
-
-def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
-    """How often a second ``run`` runs."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    run()
-    wait()
-    count, begin = 0, time.perf_counter()
-    while True:
-        run()
-        wait()
-        count += 1
-        spent = time.perf_counter() - begin
-        if spent > _PROBE:
-            return count / spent
-
-
-def seconds(cost: Cost, rates: Rates) -> float:
-    """Of one optimiser step on one process of that device."""
-    work = cost.convolution / rates.convolution + cost.product / rates.product
-    return work + SLOWER * cost.traffic / rates.bandwidth + OVERHEAD * cost.operations
-
-
-# -- what is printed --
-
-
-def lines(
-    config: RunConfig,
-    step: Step,
-    cost: Cost,
-    split: tuple[int, int],
-    data: tuple[int, int, int] | None,
-) -> Iterator[tuple[str, str, str]]:
-    """Name, value and what it counts, of what a run on this machine costs.
-
-    Args:
-        config: the run.
-        step: of its program.
-        cost: of it.
-        split: images per process and per micro-batch.
-        data: training pictures, of these entries in a cache, captions; None: not known.
-    """
-    share, micro = split
-    rates = measure(config.precision)
-    held = [
-        ("frozen", cost.frozen),
-        ("learning", cost.learning),
-        ("average", cost.average - cost.host),
-        ("moments", cost.moments),
-        (f"a step of {micro} images at a time", cost.working),
-    ]
-    told = " + ".join(f"{name} {size(value)}" for name, value in held if value)
-    # What the networks of a run are set to compute here; a GPU has a fused kernel for it.
-    full = config.precision == "bfloat16" and device_at_hand().type == "cpu"
-    note = " (with attention as this CPU computes it; a GPU keeps less)" if full else ""
-    yield "memory", size(cost.memory), f"{told}{note}; beside Python's own"
-    if cost.host:
-        yield "on the host", size(cost.host), "average (ema.device)"
-    if cost.unread:
-        told = f"{', '.join(step.unread)}: until all that they say is cached, and in validations"
-        yield "beside it", size(cost.unread), told
-    keep = config.checkpoints.keep
-    disk = f"{keep + 1} checkpoints of {size(cost.checkpoint)} while one is written"
-    total = (keep + 1) * cost.checkpoint
-    if data and any(step.cached):
-        cache = data[1] * step.cached[0] + data[2] * step.cached[1]
-        total, disk = total + cache, f"{disk}, cache {size(cache)}"
-    yield "disk", size(total), f"{disk}; beside the result"
-    flops = cost.convolution + cost.product
-    yield (
-        "arithmetic",
-        f"{flops / 1e12:,.3g} TFLOP",
-        f"a step of {share} images, {flops / share / 1e9:,.3g} GFLOP an image",
-    )
-    spent = seconds(cost, rates)
-    speed = share / spent
-    how = (
-        f"on this {rates.device}, roughly: it does {rates.convolution / 1e9:,.0f} GFLOP/s in"
-        f" convolutions, {rates.product / 1e9:,.0f} in products, {rates.bandwidth / 1e9:,.0f} GB/s"
-    )
-    yield "speed", f"{speed:,.3g} images/s", how
-    if data:
-        run = images(config.duration, config.batch_size, data[0])
-        yield "time", duration(run / speed), f"for {run:,} images, without validation and caching"
-
-
-def most(precision: str, cost: Cost, share: int, gpu: Gpu) -> tuple[str, str, str]:
-    """Name, value and what it says of the speed that ``gpu`` cannot exceed."""
-    there = gpu.precision(precision)
-    rate = gpu.rate(there)
-    speed = share * rate / (cost.convolution + cost.product)
-    told = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
-    how = f"did it nothing but matrix work at the {rate / 1e12:,.3g} TFLOP/s of its data sheet"
-    return "at most", f"{told} images/s", f"{gpu.name} in {there}, {how}"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that suits."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} GB" if count < 999.5 else f"{count / 1000:,.3g} TB"
-
-
-def duration(spent: float) -> str:
-    """Seconds in the unit that suits."""
-    for unit, worth in (("days", 86400), ("h", 3600), ("min", 60)):
-        if spent >= 2 * worth:
-            return f"{spent / worth:,.1f} {unit}"
-    return f"{spent:.0f} s"

@@ -13,7 +13,8 @@ from ldm.config.schema import RunConfig, TrainConfig
 from ldm.engine.batch import split_batch
 from ldm.engine.memory import light_kinds, of_kind
 from ldm.models.quantised import Bits, installed
-from ldm.tasks.estimate import Cost, Step, held, size, trace
+from ldm.tasks.costs import size
+from ldm.tasks.estimate import Cost, Step, held, trace
 
 C = TypeVar("C", bound=RunConfig)
 

@@ -1,4 +1,4 @@
-"""What the makers of GPUs publish of them, for a dry run on a machine that has none."""
+"""What data sheets say of GPUs (NVIDIA, 2025), for a dry run on a machine that has none."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Gpu:
 
     Args:
         name: as it is called.
-        half: 10^12 operations a second of dense matrix products of 16 bits, summed in float32.
+        half: TFLOP/s of dense matrix products of 16 bits, summed in float32.
         tf32: the same of float32 rounded to TF32; None: it has none.
         single: the same of float32.
-        memory: 10^9 bytes.
-        bfloat16: whether it computes in it.
+        memory: gigabytes as it is sold; most have a few per cent more bytes than 10^9 of each.
+        bfloat16: whether it has it in hardware; or else it computes in float32.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Gpu:
         return asked
 
     def rate(self, precision: str) -> float:
-        """Operations a second of matrix products in ``precision``."""
+        """FLOP/s of matrix products in ``precision``."""
         if precision == "float16" or (precision == "bfloat16" and self.bfloat16):
             return 1e12 * self.half
         rounded = self.tf32 if precision == "tf32" else None

@@ -34,7 +34,8 @@ from ldm.storage.cache_root import cache_root
 from ldm.storage.disk import writing
 from ldm.tasks import fitting
 from ldm.tasks.command import Command, one_line
-from ldm.tasks.estimate import Step, lines, most, trace
+from ldm.tasks.costs import lines, most
+from ldm.tasks.estimate import Step, trace
 
 log = logging.getLogger(__name__)
 

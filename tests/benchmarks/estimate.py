@@ -24,7 +24,7 @@ from ldm.config.schema import TrainConfig
 from ldm.engine.batch import split_batch
 from ldm.engine.precision import MIXED, settled
 from ldm.engine.trainer import Trainer
-from ldm.tasks import estimate, text_to_image
+from ldm.tasks import costs, estimate, text_to_image
 
 STEPS = 10
 
@@ -51,7 +51,7 @@ def main() -> None:
         asked = load(TrainConfig, file, [*overrides, *fixed])
         config = settled(asked, torch.device("cpu")).config
         accelerator = Accelerator(cpu=True, mixed_precision=MIXED[config.precision])
-        rates = estimate.measure(config.precision)
+        rates = costs.measure(config.precision)
         before = resident()
         text_to_image.train(config, accelerator)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
@@ -59,12 +59,12 @@ def main() -> None:
     step = text_to_image.step(config)
     cost = estimate.trace(config, step, micro, share // micro)
     measured = statistics.median(b - a for a, b in zip(ends[2:], ends[3:], strict=False))
-    told = estimate.seconds(cost, rates)
+    told = costs.seconds(cost, rates)
     print(rates)
     print(f"images/s: {share / told:.3g} estimated, {share / measured:.3g} measured,", end=" ")
     print(f"ratio {measured / told:.2f}")
-    print(f"memory: {estimate.size(cost.memory)} estimated,", end=" ")
-    print(f"{estimate.size(grown)} measured, ratio {cost.memory / grown:.2f}")
+    print(f"memory: {costs.size(cost.memory)} estimated,", end=" ")
+    print(f"{costs.size(grown)} measured, ratio {cost.memory / grown:.2f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 from ldm.config.loader import load
 from ldm.config.schema import TrainConfig
 from ldm.engine import pieces
-from ldm.tasks.estimate import Cost, Step, held, size
+from ldm.tasks.costs import size
+from ldm.tasks.estimate import Cost, Step, held
 from ldm.tasks.fitting import cost_of, with_state
 from ldm.tasks.text_to_image import step
 

@@ -12,7 +12,7 @@ import yaml
 from forked import Forked, server
 from launched import ENVIRONMENT, TRAIN
 from ldm.engine.signals import REQUESTS, Interrupted
-from ldm.tasks import estimate
+from ldm.tasks import costs
 from runs import forget, program
 
 
@@ -52,7 +52,7 @@ def in_this_process(
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the program sets it
-    monkeypatch.setattr(estimate, "_PROBE", 0.01)  # how fast the machine is, test_estimate asks
+    monkeypatch.setattr(costs, "_PROBE", 0.01)  # how fast the machine is, test_estimate asks
 
     process, end = os.getpid(), os._exit
 

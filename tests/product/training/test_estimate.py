@@ -13,20 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.config.loader import load, validate
 from ldm.config.schema import TrainConfig
-from ldm.tasks import estimate
+from ldm.tasks import costs
+from ldm.tasks.costs import Rates, measure, most, seconds, size
 from ldm.tasks.denoising import DenoisingTask
-from ldm.tasks.estimate import (
-    Cost,
-    Rates,
-    Step,
-    _Live,
-    held,
-    measure,
-    most,
-    seconds,
-    size,
-    trace,
-)
+from ldm.tasks.estimate import Cost, Step, _Live, held, trace
 from ldm.tasks.gpus import known
 from ldm.tasks.text_to_image import step
 from runs import ROOT, train, tree
@@ -98,7 +88,7 @@ def test_all_but_matrix_work_moves_float32_and_every_operation_takes_a_moment():
         assert live.traffic - made == 3 * 400 and live.operations == begun + 3
     zeros = dict.fromkeys([field.name for field in fields(Cost)], 0)
     cost = Cost(**zeros | dict(convolution=6, product=8, traffic=100, operations=10**6))
-    assert seconds(cost, Rates(2.0, 4.0, 37.0, "")) == pytest.approx(3 + 2 + 10 + 5)
+    assert seconds(cost, Rates(2.0, 4.0, 40.0, "")) == pytest.approx(3 + 2 + 10 + 5)
 
 
 def test_a_gpu_is_known_by_its_name_and_cannot_exceed_its_data_sheet():
@@ -132,6 +122,11 @@ def test_accumulation_repeats_the_work_and_keeps_the_gradients(tmp_path):
             return nn.Sequential(*(nn.Linear(64, 64) for _ in range(6)))
 
     one, two, six = (alone(deep(), 64, config=config(tmp_path), parts=n) for n in (1, 2, 6))
+    apart = held(config(tmp_path), Step({"net": deep()}, Alone(deep(), (64,)), ("net",))).traffic
+    # Each of 12 parameters has a gradient of before to meet: two read, one written.
+    added = 2 * (one.traffic - apart + 3 * one.learning)
+    assert two.traffic - apart == added and two.operations == 2 * one.operations
+    assert six.traffic - apart == 3 * added
     assert (two.product, six.product) == (2 * one.product, 6 * one.product)
     assert six.working == two.working > one.working  # the second begins with gradients
     assert two.working - one.working <= one.learning
@@ -272,7 +267,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys, there):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(settings))
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(estimate, "_PROBE", 0.01)
+    monkeypatch.setattr(costs, "_PROBE", 0.01)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     memory = ["--gpu", "a100"] if there else ["--memory", "1TB"]
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(file), "--dry-run", *memory])
