@@ -4,9 +4,10 @@ alone and in company.
 A matrix product of few rows is summed in another order than one of many. In a U-Net that touches
 the linear layers that read one vector a row, those of the time embedding, and a batch of one row;
 what reads pictures or tokens has many rows in any batch. So the former read row by row, each row
-twice, as in a batch of two, and a lone row is evaluated twice. The pictures that are drawn so are
-those of a batch of one guided picture, whose two rows are a batch of two; and of one that is not
-guided where its row is evaluated twice there as well (``paired``).
+twice, as in a batch of two (of equal neighbours the first alone), and a lone row is evaluated
+twice. The pictures that are drawn so are those of a batch of one guided picture, whose two rows are
+a batch of two; and of one that is not guided where its row is evaluated twice there as well
+(``paired``).
 
 That holds up to ``MOST_ROWS`` where it was measured, a CPU with AVX2 and float32; of another device
 nobody knows it before it is asked (``alike``).

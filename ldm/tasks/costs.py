@@ -1,8 +1,8 @@
 """What a run costs on the machine at hand, as a dry run tells it: memory, disk, arithmetic, time.
 
-    time = FLOPs / rate + 4 x traffic / bandwidth + 5 us x operations
+    time = FLOPs / rate + 2.2 x traffic / elementwise rate + 10 us x operations
 
-The rates are measured in less than a second.
+The rates, those of large matrix products and of SiLU, are measured in less than a second.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from ldm.engine.precision import DTYPES, compute_in, device_at_hand, named
 from ldm.tasks.estimate import Cost, Step
 from ldm.tasks.gpus import Gpu
 
-ELEMENTWISE = 4.0
-"""How many times longer what is no matrix work takes than its tensors take to read and write."""
-OVERHEAD = 5e-6
+ELEMENTWISE = 2.2
+"""How many times longer than SiLU of as many bytes what is no matrix work takes."""
+OVERHEAD = 1e-5
 """Seconds that every operation takes beside, views too: of Python, autograd and torch.
 
 Both were fitted to 15 settings on one thread of a CPU with AVX-512 bf16, of which the time is told
-as 0.81 to 1.14 of what was measured (tests/benchmarks/README.md). Other CPUs, several threads and
+as 0.83 to 1.20 of what was measured (tests/benchmarks/README.md). Other CPUs, several threads and
 GPUs were not measured; on a GPU, where operations overlap, both say too much."""
 _PROBE = 0.25  # seconds for each of the three rates
 
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOPs a second of convolutions and of products, bytes a second, and of which device."""
+    """FLOPs a second of convolutions and of products, bytes a second that SiLU of float32 reads and
+    writes, and of which device.
+    """
 
     convolution: float
     product: float
-    bandwidth: float
+    elementwise: float
     device: str
 
 
@@ -57,9 +59,10 @@ def measure(precision: str) -> Rates:
         a = torch.ones(rows, width, dtype=dtype, device=device)
         b = torch.ones(width, width, dtype=dtype, device=device)
         product = _rounds(lambda: a @ b, device) * 2 * a.numel() * width
-        line = torch.ones(2**27 if large else 2**22, device=device)
-        bandwidth = _rounds(lambda: line + 1, device) * 2 * line.nbytes
-    return Rates(convolution, product, bandwidth, named(device))
+        # Of a CPU's cache: what memory gives is shared with all that runs beside.
+        line = torch.ones(2**27 if large else 2**18, device=device)
+        elementwise = _rounds(lambda: nn.functional.silu(line), device) * 2 * line.nbytes
+    return Rates(convolution, product, elementwise, named(device))
 
 
 def _rounds(run: Callable[[], Tensor], device: torch.device) -> float:
@@ -82,7 +85,7 @@ def parts(cost: Cost, rates: Rates) -> tuple[float, float, float]:
     computed, and calling it.
     """
     work = cost.convolution / rates.convolution + cost.product / rates.product
-    return work, ELEMENTWISE * cost.traffic / rates.bandwidth, OVERHEAD * cost.operations
+    return work, ELEMENTWISE * cost.traffic / rates.elementwise, OVERHEAD * cost.operations
 
 
 def seconds(cost: Cost, rates: Rates) -> float:
@@ -143,8 +146,8 @@ def lines(
     speed = share / spent
     how = (
         f"on this {rates.device}, roughly: it does {rates.convolution / 1e9:,.0f} GFLOP/s in"
-        f" convolutions, {rates.product / 1e9:,.0f} in products, {rates.bandwidth / 1e9:,.0f} GB/s;"
-        f" matrix work {work / spent:.0%}, the rest of what is computed {rest / spent:.0%}"
+        f" convolutions, {rates.product / 1e9:,.0f} in products, {rates.elementwise / 1e9:,.0f} GB/s"
+        f" in SiLU; matrix work {work / spent:.0%}, the rest of what is computed {rest / spent:.0%}"
     )
     yield "speed", f"{speed:,.3g} images/s", how
     if data:

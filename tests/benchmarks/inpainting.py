@@ -8,9 +8,10 @@ left of it; ``--holes other`` covers a thing of another colour and shape, so tha
 for something else than what is hidden. A row of the picture is one way: the scene, what is known of
 it, replacement at every step (``mask_image``), text alone pasted into the hole, ``LinearInverse``,
 stock's pipeline on the same U-Net and sampler, told the picture as it is, and without what is in
-the hole, and both of its ``StableDiffusionInpaintPipelineLegacy``, which noises what is known to
-the level of the step before (``--stock legacy``: these two alone). All set out from noise alone.
-What an encoder makes of
+the hole, and both of its ``StableDiffusionInpaintPipelineLegacy`` (``--stock legacy``: beside the
+first way these two alone), which noises what is known to the level that a step came from, takes
+the mask's nearest pixel for a cell, and begins at the noised picture. All others set out from noise
+alone. What an encoder makes of
 cells beside a hole says something of what is in it: stock that is told the picture as it is knows
 of the answer. PSNR in the hole is of pictures with the input outside of it, that of the whole
 picture of what each way gives back, which of stock's pipeline is the decoder's outside as well.

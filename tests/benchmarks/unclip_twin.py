@@ -1,6 +1,7 @@
 """What the small unCLIP of configs/papers/unclip_*.yaml draws of embeddings, and where it has them
 from.
 
+    python training/train_clip.py --config configs/clip_shapes.yaml
     for part in prior prior_regression decoder; do
       python training/train.py --config configs/papers/unclip_$part.yaml; done
     python tests/benchmarks/unclip_twin.py runs/papers/unclip_decoder/final \
@@ -21,7 +22,7 @@ from.
     binding         of unseen captions of two things ("a large red circle left of a small blue
                     square"), the share of which each thing has its colour and shape: of the
                     prior's embedding, of the true one, and by a model that reads the tokens of the
-                    text (--reading), as GLIDE and Imagen do
+                    text (--reading), as GLIDE and Imagen do; of a decoder of such scenes
 
 Intervals are of 95 %.
 """
@@ -30,7 +31,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -41,7 +42,7 @@ from ldm.data.images import to_image
 from ldm.demo.checker import Verdict, compare, read
 from ldm.demo.scene import POSITION_JITTER, Scene, captions, contrasting, is_held_out, render
 from ldm.demo.shape_suites import scenes
-from ldm.demo.shapes import ShapesData
+from ldm.demo.shapes import Kind, ShapesData
 from ldm.diffusion import stream
 from ldm.editing.embeddings import interpolated, principal, text_diff
 from ldm.evaluation.distances import mean
@@ -108,7 +109,7 @@ def tell(name: str, hits: Sequence[bool] | Tensor) -> None:
 def variations(pipe: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of source, another rendering, variation."""
     print("variations")
-    asked = scenes(args.count, held_out=False)
+    asked = scenes(args.count, held_out=False, kinds=args.kinds)
     source = [render(scene, SIDE) for scene in asked]
     other = [render(again(scene, n), SIDE) for n, scene in enumerate(asked)]
     embeds = pipe.embed(source)
@@ -143,7 +144,7 @@ def components(pipe: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of source and what is drawn of ever more components."""
     print("components")
     asked = scenes(args.pairs, held_out=False, kinds=("one",))
-    others = ShapesData(count=2000, seed=2, size=SIDE)
+    others = ShapesData(count=2000, seed=2, size=SIDE, scenes=tuple(args.kinds))
     source = [render(scene, SIDE) for scene in asked]
     many = [others.load(n) for n in range(others.count)]
     embeds, among = pipe.embed(source), torch.cat([pipe.embed(many[n::8]) for n in range(8)])
@@ -187,7 +188,7 @@ def diffs(pipe: Any, prior: Any, args: Any) -> list[list[Image.Image]]:
 def priors(pipe: Any, prior: Any, regression: Any, args: Any) -> list[list[Image.Image]]:
     """See above; rows of true, prior's, text's and regression's."""
     print("priors")
-    asked = scenes(args.count, held_out=False)
+    asked = scenes(args.count, held_out=False, kinds=args.kinds)
     texts = [captions(scene)[0] for scene in asked]
     true = pipe.embed([render(scene, SIDE) for scene in asked])
     how = dict(seed=0, batch_size=args.batch)
@@ -220,10 +221,9 @@ def binding(pipe: Any, prior: Any, reading: Any, args: Any) -> list[list[Image.I
         "the prior": drawn(pipe, prior(texts, seed=0, batch_size=args.batch).images, args),
         "the true embedding": drawn(pipe, pipe.embed(source), args),
     }
-    if reading is not None:
-        steps, scale = args.steps, reading.sampling_defaults.guidance_scale
-        how = dict(num_inference_steps=steps, guidance_scale=scale, sampler="ddim")
-        found["by tokens"] = reading(texts, seed=0, batch_size=args.batch, **how).images
+    scale = reading.sampling_defaults.guidance_scale
+    how = dict(num_inference_steps=args.steps, guidance_scale=scale, sampler="ddim")
+    found["by tokens"] = reading(texts, seed=0, batch_size=args.batch, **how).images
     for name, pictures in found.items():
         read_as = verdicts(pictures, asked)
         tell(f"{name}, colours", [v.colours == v.things for v in read_as])
@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--prior", type=Path)
     parser.add_argument("--regression", type=Path)
     parser.add_argument("--reading", type=Path, help="a model that reads tokens")
+    parser.add_argument("--kinds", nargs="+", choices=get_args(Kind), default=["one"])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--diffs", type=int, default=100)
@@ -256,6 +257,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--sheet", type=Path, help="pictures: PATH's name, then what they are of")
     args = parser.parse_args()
+    if (args.regression or args.reading) and not args.prior:
+        parser.error("--regression and --reading go with --prior")
     pipe = opened(args.decoder, args.device)
     found = {"variations": variations(pipe, args), "interpolation": interpolation(pipe, args)}
     found["components"] = components(pipe, args)
@@ -264,8 +267,9 @@ def main() -> None:
         regression = args.regression and opened(args.regression, args.device)
         found["diffs"] = diffs(pipe, prior, args)
         found["priors"] = priors(pipe, prior, regression, args)
-        reading = args.reading and opened(args.reading, args.device)
-        found["binding"] = binding(pipe, prior, reading, args)
+        if args.reading:
+            reading = opened(args.reading, args.device)
+            found["binding"] = binding(pipe, prior, reading, args)
     for name, rows in found.items() if args.sheet else ():
         save(sheet(rows[:16], columns=2), args.sheet.with_stem(f"{args.sheet.stem}-{name}"))
 

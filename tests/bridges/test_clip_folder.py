@@ -148,6 +148,7 @@ def test_position_embeddings_begin_as_wide_as_is_said(tokenizer: CLIPTokenizer) 
     (moved,) = [name for name in usual if not torch.equal(usual[name], wide[name])]
     assert moved == "model.vision_model.embeddings.position_embedding.weight"
     assert torch.allclose(wide[moved], 5 * usual[moved])
+    assert float(wide[moved].std()) == pytest.approx(0.1, rel=0.15)
     with pytest.raises(ValueError, match=r"position_std=0 must lie in \(0, 1\]"):
         ClipSize(position_std=0)
 

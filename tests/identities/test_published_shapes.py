@@ -106,8 +106,8 @@ def test_parameters_of_unclip(name):
 
 
 def test_parameters_of_karlo_s_decoder():
-    """No family has it: Stable unCLIP's folders have no place for it, and the pipeline that had is
-    deprecated in diffusers.
+    """By the decoder/config.json of kakaobrain/karlo-v1-alpha. No family has it: Stable unCLIP's
+    folders have no place for it, and the pipeline that opens Karlo's is deprecated in diffusers.
     """
     shape = UNetShape(
         block_out_channels=(320, 640, 960, 1280), layers_per_block=3, attention_head_dim=64,

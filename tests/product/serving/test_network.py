@@ -117,6 +117,24 @@ def test_a_guided_picture_is_that_of_the_pipeline_itself(net: Network) -> None:
     assert torch.equal(drawn(net, {**call, "seed": 5}), plain)
 
 
+def test_equal_neighbours_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of guided pictures, whose two rows are at one timestep."""
+    layer, seen = torch.nn.Linear(8, 4), list[tuple[int, ...]]()
+    plain = rows.linear
+    monkeypatch.setattr(
+        rows, "linear", lambda x, *of: (seen.append(tuple(x.shape)), plain(x, *of))[1]
+    )
+    rows.separate(layer)
+    a, b = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
+    for order, read in (([a, a, b, b], 2), ([a, b, a, b], 4)):
+        seen.clear()
+        with torch.no_grad():
+            found = layer(torch.cat(order))
+        assert seen == [(2, 8)] * read
+        alone = [plain(row.expand(2, -1), layer.weight, layer.bias)[:1] for row in order]
+        assert torch.equal(found, torch.cat(alone))
+
+
 def test_a_lone_row_is_asked_of_as_two() -> None:
     def knows(x_t: torch.Tensor, timestep: torch.Tensor, cond: Condition) -> torch.Tensor:
         assert len(x_t) == len(timestep) == len(cond)

@@ -88,7 +88,7 @@ def test_all_but_matrix_work_moves_float32_and_every_operation_takes_a_moment():
         assert live.traffic - made == 3 * 400 and live.operations == begun + 3
     zeros = dict.fromkeys([field.name for field in fields(Cost)], 0)
     cost = Cost(**zeros | dict(convolution=6, product=8, traffic=100, operations=10**6))
-    assert seconds(cost, Rates(2.0, 4.0, 40.0, "")) == pytest.approx(3 + 2 + 10 + 5)
+    assert seconds(cost, Rates(2.0, 4.0, 22.0, "")) == pytest.approx(3 + 2 + 10 + 10)
 
 
 def test_a_gpu_is_known_by_its_name_and_cannot_exceed_its_data_sheet():
@@ -238,7 +238,7 @@ def test_rates_are_known_within_a_second():
     begin = time.perf_counter()
     rates = measure("float32")
     assert time.perf_counter() - begin < 5  # on a machine that is busy
-    assert min(rates.convolution, rates.product, rates.bandwidth) > 1e6
+    assert min(rates.convolution, rates.product, rates.elementwise) > 1e6
 
 
 def test_time_follows_the_work(tmp_path):

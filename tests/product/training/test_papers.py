@@ -33,6 +33,12 @@ TEACHERS = {
     "progressive_distillation": ["ddpm", "process={kind: cosine}", "objective.target=v"],
 }
 READS = {"imagen_sr": "imagen_base"}  # whose text encoder
+# Which parts each takes from the CLIP of configs/clip_shapes.yaml.
+SEES = {
+    "unclip_prior": ("text", "image_encoder"),
+    "unclip_prior_regression": ("text", "image_encoder"),
+    "unclip_decoder": ("image_encoder",),
+}
 QUICK = [
     "duration=2 steps", "batch_size=2", "cache_latents=false", "validation=null", "score=null",
     "optimizer.warmup=0 steps", "images.size=16",
@@ -81,6 +87,9 @@ def test_it_trains_two_steps(file, digits, tmp_path, monkeypatch):
         before = load(TrainConfig, other, [*QUICK, *asked, "unet.attention_head_dim=4"])
         taken = [f"text={text_to_image.train(before, accelerator())}"]
         assert load(TrainConfig, file, []).text == f"runs/papers/{other.stem}/final"
+    for part in SEES.get(file.stem, ()):
+        assert getattr(load(TrainConfig, file, []), part) == "runs/clip_shapes/final"
+        taken.append(f"{part}=assets/ldm-small")
     config = load(TrainConfig, file, taken)
     whole = build(config, [], meta=True)  # as a dry run does
     told = re.search(r"(?:U-Net|MM-DiT|prior) of ([\d.]+) M parameters", file.read_text())
