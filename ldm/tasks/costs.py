@@ -146,8 +146,9 @@ def lines(
     speed = share / spent
     how = (
         f"on this {rates.device}, roughly: it does {rates.convolution / 1e9:,.0f} GFLOP/s in"
-        f" convolutions, {rates.product / 1e9:,.0f} in products, {rates.elementwise / 1e9:,.0f} GB/s"
-        f" in SiLU; matrix work {work / spent:.0%}, the rest of what is computed {rest / spent:.0%}"
+        f" convolutions, {rates.product / 1e9:,.0f} in products,"
+        f" {rates.elementwise / 1e9:,.0f} GB/s in SiLU;"
+        f" matrix work {work / spent:.0%}, the rest of what is computed {rest / spent:.0%}"
     )
     yield "speed", f"{speed:,.3g} images/s", how
     if data:
