@@ -28,13 +28,13 @@ class Gpu:
 
     def precision(self, asked: str) -> str:
         """That which a run that asks for ``asked`` computes in there."""
-        if asked == "auto":
+        if asked in ("auto", "bfloat16"):  # which is emulated where there is none
             return "bfloat16" if self.bfloat16 else "float32"
         return asked
 
     def rate(self, precision: str) -> float:
-        """FLOP/s of matrix products in ``precision``."""
-        if precision == "float16" or (precision == "bfloat16" and self.bfloat16):
+        """FLOP/s of matrix products in ``precision``, one that ``self.precision`` returns."""
+        if precision in ("bfloat16", "float16"):
             return 1e12 * self.half
         rounded = self.tf32 if precision == "tf32" else None
         return 1e12 * (rounded or self.single)
