@@ -157,7 +157,8 @@ def lines(
 
 
 def most(precision: str, cost: Cost, share: int, gpu: Gpu) -> tuple[str, str, str]:
-    """Name, value and what it says of the speed that ``gpu`` cannot exceed.
+    """Name, value and what it says of the speed that ``gpu`` cannot exceed by its data sheet (its
+    clock may be some per cent higher).
 
     Args:
         precision: that the config asks for, ``auto`` among them.
