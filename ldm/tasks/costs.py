@@ -26,8 +26,9 @@ OVERHEAD = 1e-5
 """Seconds that every operation takes beside, views too: of Python, autograd and torch.
 
 Both were fitted to 15 settings on one thread of a CPU with AVX-512 bf16, of which the time is told
-as 0.83 to 1.20 of what was measured (tests/benchmarks/README.md). Other CPUs, several threads and
-GPUs were not measured; on a GPU, where operations overlap, both say too much."""
+as 0.83 to 1.20 of what was measured, and that of seven others as 0.90 to 1.13
+(tests/benchmarks/README.md). Other CPUs, several threads and GPUs were not measured; on a GPU,
+where operations overlap, both say too much."""
 _PROBE = 0.25  # seconds for each of the three rates
 
 
