@@ -201,8 +201,8 @@ _FLOPS: dict[Any, Callable[..., int]] = {
 }
 
 
-# They move nothing: what is there seen otherwise, and what is not yet there.
-_IN_PLACE = {
+# What is there, seen otherwise, and what is not yet there.
+_MOVES_NOTHING = {
     torch.ops.aten._unsafe_view,
     torch.ops.aten.empty,
     torch.ops.aten.empty_like,
@@ -245,8 +245,7 @@ class _Live(TorchDispatchMode):
                 self.now += self.sizes[key]
                 weakref.finalize(storage, self._freed, key)
         self.peak = max(self.peak, self.now)
-        moves = not (func.is_view or func.overloadpacket in _IN_PLACE or count)
-        if made and moves:
+        if made and not (count or func.is_view or func.overloadpacket in _MOVES_NOTHING):
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.traffic += 4 * sum(x.numel() for x in [*made, *given])
         return out

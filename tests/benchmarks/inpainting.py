@@ -86,6 +86,13 @@ def another(scene: Scene, number: int) -> Scene:
     return replace(scene, things=(replace(thing, colour=colour, shape=shape),))
 
 
+def surroundings(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """What ours sees: the nearest that is known in place of what is in the hole."""
+    pixels, drawn = (torch.from_numpy(np.array(one)).float() for one in (picture, mask))
+    seen = filled(pixels.movedim(2, 0)[None], drawn[None, None])[0].movedim(0, 2)
+    return Image.fromarray(seen.byte().numpy())
+
+
 def psnr(made: Image.Image, true: Image.Image, mask: Image.Image | None = None) -> float:
     """Of the pixels in the hole, or of all, dB."""
     apart = np.asarray(made, float) - np.asarray(true, float)
@@ -135,6 +142,7 @@ def main() -> None:
         masks = [ImageChops.lighter(*two) for two in zip(masks, map(hole, given), strict=True)]
     gray = Image.new("RGB", (SIDE, SIDE), "gray")
     pairs = list(zip(given, masks, strict=True))
+    known = [surroundings(*pair) for pair in pairs]
     rows = [given, [Image.composite(gray, picture, mask) for picture, mask in pairs]]
     call = dict(num_inference_steps=options.steps, sampler=options.sampler, batch_size=BATCH)
     call |= {"eta": options.eta} if options.eta else {}
@@ -162,15 +170,6 @@ def main() -> None:
             seeds = list(range(n, n + len(texts[part])))
             made += pipe(texts[part], seed=seeds, guidance=guidance, **call).images
         return made
-
-    def known() -> list[Image.Image]:
-        """What ours sees: the nearest that is known in place of what is in the hole."""
-        seen = []
-        for picture, mask in pairs:
-            pixels, drawn = (torch.from_numpy(np.array(one)).float() for one in (picture, mask))
-            here = filled(pixels.movedim(2, 0)[None], drawn[None, None])[0].movedim(0, 2)
-            seen.append(Image.fromarray(here.byte().numpy()))
-        return seen
 
     def opened(kind: Any) -> Any:
         """A pipeline of stock's, of the same parts."""
@@ -203,7 +202,7 @@ def main() -> None:
         return made
 
     def stock_blind() -> list[Image.Image]:
-        return stock(known())
+        return stock(known)
 
     def legacy(pictures: list[Image.Image] = given) -> list[Image.Image]:
         """One at a time, as it takes them."""
@@ -215,7 +214,7 @@ def main() -> None:
         return made
 
     def legacy_blind() -> list[Image.Image]:
-        return legacy(known())
+        return legacy(known)
 
     ours = torch.zeros(0)
     others = (text_alone, inverse, stock, stock_blind) if options.stock == "all" else ()
